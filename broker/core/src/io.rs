@@ -1,0 +1,329 @@
+//! What goes into the core and what comes out: every side effect is a variant of [`Output`].
+
+use bytes::Bytes;
+use headgate_codec::{Packet, PacketId, ReasonCode, Text};
+use std::{net::SocketAddr, sync::Arc};
+
+use crate::{Session, message::Message};
+
+/// Milliseconds since the process started. The core has no clock: the driver says the time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Time(pub u64);
+
+/// Index of a worker in the `workers` map; the third part of a connection ID's server id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct WorkerSlot(pub u8);
+
+/// A network connection of one worker. The driver gives them out; the generation tells a late
+/// reference to a connection that is gone from its successor in the same place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ConnId {
+    /// Place in the worker's slab.
+    pub index: u32,
+    /// Grows each time that the place is reused.
+    pub generation: u32,
+}
+
+/// A session for as long as it lives, wherever it moves: unique over nodes and restarts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SessionId {
+    /// The node that made it.
+    pub node: u16,
+    /// That node's start number.
+    pub epoch: u32,
+    /// Worker slot in the top octet, then a counter.
+    pub counter: u64,
+}
+
+/// Where a session is at home: {node, worker, slot in its core}, and which of the owners in
+/// turn this is. A Persist or Deliver with an older `epoch` is stale and refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Owner {
+    /// Node id.
+    pub node: u16,
+    /// Worker on the node.
+    pub worker: WorkerSlot,
+    /// Place in that worker's session slab.
+    pub slot: u32,
+    /// Grows by one with each owner: the session's epoch.
+    pub epoch: u32,
+}
+
+/// An operation of one worker, counted up from 1; its completion names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct OpId(pub u64);
+
+/// What carries a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Transport {
+    /// QUIC (RFC 9000), control stream.
+    Quic,
+    /// TCP.
+    Tcp,
+}
+
+/// What is known of the other side when a connection opens.
+#[derive(Clone, Copy, Debug)]
+pub struct Peer {
+    /// Its address (a v4-mapped v6 address is given as v4).
+    pub address: SocketAddr,
+    /// What carries the connection.
+    pub transport: Transport,
+}
+
+/// Everything that can happen to the core.
+#[derive(Debug)]
+pub enum Input {
+    /// A connection is open for MQTT (QUIC: its control stream was opened).
+    Opened {
+        /// The new connection.
+        conn: ConnId,
+        /// Who it is.
+        peer: Peer,
+    },
+    /// A packet arrived.
+    Packet {
+        /// On which connection.
+        conn: ConnId,
+        /// The packet.
+        packet: Packet,
+    },
+    /// The bytes of a connection stopped being MQTT; nothing more will come from it.
+    Malformed {
+        /// Which connection.
+        conn: ConnId,
+        /// The reason code for DISCONNECT (or CONNACK, before the session is up).
+        reason: ReasonCode,
+    },
+    /// A connection is gone, without anything having been said by the core.
+    Closed {
+        /// Which connection.
+        conn: ConnId,
+    },
+    /// The transport has taken bytes of earlier Sends; more may follow.
+    Flushed {
+        /// Which connection.
+        conn: ConnId,
+        /// How many bytes.
+        bytes: u32,
+    },
+    /// A message of another worker.
+    Mesh {
+        /// Who sent it.
+        from: WorkerSlot,
+        /// What it says.
+        message: Mesh,
+    },
+    /// An operation has completed.
+    Completed(Completion),
+    /// `Core::next_timeout` has passed.
+    Timeout,
+    /// The server shuts down: say so to every client (0x8B).
+    Shutdown,
+}
+
+/// The end of an operation that an [`Output`] began.
+#[derive(Debug)]
+pub enum Completion {
+    /// Every Persist up to this one is safe at the configured level.
+    Persisted {
+        /// The last one.
+        up_to: OpId,
+    },
+    /// The directory's answer to a [`Output::Claim`].
+    Claimed {
+        /// The Claim's operation.
+        op: OpId,
+        /// `Ok`: the claim holds. `Err`: someone else is the owner (now).
+        result: Result<(), Option<Owner>>,
+    },
+}
+
+/// Everything that the core wants done. One executor (the worker's driver) does it, in order.
+#[derive(Debug)]
+pub enum Output {
+    /// Append to what the connection sends.
+    Send {
+        /// Which connection.
+        conn: ConnId,
+        /// What.
+        frame: Frame,
+    },
+    /// Close the connection once everything sent so far has left.
+    Close {
+        /// Which connection.
+        conn: ConnId,
+        /// Why: the MQTT reason (QUIC maps it to an application error code).
+        reason: ReasonCode,
+    },
+    /// Stop or go on reading from a connection: back pressure.
+    Read {
+        /// Which connection.
+        conn: ConnId,
+        /// Go on, or stop.
+        enabled: bool,
+    },
+    /// Send to another worker, in order. A full ring is the driver's business: it stops reading
+    /// from `origin` until there is room.
+    Mesh {
+        /// Which worker.
+        to: WorkerSlot,
+        /// The publisher's connection, if one caused this.
+        origin: Option<ConnId>,
+        /// What.
+        message: Mesh,
+    },
+    /// Record something that must survive; acknowledgements wait for its completion.
+    Persist {
+        /// This operation.
+        op: OpId,
+        /// Whose.
+        session: SessionId,
+        /// Its owner's epoch: an older one is refused.
+        epoch: u32,
+        /// Counts the records of this session.
+        sequence: u64,
+        /// What.
+        record: Record,
+    },
+    /// Compare-and-set in the directory: `client_id` belongs to `new` if its owner is `expected`.
+    Claim {
+        /// This operation.
+        op: OpId,
+        /// Client Identifier.
+        client_id: Text,
+        /// The owner that is replaced.
+        expected: Option<Owner>,
+        /// The new owner; `None` removes the entry.
+        new: Option<Owner>,
+    },
+}
+
+/// Bytes for a connection.
+#[derive(Clone, Debug)]
+pub enum Frame {
+    /// Encoded packets as they are.
+    Bytes(Bytes),
+    /// A PUBLISH with QoS > 0, of which subscribers share all but flags and Packet Identifier.
+    Publish {
+        /// Fixed header and Topic Name, without DUP.
+        head: Bytes,
+        /// Packet Identifier.
+        packet_id: PacketId,
+        /// Set the DUP flag.
+        dup: bool,
+        /// Properties and payload.
+        tail: Bytes,
+    },
+}
+
+/// What workers say to each other.
+#[derive(Debug)]
+pub enum Mesh {
+    /// Deliver one message to sessions of the receiving worker.
+    Deliver(Box<Delivery>),
+    /// Control: give up the session of this client to the sender.
+    Takeover(Box<Takeover>),
+    /// Control: the answer to `Takeover`.
+    Moved(Box<Moved>),
+}
+
+impl Mesh {
+    /// Control messages use the ring's reserved slots and are never dropped.
+    pub fn is_control(&self) -> bool {
+        !matches!(self, Self::Deliver(_))
+    }
+}
+
+/// One message and the sessions of one worker that get it.
+#[derive(Debug)]
+pub struct Delivery {
+    /// The message, shared.
+    pub message: Arc<Message>,
+    /// Who gets it.
+    pub targets: Vec<Target>,
+}
+
+/// One session in a delivery plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// The subscriber's handle as it stands in the topic table.
+    pub subscriber: headgate_topics::Subscriber,
+}
+
+/// "Give me the session of this client."
+#[derive(Debug)]
+pub struct Takeover {
+    /// The asking worker's operation.
+    pub op: OpId,
+    /// Client Identifier.
+    pub client_id: Text,
+    /// The owner that was found in the directory; anything newer refuses.
+    pub expected: Owner,
+    /// Who owns it from now on: late deliveries are sent on to it.
+    pub new: Owner,
+    /// Clean Start: the session ends instead of moving.
+    pub discard: bool,
+}
+
+/// The session of a [`Takeover`], by value.
+#[derive(Debug)]
+pub struct Moved {
+    /// The asking worker's operation.
+    pub op: OpId,
+    /// The session, if there was one to move.
+    pub session: Option<Box<Session>>,
+}
+
+/// A record for the store. With the store in memory it is only counted.
+#[derive(Clone, Debug)]
+pub enum Record {
+    /// A session began or its attributes changed.
+    SessionOpened {
+        /// Client Identifier.
+        client_id: Text,
+        /// Session Expiry Interval, seconds.
+        expiry_s: u32,
+    },
+    /// A session ended with all that it had.
+    SessionEnded,
+    /// A subscription was made or replaced.
+    Subscribed {
+        /// Topic Filter.
+        filter: Text,
+        /// Options octet as on the wire.
+        options: u8,
+        /// Subscription Identifier.
+        subscription_id: Option<u32>,
+    },
+    /// A subscription was removed.
+    Unsubscribed {
+        /// Topic Filter.
+        filter: Text,
+    },
+    /// A message was queued for the session.
+    Queued {
+        /// The message.
+        message: Arc<Message>,
+    },
+    /// The front of the queue was acknowledged.
+    Acknowledged {
+        /// Packet Identifier.
+        packet_id: PacketId,
+    },
+    /// An incoming QoS 2 message was accepted (its PUBREC may leave).
+    Received {
+        /// Packet Identifier.
+        packet_id: PacketId,
+    },
+    /// An incoming QoS 2 message was released.
+    Released {
+        /// Packet Identifier.
+        packet_id: PacketId,
+    },
+    /// A retained message was set; an empty payload removes it.
+    Retained {
+        /// The message.
+        message: Arc<Message>,
+    },
+}

@@ -1,0 +1,1 @@
+//! headgate: an MQTT broker for the edge, over QUIC and TCP.

@@ -1,0 +1,2 @@
+//! The `headgate` command.
+fn main() {}
