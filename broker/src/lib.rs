@@ -1,1 +1,16 @@
 //! headgate: an MQTT broker for the edge, over QUIC and TCP.
+
+pub mod admin;
+pub mod cli;
+pub mod cluster;
+pub mod config;
+pub mod driver;
+pub mod kernel;
+pub mod keys;
+pub mod limits;
+pub mod mesh;
+pub mod metrics;
+pub mod net;
+pub mod server;
+pub mod store;
+pub mod worker;

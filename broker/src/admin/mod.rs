@@ -1,0 +1,1 @@
+//! The local administration socket and the Prometheus endpoint.

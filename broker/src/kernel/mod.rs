@@ -1,0 +1,1 @@
+//! The kernel half: loads, attaches and talks to the XDP and sk_reuseport programs.

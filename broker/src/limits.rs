@@ -1,0 +1,1 @@
+//! Admission limits that all workers share.

@@ -1,0 +1,1 @@
+//! Counters that the workers keep and the administration reads.

@@ -1,0 +1,1 @@
+//! Connection IDs for quinn-proto.

@@ -1,0 +1,1 @@
+//! QUIC connections of one worker.

@@ -1,0 +1,1 @@
+//! One lazy timer structure for all connections of a worker.

@@ -1,0 +1,1 @@
+//! TLS for QUIC with little memory per idle connection.

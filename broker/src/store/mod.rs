@@ -1,0 +1,1 @@
+//! Where Persist outputs go.

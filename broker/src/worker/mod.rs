@@ -1,0 +1,1 @@
+//! The per-core worker: one thread, one loop.
