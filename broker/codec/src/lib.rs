@@ -7,8 +7,18 @@
 
 extern crate alloc;
 
+mod decode;
+mod encode;
+mod error;
+mod frame;
 mod packet;
+mod property;
+mod reason;
 mod text;
 
+pub use decode::decode;
+pub use encode::{PublishTemplate, encode, encoded_len};
+pub use error::DecodeError;
+pub use frame::{REMAINING_LENGTH_MAX, frame_len};
 pub use packet::*;
 pub use text::Text;
