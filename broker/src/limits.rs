@@ -1,1 +1,470 @@
-//! Admission limits that all workers share.
+//! Limits that all workers share: who may connect at all, and how fast.
+
+use headgate_codec::ReasonCode;
+use std::{
+    collections::{HashMap, hash_map::RandomState},
+    fmt,
+    hash::BuildHasher,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use crate::metrics::Label;
+
+/// Every limit, by its key in the section `[limits]` of the configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Limit {
+    /// Network connections in all.
+    Connections,
+    /// Network connections from one source prefix (IPv4 /24, IPv6 /64).
+    ConnectionsPerPrefix,
+    /// Connections begun per second, all workers together.
+    HandshakesPerSecond,
+    /// Streams that a QUIC client may have open.
+    StreamsPerConnection,
+    /// Subscriptions of one session.
+    SubscriptionsPerSession,
+    /// Messages that wait for one session.
+    QueuedMessagesPerSession,
+    /// Bytes held for one connection.
+    MemoryPerConnectionBytes,
+    /// Maximum Packet Size (MQTT 5.0 §3.2.2.3.6).
+    PacketBytesMax,
+    /// Receive Maximum (MQTT 5.0 §3.2.2.3.3).
+    ReceiveMaximum,
+    /// Retained messages in all.
+    RetainedMessages,
+    /// Bytes of retained messages in all.
+    RetainedBytes,
+}
+
+impl Limit {
+    /// The Reason Code that tells a client that it hit this limit.
+    ///
+    /// Where a connection is refused before CONNECT was read there is nobody to tell by MQTT:
+    /// over QUIC it is then CONNECTION_REFUSED (RFC 9000 §20.1), over TCP the connection is
+    /// closed. Streams beyond the limit are STREAM_LIMIT_ERROR (RFC 9000 §4.6).
+    pub fn reason(self) -> ReasonCode {
+        match self {
+            Self::Connections => ReasonCode::SERVER_BUSY,
+            Self::HandshakesPerSecond => ReasonCode::CONNECTION_RATE_EXCEEDED,
+            Self::PacketBytesMax => ReasonCode::PACKET_TOO_LARGE,
+            Self::ReceiveMaximum => ReasonCode::RECEIVE_MAXIMUM_EXCEEDED,
+            Self::ConnectionsPerPrefix
+            | Self::StreamsPerConnection
+            | Self::SubscriptionsPerSession
+            | Self::QueuedMessagesPerSession
+            | Self::MemoryPerConnectionBytes
+            | Self::RetainedMessages
+            | Self::RetainedBytes => ReasonCode::QUOTA_EXCEEDED,
+        }
+    }
+}
+
+impl Label for Limit {
+    const NAME: &'static str = "limit";
+    const ALL: &'static [Self] = &[
+        Self::Connections,
+        Self::ConnectionsPerPrefix,
+        Self::HandshakesPerSecond,
+        Self::StreamsPerConnection,
+        Self::SubscriptionsPerSession,
+        Self::QueuedMessagesPerSession,
+        Self::MemoryPerConnectionBytes,
+        Self::PacketBytesMax,
+        Self::ReceiveMaximum,
+        Self::RetainedMessages,
+        Self::RetainedBytes,
+    ];
+
+    fn text(self) -> &'static str {
+        match self {
+            Self::Connections => "connections",
+            Self::ConnectionsPerPrefix => "connections_per_prefix",
+            Self::HandshakesPerSecond => "handshakes_per_second",
+            Self::StreamsPerConnection => "streams_per_connection",
+            Self::SubscriptionsPerSession => "subscriptions_per_session",
+            Self::QueuedMessagesPerSession => "queued_messages_per_session",
+            Self::MemoryPerConnectionBytes => "memory_per_connection_bytes",
+            Self::PacketBytesMax => "packet_bytes_max",
+            Self::ReceiveMaximum => "receive_maximum",
+            Self::RetainedMessages => "retained_messages",
+            Self::RetainedBytes => "retained_bytes",
+        }
+    }
+
+    fn index(self) -> usize {
+        self as usize
+    }
+}
+
+impl fmt::Display for Limit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.text())
+    }
+}
+
+/// What [`Admission`] enforces. 0 = off, for each of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AdmissionLimits {
+    /// Network connections in all.
+    pub connections: u32,
+    /// Network connections per source prefix.
+    pub connections_per_prefix: u32,
+    /// Connections begun per second; a second's worth may come at once.
+    pub handshakes_per_second: u32,
+}
+
+/// Says who may connect. One for all workers; asked once per connection, never per packet.
+///
+/// The counts per prefix are exact, and bounded by the connections that are open: each of those
+/// holds at most one entry of about 40 bytes (worst case, all from different prefixes:
+/// 40 MB for 1,000,000 connections). With `connections_per_prefix` off nothing is stored.
+pub struct Admission {
+    limits: AdmissionLimits,
+    connections: AtomicU64,
+    prefixes: Box<[Mutex<HashMap<Prefix, u32>>]>,
+    hasher: RandomState,
+    start: Instant,
+    /// When the bucket of handshakes will be full again, ns since `start` (a GCRA: one word of
+    /// state, so that workers share it without a lock).
+    bucket_full_at_ns: AtomicU64,
+}
+
+/// One admitted connection; dropping it gives its place back.
+#[derive(Debug)]
+#[must_use = "the connection counts only as long as its permit lives"]
+pub struct Permit {
+    admission: Arc<Admission>,
+    prefix: Prefix,
+}
+
+impl Admission {
+    /// No connections yet; the budget of handshakes is full.
+    pub fn new(limits: AdmissionLimits, now: Instant) -> Arc<Self> {
+        Arc::new(Self {
+            limits,
+            connections: AtomicU64::new(0),
+            prefixes: (0..SHARDS).map(|_| Mutex::default()).collect(),
+            hasher: RandomState::new(),
+            start: now,
+            bucket_full_at_ns: AtomicU64::new(0),
+        })
+    }
+
+    /// Asks for a place for a connection from `address`. The refusal names the limit; a refused
+    /// connection uses nothing up.
+    pub fn admit(self: &Arc<Self>, address: IpAddr, now: Instant) -> Result<Permit, Limit> {
+        let open = self.connections.fetch_add(1, Ordering::Relaxed) + 1;
+        if self.limits.connections != 0 && open > u64::from(self.limits.connections) {
+            self.connections.fetch_sub(1, Ordering::Relaxed);
+            return Err(Limit::Connections);
+        }
+        let prefix = Prefix::of(address);
+        if !self.enter(prefix) {
+            self.connections.fetch_sub(1, Ordering::Relaxed);
+            return Err(Limit::ConnectionsPerPrefix);
+        }
+        // From here on the permit's Drop gives back what was taken.
+        let permit = Permit {
+            admission: Arc::clone(self),
+            prefix,
+        };
+        if !self.take_handshake(now) {
+            return Err(Limit::HandshakesPerSecond);
+        }
+        Ok(permit)
+    }
+
+    /// Connections that hold a permit.
+    pub fn connections(&self) -> u64 {
+        self.connections.load(Ordering::Relaxed)
+    }
+
+    /// Prefixes that have connections; 0 when the limit per prefix is off.
+    pub fn prefixes(&self) -> usize {
+        self.prefixes.iter().map(|shard| lock(shard).len()).sum()
+    }
+
+    fn enter(&self, prefix: Prefix) -> bool {
+        if self.limits.connections_per_prefix == 0 {
+            return true;
+        }
+        let mut shard = self.shard(prefix);
+        let count = shard.get(&prefix).copied().unwrap_or(0);
+        if count >= self.limits.connections_per_prefix {
+            return false;
+        }
+        shard.insert(prefix, count + 1);
+        true
+    }
+
+    fn leave(&self, prefix: Prefix) {
+        self.connections.fetch_sub(1, Ordering::Relaxed);
+        if self.limits.connections_per_prefix == 0 {
+            return;
+        }
+        let mut shard = self.shard(prefix);
+        if let Some(count) = shard.get_mut(&prefix) {
+            *count -= 1;
+            if *count == 0 {
+                shard.remove(&prefix);
+                // An attack from many prefixes must not leave its memory behind.
+                if shard.capacity() > 64 && shard.len() < shard.capacity() / 8 {
+                    shard.shrink_to_fit();
+                }
+            }
+        }
+    }
+
+    fn shard(&self, prefix: Prefix) -> MutexGuard<'_, HashMap<Prefix, u32>> {
+        let hash = self.hasher.hash_one(prefix) as usize;
+        lock(&self.prefixes[hash % SHARDS])
+    }
+
+    fn take_handshake(&self, now: Instant) -> bool {
+        let rate = u64::from(self.limits.handshakes_per_second);
+        if rate == 0 {
+            return true;
+        }
+        let now_ns = ns(now.saturating_duration_since(self.start));
+        let cost_ns = (SECOND_NS / rate).max(1);
+        self.bucket_full_at_ns
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |full_at| {
+                let next = full_at.max(now_ns) + cost_ns;
+                (next - now_ns <= SECOND_NS.max(cost_ns)).then_some(next)
+            })
+            .is_ok()
+    }
+}
+
+impl fmt::Debug for Admission {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Admission")
+            .field("limits", &self.limits)
+            .field("connections", &self.connections())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.admission.leave(self.prefix);
+    }
+}
+
+const SHARDS: usize = 64;
+const SECOND_NS: u64 = 1_000_000_000;
+
+/// A source prefix: what one subscriber of a network usually is (IPv4 /24, IPv6 /64).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Prefix {
+    V4([u8; 3]),
+    V6([u8; 8]),
+}
+
+impl Prefix {
+    fn of(address: IpAddr) -> Self {
+        match address.to_canonical() {
+            IpAddr::V4(v4) => Self::of_v4(v4),
+            IpAddr::V6(v6) => Self::of_v6(v6),
+        }
+    }
+
+    fn of_v4(address: Ipv4Addr) -> Self {
+        let [a, b, c, _] = address.octets();
+        Self::V4([a, b, c])
+    }
+
+    fn of_v6(address: Ipv6Addr) -> Self {
+        let [a, b, c, d, e, f, g, h, ..] = address.octets();
+        Self::V6([a, b, c, d, e, f, g, h])
+    }
+}
+
+fn ns(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX / 2)
+}
+
+/// Counts stay right when a worker panics elsewhere: nothing panics while a shard is locked.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const OFF: AdmissionLimits = AdmissionLimits {
+        connections: 0,
+        connections_per_prefix: 0,
+        handshakes_per_second: 0,
+    };
+
+    /// An address of one of a few prefixes, some of them written in two ways.
+    fn address() -> impl Strategy<Value = IpAddr> {
+        (0u8..4, any::<u8>(), any::<bool>()).prop_map(|(net, host, mapped)| {
+            let v4 = Ipv4Addr::new(192, 0, net, host);
+            match (net, mapped) {
+                (3, _) => Ipv6Addr::new(0x2001, 0xdb8, 0, 7, host.into(), 0, 0, 1).into(),
+                (_, true) => v4.to_ipv6_mapped().into(),
+                (_, false) => v4.into(),
+            }
+        })
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Connect(IpAddr),
+        Leave(usize),
+        Wait(u16),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            4 => address().prop_map(Step::Connect),
+            2 => any::<usize>().prop_map(Step::Leave),
+            1 => any::<u16>().prop_map(Step::Wait),
+        ]
+    }
+
+    proptest! {
+        /// Against a model that keeps the open connections in a list.
+        #[test]
+        fn connections_and_prefixes_are_counted_exactly(
+            connections in 0u32..12,
+            connections_per_prefix in 0u32..6,
+            steps in proptest::collection::vec(step(), 0..200),
+        ) {
+            let now = Instant::now();
+            let limits = AdmissionLimits { connections, connections_per_prefix, handshakes_per_second: 0 };
+            let admission = Admission::new(limits, now);
+            let mut open: Vec<(Prefix, Permit)> = Vec::new();
+            for step in steps {
+                match step {
+                    Step::Connect(address) => {
+                        let prefix = Prefix::of(address);
+                        let same = open.iter().filter(|(p, _)| *p == prefix).count();
+                        let expected = if connections != 0 && open.len() >= connections as usize {
+                            Err(Limit::Connections)
+                        } else if connections_per_prefix != 0 && same >= connections_per_prefix as usize {
+                            Err(Limit::ConnectionsPerPrefix)
+                        } else {
+                            Ok(())
+                        };
+                        let got = admission.admit(address, now);
+                        prop_assert_eq!(got.as_ref().map(|_| ()), expected.as_ref().map(|()| ()));
+                        open.extend(got.ok().map(|permit| (prefix, permit)));
+                    }
+                    Step::Leave(index) if !open.is_empty() => {
+                        drop(open.swap_remove(index % open.len()));
+                    }
+                    Step::Leave(_) | Step::Wait(_) => {}
+                }
+                prop_assert_eq!(admission.connections(), open.len() as u64);
+            }
+            open.clear();
+            prop_assert_eq!(admission.connections(), 0);
+            prop_assert_eq!(admission.prefixes(), 0, "nothing stays behind");
+        }
+
+        /// Over any time t at most rate × (t + 1 s) handshakes pass, and the first second's worth
+        /// always does.
+        #[test]
+        fn handshakes_keep_to_the_rate(
+            rate in 1u32..50,
+            steps in proptest::collection::vec(step(), 0..300),
+        ) {
+            let start = Instant::now();
+            let mut now = start;
+            let admission = Admission::new(AdmissionLimits { handshakes_per_second: rate, ..OFF }, now);
+            let mut passed = 0u32;
+            for step in steps {
+                match step {
+                    Step::Connect(address) => match admission.admit(address, now) {
+                        Ok(_permit) => passed += 1,
+                        Err(limit) => {
+                            prop_assert_eq!(limit, Limit::HandshakesPerSecond);
+                            prop_assert!(passed >= rate, "the first second's worth passes");
+                        }
+                    },
+                    Step::Leave(_) => {}
+                    Step::Wait(ms) => now += Duration::from_millis(ms.into()),
+                }
+                let bound = f64::from(rate) * (now - start + Duration::from_secs(1)).as_secs_f64();
+                prop_assert!(f64::from(passed) <= bound + 1.0, "{} passed, {} allowed", passed, bound);
+            }
+        }
+    }
+
+    #[test]
+    fn who_keeps_to_the_rate_is_never_refused() {
+        let start = Instant::now();
+        let limits = AdmissionLimits {
+            handshakes_per_second: 3,
+            ..OFF
+        };
+        let admission = Admission::new(limits, start);
+        for third in 0..1_000 {
+            let now = start + Duration::from_secs(1) * third / 3 + Duration::from_nanos(1);
+            assert!(
+                admission.admit([10, 0, 0, 1].into(), now).is_ok(),
+                "after {third}/3 s"
+            );
+        }
+    }
+
+    #[test]
+    fn a_refused_connection_uses_nothing_up() {
+        let now = Instant::now();
+        let limits = AdmissionLimits {
+            connections: 1,
+            connections_per_prefix: 1,
+            handshakes_per_second: 2,
+        };
+        let admission = Admission::new(limits, now);
+        let first = admission
+            .admit([10, 0, 0, 1].into(), now)
+            .expect("there is room");
+        for _ in 0..10 {
+            assert_eq!(
+                admission.admit([10, 0, 1, 1].into(), now).err(),
+                Some(Limit::Connections)
+            );
+        }
+        drop(first);
+        let second = admission.admit([10, 0, 0, 2].into(), now);
+        assert!(
+            second.is_ok(),
+            "refusals took no handshake out of the bucket"
+        );
+        drop(second);
+        let third = admission.admit([10, 0, 0, 3].into(), now);
+        assert_eq!(third.err(), Some(Limit::HandshakesPerSecond));
+        assert_eq!((admission.connections(), admission.prefixes()), (0, 0));
+    }
+
+    #[test]
+    fn a_panicking_worker_gives_its_places_back() {
+        let now = Instant::now();
+        let admission = Admission::new(
+            AdmissionLimits {
+                connections: 2,
+                ..OFF
+            },
+            now,
+        );
+        let of_worker = Arc::clone(&admission);
+        let worker = std::thread::spawn(move || {
+            let _permits = [1, 2].map(|host| of_worker.admit([10, 0, 0, host].into(), now));
+            panic!("on purpose");
+        });
+        assert!(worker.join().is_err());
+        assert_eq!(admission.connections(), 0);
+    }
+}

@@ -1,1 +1,608 @@
 //! Counters that the workers keep and the administration reads.
+//!
+//! A worker adds to its own [`WorkerMetrics`] with relaxed atomics on cache lines that nobody else
+//! writes; whoever asks for `/metrics` reads them all. One table ([`worker_metrics!`]) makes the
+//! fields, their docs and the text for Prometheus.
+
+use std::{
+    fmt,
+    fmt::Write as _,
+    marker::PhantomData,
+    ops::Index,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use crate::limits::Limit;
+
+/// A value of a label: one time series each.
+pub trait Label: Copy + 'static {
+    /// The label's name in Prometheus.
+    const NAME: &'static str;
+    /// All values, in the order of [`Label::index`].
+    const ALL: &'static [Self];
+    /// The value as text.
+    fn text(self) -> &'static str;
+    /// Its place in [`Label::ALL`].
+    fn index(self) -> usize;
+}
+
+/// A number that the worker adds to (a counter) or sets (a gauge).
+#[derive(Debug, Default)]
+pub struct Number(AtomicU64);
+
+impl Number {
+    /// Adds.
+    pub fn add(&self, n: u64) {
+        self.0.fetch_add(n, Ordering::Relaxed);
+    }
+
+    /// Adds one.
+    pub fn inc(&self) {
+        self.add(1);
+    }
+
+    /// Subtracts (gauges only).
+    pub fn sub(&self, n: u64) {
+        self.0.fetch_sub(n, Ordering::Relaxed);
+    }
+
+    /// Subtracts one (gauges only).
+    pub fn dec(&self) {
+        self.sub(1);
+    }
+
+    /// Publishes a snapshot that is kept elsewhere, such as the core's plain counters. A counter's
+    /// snapshots may only grow.
+    pub fn store(&self, n: u64) {
+        self.0.store(n, Ordering::Relaxed);
+    }
+
+    /// The value now.
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// One [`Number`] per value of a label.
+pub struct PerLabel<L> {
+    numbers: Box<[Number]>,
+    label: PhantomData<L>,
+}
+
+impl<L: Label> PerLabel<L> {
+    /// The sum over all values of the label.
+    pub fn sum(&self) -> u64 {
+        self.numbers.iter().map(Number::get).sum()
+    }
+}
+
+impl<L: Label> Default for PerLabel<L> {
+    fn default() -> Self {
+        Self {
+            numbers: L::ALL.iter().map(|_| Number::default()).collect(),
+            label: PhantomData,
+        }
+    }
+}
+
+impl<L: Label> Index<L> for PerLabel<L> {
+    type Output = Number;
+
+    fn index(&self, label: L) -> &Number {
+        &self.numbers[label.index()]
+    }
+}
+
+impl<L: Label> fmt::Debug for PerLabel<L> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_map()
+            .entries(L::ALL.iter().map(|l| (l.text(), self[*l].get())))
+            .finish()
+    }
+}
+
+/// Declares a label's enum with its texts.
+macro_rules! label {
+    ($(#[$doc:meta])* $name:ident = $label:literal { $($(#[$vdoc:meta])* $variant:ident = $text:literal,)* }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum $name { $($(#[$vdoc])* $variant,)* }
+
+        impl Label for $name {
+            const NAME: &'static str = $label;
+            const ALL: &'static [Self] = &[$(Self::$variant,)*];
+
+            fn text(self) -> &'static str {
+                match self { $(Self::$variant => $text,)* }
+            }
+
+            fn index(self) -> usize {
+                self as usize
+            }
+        }
+    };
+}
+
+label! {
+    /// What carries a connection.
+    Transport = "transport" {
+        /// QUIC (RFC 9000).
+        Quic = "quic",
+        /// TCP.
+        Tcp = "tcp",
+    }
+}
+
+label! {
+    /// Quality of Service (MQTT 5.0 §4.3).
+    Qos = "qos" {
+        /// At most once.
+        Qos0 = "0",
+        /// At least once.
+        Qos1 = "1",
+        /// Exactly once.
+        Qos2 = "2",
+    }
+}
+
+label! {
+    /// Why a message did not reach a subscriber.
+    MessageDrop = "reason" {
+        /// The session's queue was full (`limits.queued_messages_per_session`).
+        QueueFull = "queue_full",
+        /// QoS 0 and no room on the connection (`limits.memory_per_connection_bytes`).
+        SlowConsumer = "slow_consumer",
+        /// QoS 0 and the subscriber is not connected.
+        Offline = "offline",
+        /// Its Message Expiry Interval has passed (MQTT 5.0 §3.3.2.3.3).
+        Expired = "expired",
+        /// Larger than the subscriber's Maximum Packet Size [MQTT-3.1.2-25].
+        TooLarge = "too_large",
+        /// The ring to the subscriber's worker stayed full for longer than is waited.
+        MeshFull = "mesh_full",
+        /// The session had moved or ended when the message arrived.
+        Stale = "stale",
+    }
+}
+
+label! {
+    /// Why user space dropped a datagram. (What the kernel drops is in
+    /// `headgate_kernel_drops_total`.)
+    DatagramDrop = "reason" {
+        /// Not QUIC, or of no known connection and no Initial.
+        Invalid = "invalid",
+        /// To a connection that has ended.
+        UnknownConnection = "unknown_connection",
+        /// A limit refused the connection.
+        Refused = "refused",
+        /// The ring to the worker that owns it was full.
+        MeshFull = "mesh_full",
+        /// The kernel refused to send it.
+        SendFailed = "send_failed",
+    }
+}
+
+/// Whether a value may only grow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Counter,
+    Gauge,
+}
+
+/// A field of [`WorkerMetrics`]: one number or one per label.
+trait Series {
+    fn visit(&self, visit: &mut dyn FnMut(Option<(&str, &str)>, u64));
+}
+
+impl Series for Number {
+    fn visit(&self, visit: &mut dyn FnMut(Option<(&str, &str)>, u64)) {
+        visit(None, self.get());
+    }
+}
+
+impl<L: Label> Series for PerLabel<L> {
+    fn visit(&self, visit: &mut dyn FnMut(Option<(&str, &str)>, u64)) {
+        for label in L::ALL {
+            visit(Some((L::NAME, label.text())), self[*label].get());
+        }
+    }
+}
+
+/// How a family of series is written.
+struct Family {
+    kind: Kind,
+    name: &'static str,
+    help: &'static str,
+    series: fn(&WorkerMetrics) -> &dyn Series,
+}
+
+/// Makes [`WorkerMetrics`] and the table of its families from one list.
+macro_rules! worker_metrics {
+    ($($(#[doc = $help:literal])+ $kind:ident $field:ident: $type:ty = $name:literal,)*) => {
+        /// What one worker counts. Aligned, so that two workers never write to one cache line
+        /// (two lines: the prefetcher fetches pairs).
+        #[derive(Debug, Default)]
+        #[repr(align(128))]
+        pub struct WorkerMetrics {
+            $($(#[doc = $help])+ pub $field: $type,)*
+        }
+
+        const FAMILIES: &[Family] = &[
+            $(Family { kind: Kind::$kind, name: $name, help: concat!($($help),+), series: |m| &m.$field },)*
+        ];
+    };
+}
+
+worker_metrics! {
+    /// Open network connections.
+    Gauge connections: PerLabel<Transport> = "headgate_connections",
+    /// Network connections that were accepted (QUIC: whose handshake completed).
+    Counter connections_opened: PerLabel<Transport> = "headgate_connections_opened_total",
+    /// Network connections that have ended.
+    Counter connections_closed: PerLabel<Transport> = "headgate_connections_closed_total",
+    /// Handshakes begun.
+    Counter handshakes: PerLabel<Transport> = "headgate_handshakes_total",
+    /// Handshakes that failed or were given up.
+    Counter handshakes_failed: PerLabel<Transport> = "headgate_handshakes_failed_total",
+    /// Errors of accept(2), such as running out of file descriptors.
+    Counter accept_errors: Number = "headgate_accept_errors_total",
+    /// What a limit refused, by the limit's key in the configuration.
+    Counter refused: PerLabel<Limit> = "headgate_refused_total",
+    /// PUBLISH packets received from clients.
+    Counter messages_received: PerLabel<Qos> = "headgate_messages_received_total",
+    /// PUBLISH packets sent to clients, retransmissions included.
+    Counter messages_sent: PerLabel<Qos> = "headgate_messages_sent_total",
+    /// Deliveries that did not reach their subscriber.
+    Counter messages_dropped: PerLabel<MessageDrop> = "headgate_messages_dropped_total",
+    /// MQTT control packets received.
+    Counter packets_received: Number = "headgate_packets_received_total",
+    /// MQTT control packets sent.
+    Counter packets_sent: Number = "headgate_packets_sent_total",
+    /// Byte sequences that were not MQTT.
+    Counter packets_malformed: Number = "headgate_packets_malformed_total",
+    /// Bytes of MQTT received.
+    Counter bytes_received: PerLabel<Transport> = "headgate_received_bytes_total",
+    /// Bytes of MQTT sent.
+    Counter bytes_sent: PerLabel<Transport> = "headgate_sent_bytes_total",
+    /// UDP datagrams received from the socket.
+    Counter datagrams_received: Number = "headgate_datagrams_received_total",
+    /// UDP datagrams sent.
+    Counter datagrams_sent: Number = "headgate_datagrams_sent_total",
+    /// UDP datagrams that this worker processed as the owner of their connection.
+    Counter datagrams_processed: Number = "headgate_datagrams_processed_total",
+    /// UDP datagrams that arrived at this worker's socket but belong to another worker.
+    Counter datagrams_wrong_worker: Number = "headgate_datagrams_wrong_worker_total",
+    /// UDP datagrams that another worker handed over to this one, their owner.
+    Counter datagrams_handed_over: Number = "headgate_datagrams_handed_over_total",
+    /// UDP datagrams sent without a connection: Version Negotiation, Retry, stateless reset and
+    /// refusals (RFC 9000 §5.2.2, §6, §8.1.2, §10.3).
+    Counter stateless_responses: Number = "headgate_stateless_responses_total",
+    /// UDP datagrams dropped in user space.
+    Counter datagrams_dropped: PerLabel<DatagramDrop> = "headgate_datagrams_dropped_total",
+    /// Sessions, connected or not.
+    Gauge sessions: Number = "headgate_sessions",
+    /// Subscriptions of these sessions.
+    Gauge subscriptions: Number = "headgate_subscriptions",
+    /// Messages that wait in sessions' queues.
+    Gauge queued_messages: Number = "headgate_queued_messages",
+    /// Retained messages that this worker keeps.
+    Gauge retained_messages: Number = "headgate_retained_messages",
+    /// Bytes of the retained messages that this worker keeps.
+    Gauge retained_bytes: Number = "headgate_retained_bytes",
+    /// Messages to other workers that found the ring full and had to wait.
+    Counter mesh_full: Number = "headgate_mesh_full_total",
+    /// Messages sent to other workers.
+    Counter mesh_sent: Number = "headgate_mesh_sent_total",
+    /// Messages received from other workers.
+    Counter mesh_received: Number = "headgate_mesh_received_total",
+    /// Times that this worker panicked and was started again.
+    Counter restarts: Number = "headgate_worker_restarts_total",
+    /// Turns of the worker's loop.
+    Counter loop_turns: Number = "headgate_loop_turns_total",
+    /// Timers that are set.
+    Gauge timers: Number = "headgate_timers",
+    /// Timers that have fired.
+    Counter timers_fired: Number = "headgate_timers_fired_total",
+}
+
+/// Counters of the kernel part, read when they are asked for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KernelCounters {
+    /// Packets that XDP dropped, by reason; all reasons, also those at 0.
+    pub drops: Vec<(&'static str, u64)>,
+    /// Packets that XDP passed, steered or answered, by reason; all reasons, also those at 0.
+    pub passes: Vec<(&'static str, u64)>,
+}
+
+type KernelSource = Box<dyn Fn() -> KernelCounters + Send + Sync>;
+
+/// All metrics of the process.
+pub struct Metrics {
+    workers: Box<[OnceLock<Arc<WorkerMetrics>>]>,
+    kernel: OnceLock<KernelSource>,
+    started: SystemTime,
+}
+
+impl Metrics {
+    /// Nothing counted yet.
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self {
+            workers: (0..=u8::MAX).map(|_| OnceLock::new()).collect(),
+            kernel: OnceLock::new(),
+            started: SystemTime::now(),
+        })
+    }
+
+    /// The counters of the worker in this slot; they survive the worker's restart. A worker keeps
+    /// a clone of the Arc.
+    pub fn worker(&self, slot: u8) -> &Arc<WorkerMetrics> {
+        self.workers[usize::from(slot)].get_or_init(Arc::default)
+    }
+
+    /// The workers that have counters, by slot.
+    pub fn workers(&self) -> impl Iterator<Item = (u8, &WorkerMetrics)> {
+        (0..=u8::MAX)
+            .zip(&self.workers)
+            .filter_map(|(slot, worker)| Some((slot, worker.get()?.as_ref())))
+    }
+
+    /// Sum over all workers: `metrics.sum(|m| m.connections.sum())`.
+    pub fn sum(&self, read: impl Fn(&WorkerMetrics) -> u64) -> u64 {
+        self.workers().map(|(_, worker)| read(worker)).sum()
+    }
+
+    /// Registers where the kernel's counters come from. Only the first registration counts;
+    /// without one (no kernel part) the families are absent.
+    pub fn register_kernel(&self, source: impl Fn() -> KernelCounters + Send + Sync + 'static) {
+        let _ = self.kernel.set(Box::new(source));
+    }
+
+    /// The kernel's counters now; `None` without the kernel part.
+    pub fn kernel(&self) -> Option<KernelCounters> {
+        self.kernel.get().map(|source| source())
+    }
+
+    /// Everything in Prometheus' text format 0.0.4.
+    pub fn render(&self) -> String {
+        let mut out = String::with_capacity(16 * 1024);
+        render_process(&mut out, self.started);
+        for family in FAMILIES {
+            head(&mut out, family.kind, family.name, family.help);
+            for (slot, worker) in self.workers() {
+                (family.series)(worker).visit(&mut |label, value| {
+                    let _ = match label {
+                        Some((name, text)) => {
+                            writeln!(
+                                out,
+                                "{}{{worker=\"{slot}\",{name}=\"{text}\"}} {value}",
+                                family.name
+                            )
+                        }
+                        None => writeln!(out, "{}{{worker=\"{slot}\"}} {value}", family.name),
+                    };
+                });
+            }
+        }
+        if let Some(kernel) = self.kernel() {
+            render_kernel(&mut out, &kernel);
+        }
+        out
+    }
+}
+
+impl fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_map().entries(self.workers()).finish()
+    }
+}
+
+fn head(out: &mut String, kind: Kind, name: &str, help: &str) {
+    let kind = match kind {
+        Kind::Counter => "counter",
+        Kind::Gauge => "gauge",
+    };
+    let help = help.trim().replace('\\', "\\\\");
+    let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
+}
+
+fn render_process(out: &mut String, started: SystemTime) {
+    let version = env!("CARGO_PKG_VERSION");
+    head(
+        out,
+        Kind::Gauge,
+        "headgate_build_info",
+        "The version that runs; always 1.",
+    );
+    let _ = writeln!(out, "headgate_build_info{{version=\"{version}\"}} 1");
+    let name = "headgate_start_time_seconds";
+    head(
+        out,
+        Kind::Gauge,
+        name,
+        "When the process started, in seconds since 1970.",
+    );
+    let seconds = started
+        .duration_since(UNIX_EPOCH)
+        .map_or(0.0, |since| since.as_secs_f64());
+    let _ = writeln!(out, "{name} {seconds:.3}");
+    if let Some(bytes) = resident_bytes() {
+        let name = "headgate_resident_memory_bytes";
+        head(out, Kind::Gauge, name, "Resident memory of the process.");
+        let _ = writeln!(out, "{name} {bytes}");
+    }
+}
+
+fn render_kernel(out: &mut String, kernel: &KernelCounters) {
+    let families = [
+        (
+            "headgate_kernel_drops_total",
+            "Packets that XDP dropped, by reason.",
+            &kernel.drops,
+        ),
+        (
+            "headgate_kernel_passes_total",
+            "Packets that XDP passed on, steered or answered, by reason.",
+            &kernel.passes,
+        ),
+    ];
+    for (name, help, counts) in families {
+        head(out, Kind::Counter, name, help);
+        for (reason, count) in counts {
+            let _ = writeln!(out, "{name}{{reason=\"{reason}\"}} {count}");
+        }
+    }
+}
+
+/// Resident set size; `None` where /proc is not mounted.
+pub fn resident_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::{BTreeMap, BTreeSet};
+
+    /// Reads the text format 0.0.4: name → (type, samples by label text).
+    fn parse(text: &str) -> BTreeMap<String, (String, BTreeMap<String, f64>)> {
+        let mut families: BTreeMap<String, (String, BTreeMap<String, f64>)> = BTreeMap::new();
+        let mut helped = BTreeSet::new();
+        for line in text.lines() {
+            if let Some(rest) = line.strip_prefix("# HELP ") {
+                let (name, help) = rest.split_once(' ').expect("HELP has a text");
+                assert!(help.len() > 5, "{name}");
+                assert!(helped.insert(name.to_owned()), "{name} has one HELP");
+            } else if let Some(rest) = line.strip_prefix("# TYPE ") {
+                let (name, kind) = rest.split_once(' ').expect("TYPE has a type");
+                assert!(helped.contains(name), "HELP comes before TYPE of {name}");
+                let former = families.insert(name.to_owned(), (kind.to_owned(), BTreeMap::new()));
+                assert!(former.is_none(), "{name} is one family");
+            } else {
+                let (series, value) = line.rsplit_once(' ').expect("a sample has a value");
+                let (name, labels) = series.split_once('{').map_or((series, ""), |(name, rest)| {
+                    (
+                        name,
+                        rest.strip_suffix('}').expect("labels end with a brace"),
+                    )
+                });
+                let family = families
+                    .get_mut(name)
+                    .expect("TYPE comes before the samples");
+                let former = family
+                    .1
+                    .insert(labels.to_owned(), value.parse().expect("a number"));
+                assert!(former.is_none(), "{series} appears once");
+            }
+        }
+        families
+    }
+
+    #[test]
+    fn what_was_counted_is_what_is_shown() {
+        let metrics = Metrics::new();
+        metrics.worker(3).messages_received[Qos::Qos1].add(7);
+        metrics.worker(0).connections[Transport::Quic].add(2);
+        metrics.worker(0).connections[Transport::Quic].dec();
+        metrics.worker(0).refused[Limit::Connections].inc();
+        let families = parse(&metrics.render());
+        let value = |name: &str, labels: &str| families[name].1[labels];
+        assert_eq!(
+            value("headgate_messages_received_total", "worker=\"3\",qos=\"1\""),
+            7.0
+        );
+        assert_eq!(
+            value("headgate_messages_received_total", "worker=\"0\",qos=\"1\""),
+            0.0
+        );
+        assert_eq!(
+            value("headgate_connections", "worker=\"0\",transport=\"quic\""),
+            1.0
+        );
+        assert_eq!(
+            value(
+                "headgate_refused_total",
+                "worker=\"0\",limit=\"connections\""
+            ),
+            1.0
+        );
+        assert_eq!(metrics.sum(|m| m.messages_received.sum()), 7);
+    }
+
+    #[test]
+    fn names_follow_the_guide() {
+        let metrics = Metrics::new();
+        metrics.worker(0);
+        metrics.register_kernel(|| KernelCounters {
+            drops: vec![("a", 1)],
+            passes: vec![("b", 2)],
+        });
+        for (name, (kind, samples)) in parse(&metrics.render()) {
+            assert!(name.starts_with("headgate_"), "{name}");
+            assert!(
+                name.bytes()
+                    .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_'),
+                "{name}"
+            );
+            assert_eq!(
+                kind == "counter",
+                name.ends_with("_total"),
+                "{name} is a {kind}"
+            );
+            assert!(!samples.is_empty(), "{name}");
+        }
+    }
+
+    #[test]
+    fn kernel_counters_appear_when_there_is_a_kernel_part() {
+        let metrics = Metrics::new();
+        assert!(!parse(&metrics.render()).contains_key("headgate_kernel_drops_total"));
+        metrics.register_kernel(|| KernelCounters {
+            drops: vec![("forged_cid", 5), ("fragment_budget", 0)],
+            passes: vec![("steered", 9)],
+        });
+        let families = parse(&metrics.render());
+        assert_eq!(
+            families["headgate_kernel_drops_total"].1["reason=\"forged_cid\""],
+            5.0
+        );
+        assert_eq!(
+            families["headgate_kernel_drops_total"].1["reason=\"fragment_budget\""],
+            0.0
+        );
+        assert_eq!(
+            families["headgate_kernel_passes_total"].1["reason=\"steered\""],
+            9.0
+        );
+    }
+
+    #[test]
+    fn workers_write_to_cache_lines_of_their_own() {
+        assert_eq!(align_of::<WorkerMetrics>() % 128, 0);
+    }
+
+    fn check_label<L: Label + PartialEq + fmt::Debug>() {
+        let texts: BTreeSet<_> = L::ALL.iter().map(|label| label.text()).collect();
+        assert_eq!(texts.len(), L::ALL.len(), "texts are unique");
+        for (index, label) in L::ALL.iter().enumerate() {
+            assert_eq!(label.index(), index, "{label:?}");
+        }
+    }
+
+    #[test]
+    fn labels_are_consistent() {
+        check_label::<Transport>();
+        check_label::<Qos>();
+        check_label::<MessageDrop>();
+        check_label::<DatagramDrop>();
+        check_label::<Limit>();
+    }
+}
