@@ -1,1 +1,0 @@
-//! UDP in batches.
