@@ -51,14 +51,20 @@ pub struct Location {
 impl ConfigError {
     /// One problem.
     pub fn one(message: impl Into<String>, origin: Origin, help: impl Into<String>) -> Self {
-        Self { problems: vec![Problem::new(message, origin, help)] }
+        Self {
+            problems: vec![Problem::new(message, origin, help)],
+        }
     }
 }
 
 impl Problem {
     /// A problem with one line of help.
     pub fn new(message: impl Into<String>, origin: Origin, help: impl Into<String>) -> Self {
-        Self { message: message.into(), origin, help: vec![help.into()] }
+        Self {
+            message: message.into(),
+            origin,
+            help: vec![help.into()],
+        }
     }
 }
 
@@ -69,12 +75,16 @@ impl Location {
         let start = floor_char(source, span.start);
         let end = floor_char(source, span.end.max(start));
         let line_start = source[..start].rfind('\n').map_or(0, |newline| newline + 1);
-        let line_end = source[start..].find('\n').map_or(source.len(), |newline| start + newline);
+        let line_end = source[start..]
+            .find('\n')
+            .map_or(source.len(), |newline| start + newline);
         Self {
             file,
             line: source[..start].matches('\n').count() + 1,
             column: source[line_start..start].chars().count() + 1,
-            text: source[line_start..line_end].trim_end_matches('\r').to_owned(),
+            text: source[line_start..line_end]
+                .trim_end_matches('\r')
+                .to_owned(),
             width: source[start..end.min(line_end)].chars().count().max(1),
         }
     }
@@ -121,7 +131,13 @@ impl fmt::Display for Location {
             .take(self.column - 1)
             .map(|c| if c == '\t' { '\t' } else { ' ' })
             .collect();
-        writeln!(f, "  --> {}:{}:{}", self.file.display(), self.line, self.column)?;
+        writeln!(
+            f,
+            "  --> {}:{}:{}",
+            self.file.display(),
+            self.line,
+            self.column
+        )?;
         writeln!(f, " {margin} |")?;
         writeln!(f, " {number} | {}", self.text)?;
         writeln!(f, " {margin} | {indent}{}", "^".repeat(self.width))
@@ -130,5 +146,8 @@ impl fmt::Display for Location {
 
 fn floor_char(source: &str, at: usize) -> usize {
     let at = at.min(source.len());
-    (0..=at).rev().find(|&at| source.is_char_boundary(at)).unwrap_or(0)
+    (0..=at)
+        .rev()
+        .find(|&at| source.is_char_boundary(at))
+        .unwrap_or(0)
 }

@@ -93,7 +93,9 @@ impl Setting for bool {
 
 impl Setting for PathBuf {
     fn read(raw: Raw<'_>, _: Allowed) -> Option<Self> {
-        text(raw).filter(|text| !text.contains('\0')).map(Self::from)
+        text(raw)
+            .filter(|text| !text.contains('\0'))
+            .map(Self::from)
     }
 
     fn allowed(_: Allowed) -> String {
@@ -127,11 +129,16 @@ impl Setting for Vec<String> {
 
     fn read(raw: Raw<'_>, _: Allowed) -> Option<Self> {
         match raw {
-            Raw::Toml(DeValue::Array(items)) => {
-                items.iter().map(|item| text(Raw::Toml(item.get_ref())).map(str::to_owned)).collect()
-            }
+            Raw::Toml(DeValue::Array(items)) => items
+                .iter()
+                .map(|item| text(Raw::Toml(item.get_ref())).map(str::to_owned))
+                .collect(),
             Raw::Text(text) => Some(
-                text.split(',').map(str::trim).filter(|item| !item.is_empty()).map(str::to_owned).collect(),
+                text.split(',')
+                    .map(str::trim)
+                    .filter(|item| !item.is_empty())
+                    .map(str::to_owned)
+                    .collect(),
             ),
             Raw::Toml(_) => None,
         }
@@ -192,7 +199,10 @@ pub(super) fn word<T: Copy>(raw: Raw<'_>, words: &[(&str, T)]) -> Option<T> {
         Raw::Toml(DeValue::Boolean(false)) => "false",
         raw => text(raw)?,
     };
-    words.iter().find(|(word, _)| *word == given).map(|(_, value)| *value)
+    words
+        .iter()
+        .find(|(word, _)| *word == given)
+        .map(|(_, value)| *value)
 }
 
 /// "a", "b" or "c".
@@ -213,7 +223,10 @@ pub(super) fn show_word(word: &str) -> String {
 }
 
 /// The candidate that `given` was probably meant to be.
-pub(super) fn nearest<'a>(given: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+pub(super) fn nearest<'a>(
+    given: &str,
+    candidates: impl Iterator<Item = &'a str>,
+) -> Option<&'a str> {
     let given = given.to_lowercase();
     candidates
         .map(|candidate| (strsim::jaro_winkler(&given, candidate), candidate))

@@ -1,0 +1,155 @@
+//! Whether the values fit together, and whether what they point to is there.
+
+use std::{fs, path::Path};
+
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+
+use super::{ConfigError, KernelMode, Loaded, Problem, Steering};
+
+/// What no single key can say.
+pub(super) fn fit_together(loaded: &Loaded) -> Vec<Problem> {
+    let config = &loaded.config;
+    let mut problems = Vec::new();
+    let mut wrong = |wrong: bool, section: &str, key: &str, message: &str, help: &str| {
+        if wrong {
+            problems.push(Problem::new(message, loaded.origin(section, key), help));
+        }
+    };
+    wrong(
+        config.listen.quic.is_none() && config.listen.tcp.is_none(),
+        "listen",
+        "quic",
+        "both listeners are off: nobody could connect",
+        "set listen.quic or listen.tcp to an address, such as \"[::]:1883\"",
+    );
+    wrong(
+        !config.mqtt.allow_anonymous,
+        "mqtt",
+        "allow_anonymous",
+        "nobody could connect: there is no authentication yet, and anonymous clients are not allowed",
+        "set mqtt.allow_anonymous = true if everybody who can reach the listeners is trusted, \
+         or try it with `headgate run --dev`",
+    );
+    wrong(
+        config.limits.packet_bytes_max > config.limits.memory_per_connection_bytes,
+        "limits",
+        "packet_bytes_max",
+        "limits.packet_bytes_max is more than limits.memory_per_connection_bytes: the largest \
+         packet could not be delivered",
+        "lower limits.packet_bytes_max or raise limits.memory_per_connection_bytes",
+    );
+    wrong(
+        config.kernel.steering == Steering::Cpumap
+            && matches!(config.kernel.mode, KernelMode::Generic | KernelMode::Off),
+        "kernel",
+        "steering",
+        "kernel.steering \"cpumap\" needs XDP in native mode",
+        "set kernel.mode to \"native\" or \"auto\", or kernel.steering to \"auto\"",
+    );
+    wrong(
+        config.kernel.mode == KernelMode::Native && config.kernel.interfaces.is_empty(),
+        "kernel",
+        "mode",
+        "kernel.mode \"native\" asks for XDP, but kernel.interfaces names no interface",
+        "name the interfaces, such as interfaces = [\"eth0\"] (`ip link` lists them), or set \
+         kernel.mode to \"auto\"",
+    );
+    let name_wrong = |name: &String| {
+        name.is_empty() || name.len() > 15 || name.contains(|c: char| c == '/' || c.is_whitespace())
+    };
+    wrong(
+        config.kernel.interfaces.iter().any(name_wrong),
+        "kernel",
+        "interfaces",
+        "kernel.interfaces holds something that is not the name of an interface",
+        "a name has 1 to 15 characters without / and spaces; `ip link` lists them",
+    );
+    wrong(
+        config.listen.quic.is_some() && config.tls.certificate.as_os_str().is_empty(),
+        "tls",
+        "certificate",
+        "QUIC needs a certificate, and tls.certificate is not set",
+        "set tls.certificate and tls.key to PEM files, or switch QUIC off with listen.quic = \"\", \
+         or try it with `headgate run --dev`, which makes a certificate",
+    );
+    wrong(
+        !config.tls.certificate.as_os_str().is_empty() && config.tls.key.as_os_str().is_empty(),
+        "tls",
+        "certificate",
+        "tls.certificate is set, but tls.key is not",
+        "set tls.key to the PEM file of the certificate's private key",
+    );
+    problems
+}
+
+/// Whether the files that the configuration points to can be read and are what they should be.
+pub fn check_files(loaded: &Loaded) -> Result<(), ConfigError> {
+    let mut problems = Vec::new();
+    if loaded.config.listen.quic.is_some() {
+        problems.extend(certificate(loaded));
+        problems.extend(key(loaded));
+    }
+    match problems.is_empty() {
+        true => Ok(()),
+        false => Err(ConfigError { problems }),
+    }
+}
+
+fn certificate(loaded: &Loaded) -> Option<Problem> {
+    let path = &loaded.config.tls.certificate;
+    let wrong = |message: String, help: &str| {
+        Some(Problem::new(
+            message,
+            loaded.origin("tls", "certificate"),
+            help,
+        ))
+    };
+    let pem = match read(path) {
+        Ok(pem) => pem,
+        Err(message) => {
+            return wrong(
+                message,
+                "tls.certificate has to be a PEM file that the broker may read",
+            );
+        }
+    };
+    let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
+    match certificates {
+        Ok(certificates) if !certificates.is_empty() => None,
+        Ok(_) => wrong(
+            format!("{} holds no certificate", path.display()),
+            "it has to have a part that begins with -----BEGIN CERTIFICATE-----",
+        ),
+        Err(error) => wrong(
+            format!("{} is not a PEM file: {error}", path.display()),
+            "it has to have parts that begin with -----BEGIN CERTIFICATE-----",
+        ),
+    }
+}
+
+fn key(loaded: &Loaded) -> Option<Problem> {
+    let path = &loaded.config.tls.key;
+    let wrong = |message: String, help: &str| {
+        Some(Problem::new(message, loaded.origin("tls", "key"), help))
+    };
+    let pem = match read(path) {
+        Ok(pem) => pem,
+        Err(message) => {
+            return wrong(
+                message,
+                "tls.key has to be a PEM file that the broker may read",
+            );
+        }
+    };
+    match PrivateKeyDer::from_pem_slice(&pem) {
+        Ok(_) => None,
+        Err(error) => wrong(
+            format!("{} holds no private key: {error}", path.display()),
+            "it has to have a part that begins with -----BEGIN PRIVATE KEY----- (PKCS #8)",
+        ),
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, String> {
+    fs::read(path).map_err(|error| format!("{} can't be read: {error}", path.display()))
+}

@@ -1,0 +1,299 @@
+//! The sections and keys of the configuration: one table makes the structs, their docs, the
+//! defaults, what is allowed, and the file that `headgate check --print-defaults` prints.
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use super::setting::{Allowed, Raw, Setting, words};
+
+words! {
+    /// How the XDP program is attached.
+    KernelMode {
+        /// Native where the driver can, generic elsewhere; without the needed rights, off.
+        Auto = "auto",
+        /// In the driver, or the broker does not start.
+        Native = "native",
+        /// In the network stack, on every interface.
+        Generic = "generic",
+        /// Not at all.
+        Off = "off",
+    }
+}
+
+words! {
+    /// How packets find the worker that owns their connection.
+    Steering {
+        /// Like `Cpumap` with native drivers and more than one worker, otherwise `Reuseport`.
+        Auto = "auto",
+        /// The sk_reuseport program picks the owner's socket.
+        Reuseport = "reuseport",
+        /// Besides, XDP sends the packet to the owner's CPU.
+        Cpumap = "cpumap",
+        /// The kernel's own hash over the sockets; the workers hand over what is not theirs.
+        None = "none",
+    }
+}
+
+words! {
+    /// Whether the kernel may join datagrams of one source on receipt (UDP_GRO).
+    UdpGro {
+        /// With one worker only: a train of several connections arrives at one socket.
+        Auto = "auto",
+        /// Always.
+        On = "true",
+        /// Never.
+        Off = "false",
+    }
+}
+
+words! {
+    /// The least severe events that are logged.
+    LogLevel {
+        /// What makes the broker useless.
+        Error = "error",
+        /// What somebody should look at.
+        Warn = "warn",
+        /// Starts, stops and changes.
+        Info = "info",
+        /// Each connection.
+        Debug = "debug",
+        /// Each packet.
+        Trace = "trace",
+    }
+}
+
+words! {
+    /// How events are written.
+    LogFormat {
+        /// Lines for people.
+        Text = "text",
+        /// One JSON object per line.
+        Json = "json",
+    }
+}
+
+/// A section of the file.
+pub(super) struct SectionSpec {
+    pub name: &'static str,
+    pub docs: &'static [&'static str],
+    pub keys: &'static [KeySpec],
+}
+
+/// A key of a section.
+pub(super) struct KeySpec {
+    pub name: &'static str,
+    pub docs: &'static [&'static str],
+    /// Lists are not overridden by the environment.
+    pub list: bool,
+    /// What is allowed, for the end of a sentence.
+    pub allowed: fn() -> String,
+    pub words: fn() -> &'static [&'static str],
+    /// The value as TOML.
+    pub show: fn(&Config) -> String,
+    /// `false` if the value isn't allowed.
+    pub set: fn(&mut Config, Raw<'_>) -> bool,
+}
+
+macro_rules! sections {
+    ($($(#[doc = $section_doc:literal])+ $section:ident: $name:ident {
+        $($(#[doc = $doc:literal])+ $key:ident: $type:ty = $default:expr $(, $range:expr)?;)+
+    })+) => {
+        /// The whole configuration. `Config::default()` has every default.
+        #[derive(Clone, Debug, Default, PartialEq, Eq)]
+        pub struct Config {
+            $($(#[doc = $section_doc])+ pub $section: $name,)+
+        }
+
+        $($(#[doc = $section_doc])+
+        #[derive(Clone, Debug, PartialEq, Eq)]
+        pub struct $name {
+            $($(#[doc = $doc])+ pub $key: $type,)+
+        }
+
+        impl Default for $name {
+            fn default() -> Self {
+                Self { $($key: $default,)+ }
+            }
+        })+
+
+        pub(super) static SECTIONS: &[SectionSpec] = &[$(SectionSpec {
+            name: stringify!($section),
+            docs: &[$($section_doc,)+],
+            keys: &[$(KeySpec {
+                name: stringify!($key),
+                docs: &[$($doc,)+],
+                list: <$type as Setting>::LIST,
+                allowed: || <$type as Setting>::allowed(range!($($range)?)),
+                words: <$type as Setting>::words,
+                show: |config| config.$section.$key.show(),
+                set: |config, raw| {
+                    let value = <$type as Setting>::read(raw, range!($($range)?));
+                    value.map(|value| config.$section.$key = value).is_some()
+                },
+            },)+],
+        },)+];
+    };
+}
+
+macro_rules! range {
+    () => {
+        Allowed::None
+    };
+    ($range:expr) => {
+        Allowed::Some($range)
+    };
+}
+
+sections! {
+    /// This broker.
+    node: NodeConfig {
+        /// Node id: the part of every connection ID and session id that tells the nodes of a
+        /// cluster apart. The nodes of one cluster need different ones.
+        id: u16 = 0;
+        /// State folder: the master secret (mode 0600), and what outlives a restart. It is made
+        /// if it is missing.
+        state_dir: PathBuf = "/var/lib/headgate".into();
+        /// Worker threads; each owns a UDP socket, its connections and their sessions.
+        /// 0 = one per CPU that the process may use.
+        workers: u16 = 0, 0..=255;
+        /// Pin each worker to a CPU of its own, where there are enough CPUs. Steering by CPUMAP
+        /// needs it.
+        pin_threads: bool = true;
+    }
+    /// Where clients connect. [::] means all addresses, IPv4 and IPv6.
+    listen: ListenConfig {
+        /// MQTT over QUIC (ALPN mqtt), UDP.
+        quic: Option<SocketAddr> = Some(([0u16; 8], 14567).into());
+        /// MQTT over TCP, without encryption.
+        tcp: Option<SocketAddr> = Some(([0u16; 8], 1883).into());
+        /// Let the kernel join datagrams of one source on receipt (UDP_GRO). Cheaper for bulk
+        /// from few clients; but a train that holds several connections arrives at one worker,
+        /// which has to hand over what belongs to others. "auto" = on with one worker only.
+        udp_gro: UdpGro = UdpGro::Auto;
+    }
+    /// The certificate that clients of QUIC see. Required unless QUIC is off; `headgate run --dev`
+    /// makes one by itself.
+    tls: TlsConfig {
+        /// Certificate chain, PEM; the server's own certificate first.
+        certificate: PathBuf = PathBuf::new();
+        /// Private key of the certificate, PEM. Only the broker should be able to read it.
+        key: PathBuf = PathBuf::new();
+    }
+    /// The part in the kernel: an XDP program that drops floods, and steering. It needs root (or
+    /// CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON).
+    kernel: KernelConfig {
+        /// How the XDP program is attached. "auto" = native where the driver can, generic
+        /// elsewhere, and off without the needed rights (it is said at start which).
+        mode: KernelMode = KernelMode::Auto;
+        /// Network interfaces that the XDP program protects, by name. None = no XDP program: an
+        /// interface is never chosen for you. Steering by sk_reuseport works without.
+        interfaces: Vec<String> = Vec::new();
+        /// Folder in a BPF file system where the maps and links are pinned, for bpftool and for
+        /// the next start after a crash. Two brokers on one machine need different ones.
+        pin_dir: PathBuf = "/sys/fs/bpf/headgate".into();
+        /// How packets find the worker that owns their connection. "reuseport" = sk_reuseport
+        /// picks the owner's socket; "cpumap" = besides, XDP sends the packet to the owner's CPU;
+        /// "none" = neither, workers hand over what is not theirs; "auto" = "cpumap" with native
+        /// drivers and more than one worker, otherwise "reuseport".
+        steering: Steering = Steering::Auto;
+        /// QUIC Initial and 0-RTT packets to unknown connection IDs that pass, per second, all
+        /// sources together. 0 = no limit.
+        initials_per_second: u32 = 40_000;
+        /// The same from one source prefix (IPv4 /24, IPv6 /64). 0 = no limit.
+        initials_per_second_per_prefix: u32 = 10_000;
+        /// All QUIC packets from one source prefix that pass, per second. A fleet behind one
+        /// carrier's NAT shares a prefix. 0 = no limit.
+        packets_per_second_per_prefix: u32 = 500_000;
+        /// IP fragments of UDP that pass, per second. 0 = no limit.
+        fragments_per_second: u32 = 1_000;
+        /// Version Negotiation packets that XDP answers with, per second; above it, unknown
+        /// versions are dropped. 0 = none is answered.
+        version_negotiations_per_second: u32 = 1_000;
+        /// Log from inside the XDP program (aya-log). It is slow: for debugging only.
+        debug_log: bool = false;
+    }
+    /// Limits. Where one is hit, the client gets a Reason Code if there is a way to tell it, and
+    /// headgate_refused_total{limit="…"} counts.
+    limits: LimitsConfig {
+        /// Network connections in all; 0 = no limit. Worst case: about 13 kB for an idle QUIC
+        /// session, and memory_per_connection_bytes for each that is busy. QUIC: CONNECTION_REFUSED.
+        connections: u32 = 1_000_000;
+        /// Network connections from one source prefix (IPv4 /24, IPv6 /64); 0 = no limit. Many
+        /// devices share a prefix behind a carrier's NAT. Costs 40 bytes per prefix.
+        /// QUIC: CONNECTION_REFUSED.
+        connections_per_prefix: u32 = 200_000;
+        /// Connections begun per second, all workers together; a second's worth may come at once.
+        /// 0 = no limit. QUIC: CONNECTION_REFUSED. A handshake costs about 0.2 ms of CPU.
+        handshakes_per_second: u32 = 20_000;
+        /// Bidirectional streams that a QUIC client may have open. The first is the control
+        /// stream. More: STREAM_LIMIT_ERROR. Each may hold 64 kB of the client's data.
+        streams_per_connection: u16 = 1, 1..=1_000;
+        /// Sessions of one worker, connected or not. More: CONNACK 0x97. An empty session costs
+        /// about 500 bytes.
+        sessions_per_worker: u32 = 1_000_000, 1..=16_777_215;
+        /// Subscriptions of one session. More: SUBACK 0x97. About 90 bytes each, and the filter.
+        subscriptions_per_session: u32 = 1_000, 1..=1_000_000;
+        /// Messages that wait for one session. More: the newest is dropped and counted.
+        queued_messages_per_session: u32 = 1_000, 1..=1_000_000;
+        /// Memory of the messages that wait for one session or are on their way to it, bytes.
+        /// More: the newest is dropped and counted.
+        memory_per_connection_bytes: u32 = 1_000_000, 65_536..=1_073_741_824;
+        /// Bytes given to a connection that the network has not taken yet. More: messages wait in
+        /// the session's queue; above twice as much, nothing is read from the client.
+        send_buffer_bytes: u32 = 65_536, 4_096..=16_777_216;
+        /// Maximum Packet Size that clients are told (MQTT 5.0 §3.2.2.3.6), bytes. More:
+        /// DISCONNECT 0x95.
+        packet_bytes_max: u32 = 262_144, 1_024..=268_435_460;
+        /// Receive Maximum that clients are told (§3.2.2.3.3): PUBLISH packets with QoS 1 or 2 that
+        /// a client may have open. More: DISCONNECT 0x93.
+        receive_maximum: u16 = 256, 1..=65_535;
+        /// PUBLISH packets with QoS 1 or 2 on their way to one client; its own Receive Maximum may
+        /// be less.
+        inflight_messages_per_session: u16 = 256, 1..=65_535;
+        /// Length of a Client Identifier, bytes. More: CONNACK 0x85.
+        client_id_bytes: u16 = 256, 23..=65_535;
+        /// Levels of a Topic Name or Topic Filter. More: SUBACK 0x97, PUBACK 0x90.
+        topic_levels: u16 = 64, 1..=1_024;
+        /// Retained messages in all. More: PUBACK 0x97 (5.0); otherwise delivered, not stored.
+        retained_messages: u32 = 100_000;
+        /// Memory of all retained messages, bytes. More: as above.
+        retained_bytes: u64 = 268_435_456, 0..=1_099_511_627_776;
+    }
+    /// The protocol.
+    mqtt: MqttConfig {
+        /// Let in whoever connects. There is no other authentication in this version: with false
+        /// the broker does not start. Set it to true only where everybody who can reach the
+        /// listeners is trusted.
+        allow_anonymous: bool = false;
+        /// Time for a client from opening a connection to CONNECT, seconds. Later: closed.
+        connect_timeout_s: u32 = 10, 1..=300;
+        /// Longest silence of any client, seconds: applies to Keep Alive 0, and to clients whose
+        /// 1.5 × Keep Alive is more (those of 5.0 are told a shorter one: Server Keep Alive, MQTT
+        /// 5.0 §3.2.2.3.14). It is also QUIC's max_idle_timeout (RFC 9000 §10.1).
+        idle_ceiling_s: u32 = 3_600, 5..=604_800;
+        /// Longest Session Expiry Interval, seconds; a longer one is shortened (5.0: the client is
+        /// told), and sessions of 3.1.1 with Clean Session 0 get this one. 4_294_967_295 = sessions may
+        /// last for ever.
+        session_expiry_max_s: u32 = 604_800;
+    }
+    /// How the broker is looked after.
+    admin: AdminConfig {
+        /// Unix socket of `headgate status`, mode 0600: it answers root and the broker's own user.
+        /// "" = admin.sock in the state folder.
+        socket: PathBuf = PathBuf::new();
+        /// HTTP address of /metrics for Prometheus. It has no authentication: keep it on loopback.
+        http: Option<SocketAddr> = Some(([127, 0, 0, 1], 9470).into());
+    }
+    /// What is logged, to standard error.
+    log: LogConfig {
+        /// The least severe events that are logged.
+        level: LogLevel = LogLevel::Info;
+        /// How events are written: lines for people, or one JSON object per line.
+        format: LogFormat = LogFormat::Text;
+    }
+    /// SIGTERM and SIGINT.
+    shutdown: ShutdownConfig {
+        /// Clients get DISCONNECT 0x8B (server shutting down), and this many seconds for what is
+        /// already on its way to them; then the process ends. A second signal ends it at once.
+        grace_s: u32 = 5, 0..=300;
+    }
+}
