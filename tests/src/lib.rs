@@ -1,1 +1,3 @@
 //! End-to-end tests, load generators and fuzz targets.
+
+pub mod skip;

@@ -1,2 +1,52 @@
-//! Developer commands.
-fn main() {}
+//! Developer commands: `cargo xtask setup | build-ebpf | test | bench | tidy`.
+
+mod bench;
+mod build_ebpf;
+mod paths;
+mod setup;
+mod shell;
+mod test;
+mod tidy;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Builds, runs, tests and measures headgate.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Install what building (and testing) needs and is missing; says what and why
+    Setup(setup::Options),
+    /// Build the kernel programs: xdp-ebpf/target/bpfel-unknown-none/release/headgate-xdp
+    BuildEbpf,
+    /// Set up, then run every check and every test
+    Test(test::Options),
+    /// Measure, and compare with the bars
+    Bench(bench::Options),
+    /// Check the rules of the project that no compiler checks
+    Tidy,
+}
+
+fn main() -> ExitCode {
+    let outcome = match Arguments::parse().command {
+        Command::Setup(options) => setup::run(&options),
+        Command::BuildEbpf => build_ebpf::run(),
+        Command::Test(options) => test::run(&options),
+        Command::Bench(options) => bench::run(&options),
+        Command::Tidy => tidy::run(),
+    };
+    match outcome {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,241 @@
+//! `cargo xtask bench`: measures, and compares with the bars.
+//!
+//! Each program `bench_*` of the tests crate prints an array of figures on standard output and its progress on standard
+//! error.
+
+use std::fs;
+use std::process::{Command, ExitCode, Stdio};
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use crate::setup::{self, ebpf};
+use crate::{build_ebpf, paths, shell};
+
+/// What `cargo xtask bench` takes.
+#[derive(clap::Args)]
+pub struct Options {
+    /// Which programs to run, without `bench_` in front; all of them if none is named
+    names: Vec<String>,
+    /// Print the figures as an array of objects: name, value, unit, bar, met
+    #[arg(long)]
+    json: bool,
+}
+
+/// The keys of a figure, which are the table's columns as well.
+const COLUMNS: [&str; 5] = ["name", "value", "unit", "bar", "met"];
+
+/// Runs the command.
+///
+/// # Errors
+/// A program doesn't compile, fails, or prints something else than figures. A missed bar is no error, but the exit code
+/// says so.
+pub fn run(options: &Options) -> Result<ExitCode> {
+    let programs = select(&available()?, &options.names)?;
+    for line in setup::kernel_part()? {
+        eprintln!("missing: {line}");
+    }
+    if let Ok(toolchain) = ebpf::find() {
+        eprintln!("{}", build_ebpf::build(&toolchain)?);
+    }
+    let mut build = shell::cargo();
+    build.args([
+        "build",
+        "--release",
+        "--package",
+        "headgate",
+        "--package",
+        "headgate-tests",
+        "--bins",
+    ]);
+    shell::must("bench-build", "cargo build --release", &mut build)?;
+    let mut figures = Vec::new();
+    for program in &programs {
+        figures.extend(measure(program)?);
+    }
+    if options.json {
+        println!("{}", serde_json::to_string_pretty(&figures)?);
+    } else {
+        print!("{}", table(&figures));
+    }
+    let missed = figures.iter().filter(|figure| is_missed(figure)).count();
+    if missed > 0 {
+        eprintln!("{missed} of {} figures missed their bar", figures.len());
+        return Ok(ExitCode::FAILURE);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The names of the programs that measure, without `bench_`.
+fn available() -> Result<Vec<String>> {
+    let folder = paths::root().join("tests/src/bin");
+    let entries = fs::read_dir(&folder).with_context(|| format!("reading {}", folder.display()))?;
+    let mut names: Vec<String> = entries
+        .flatten()
+        .filter_map(|entry| {
+            let name = entry.file_name().into_string().ok()?;
+            let name = name.strip_prefix("bench_")?;
+            Some(name.strip_suffix(".rs").unwrap_or(name).to_owned())
+        })
+        .collect();
+    names.sort();
+    Ok(names)
+}
+
+fn select(available: &[String], wanted: &[String]) -> Result<Vec<String>> {
+    if let Some(unknown) = wanted.iter().find(|name| !available.contains(name)) {
+        bail!(
+            "no benchmark is called {unknown:?}; there are: {}",
+            available.join(", ")
+        );
+    }
+    let all = if wanted.is_empty() { available } else { wanted };
+    Ok(all.to_vec())
+}
+
+fn measure(program: &str) -> Result<Vec<Value>> {
+    eprintln!("measuring {program}");
+    let output = Command::new(
+        paths::target()
+            .join("release")
+            .join(format!("bench_{program}")),
+    )
+    .current_dir(paths::root())
+    .stdin(Stdio::null())
+    .stderr(Stdio::inherit())
+    .output()
+    .with_context(|| format!("starting bench_{program}"))?;
+    if !output.status.success() {
+        bail!("bench_{program} failed: {}", output.status);
+    }
+    figures(&output.stdout)
+        .with_context(|| format!("what bench_{program} printed is no array of figures"))
+}
+
+fn figures(json: &[u8]) -> Result<Vec<Value>> {
+    let figures: Vec<Value> = serde_json::from_slice(json)?;
+    for figure in &figures {
+        if let Some(column) = COLUMNS.iter().find(|column| figure.get(**column).is_none()) {
+            bail!("a figure without {column:?}: {figure}");
+        }
+    }
+    Ok(figures)
+}
+
+/// A figure whose bar is null is printed for comparison only, and can't miss it.
+fn is_missed(figure: &Value) -> bool {
+    !figure["bar"].is_null() && figure["met"] != Value::Bool(true)
+}
+
+fn table(figures: &[Value]) -> String {
+    let mut rows = vec![COLUMNS.map(str::to_owned)];
+    rows.extend(
+        figures
+            .iter()
+            .map(|figure| COLUMNS.map(|column| cell(&figure[column]))),
+    );
+    let widths: Vec<usize> = (0..COLUMNS.len())
+        .map(|column| {
+            rows.iter()
+                .map(|row| row[column].chars().count())
+                .max()
+                .unwrap_or(0)
+        })
+        .collect();
+    let mut text = String::new();
+    for row in rows {
+        for (column, (cell, width)) in row.iter().zip(&widths).enumerate() {
+            let is_number = column == 1 || column == 3;
+            let padding = " ".repeat(width - cell.chars().count());
+            let cell = if is_number {
+                format!("{padding}{cell}")
+            } else {
+                format!("{cell}{padding}")
+            };
+            text.push_str(&cell);
+            text.push_str("  ");
+        }
+        text.truncate(text.trim_end().len());
+        text.push('\n');
+    }
+    text
+}
+
+fn cell(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        Value::Bool(true) => "yes".to_owned(),
+        Value::Bool(false) => "NO".to_owned(),
+        Value::Null => "-".to_owned(),
+        Value::Number(number) => thousands(&number.to_string()),
+        other => other.to_string(),
+    }
+}
+
+/// Puts commas into the whole part of a number.
+fn thousands(number: &str) -> String {
+    let (whole, fraction) = match number.split_once('.') {
+        Some((whole, fraction)) => (whole, Some(&fraction[..fraction.len().min(1)])),
+        None => (number, None),
+    };
+    let mut text = String::new();
+    for (index, digit) in whole.chars().enumerate() {
+        if index > 0 && (whole.len() - index).is_multiple_of(3) && text != "-" {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    if let Some(fraction) = fraction {
+        text.push('.');
+        text.push_str(fraction);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const JSON: &str = r#"[
+        {"name": "match_ns", "value": 812.25, "unit": "ns", "bar": 900, "met": true},
+        {"name": "handshakes_per_cpu_s", "value": 4999, "unit": "1/s", "bar": 5000, "met": false},
+        {"name": "deny_list_ns", "value": 7, "unit": "ns", "bar": null, "met": null}
+    ]"#;
+
+    #[test]
+    fn a_figure_is_a_row() {
+        let table = table(&figures(JSON.as_bytes()).expect("figures"));
+        let expected = "\
+name                  value  unit    bar  met
+match_ns              812.2  ns      900  yes
+handshakes_per_cpu_s  4,999  1/s   5,000  NO
+deny_list_ns              7  ns        -  -
+";
+        assert_eq!(table, expected);
+    }
+
+    #[test]
+    fn only_a_bar_can_be_missed() {
+        let missed: Vec<bool> = figures(JSON.as_bytes())
+            .expect("figures")
+            .iter()
+            .map(is_missed)
+            .collect();
+        assert_eq!(missed, [false, true, false]);
+    }
+
+    #[test]
+    fn a_figure_has_all_keys() {
+        let error =
+            figures(br#"[{"name": "x", "value": 1, "unit": "ns", "bar": 2}]"#).expect_err("no met");
+        assert!(error.to_string().contains("met"), "{error}");
+    }
+
+    #[test]
+    fn an_unknown_name_lists_the_known_ones() {
+        let known = ["quic".to_owned(), "xdp".to_owned()];
+        let error = select(&known, &["tcp".to_owned()]).expect_err("there is no tcp");
+        assert!(error.to_string().contains("quic, xdp"), "{error}");
+        assert_eq!(select(&known, &[]).expect("all"), known);
+    }
+}

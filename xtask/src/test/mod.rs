@@ -1,0 +1,241 @@
+//! `cargo xtask test`: every check and every test, a line each, and one closing line that counts them.
+
+mod fuzz;
+mod tally;
+
+use std::env;
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Command, ExitCode};
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+
+use crate::setup::{self, ebpf};
+use crate::{build_ebpf, paths, shell, tidy};
+
+use tally::Tally;
+
+/// What `cargo xtask test` takes.
+#[derive(clap::Args)]
+pub struct Options {
+    /// Also the long runs: each fuzz target for a minute, property tests with many more cases
+    #[arg(long)]
+    full: bool,
+}
+
+/// Where tests that can't run here say so, one line each: `SKIPPED name: reason`.
+const SKIP_LOG: &str = "HEADGATE_SKIP_LOG";
+
+/// Cases per property in `--full`.
+const PROPERTY_CASES_FULL: &str = "20000";
+
+/// Runs the command.
+///
+/// # Errors
+/// Something could not be started or installed. Failing tests are no error here: they are counted.
+pub fn run(options: &Options) -> Result<ExitCode> {
+    let started = Instant::now();
+    let mut session = Session {
+        tally: Tally::default(),
+        failed: Vec::new(),
+    };
+    session.prepare()?;
+    session.checks()?;
+    session.tests()?;
+    if options.full {
+        session.long_runs()?;
+    }
+    Ok(session.close(started.elapsed()))
+}
+
+/// One run of everything.
+struct Session {
+    tally: Tally,
+    /// What failed: names of checks and of tests.
+    failed: Vec<String>,
+}
+
+impl Session {
+    /// Installs what the tests need and builds the kernel programs.
+    fn prepare(&mut self) -> Result<()> {
+        let started = Instant::now();
+        let mut missing = setup::kernel_part()?;
+        missing.extend(setup::for_tests()?);
+        for line in &missing {
+            println!("missing: {line}");
+        }
+        step("setup", started.elapsed(), "ok");
+        match ebpf::find() {
+            Ok(toolchain) => match build_ebpf::build(&toolchain) {
+                Ok(text) => self.passed("build-ebpf", None, &text),
+                Err(error) => self.fails("build-ebpf", &format!("{error:#}")),
+            },
+            Err(reason) => self.skipped("build-ebpf", &format!("missing: {reason}")),
+        }
+        Ok(())
+    }
+
+    /// What is checked without running the code.
+    fn checks(&mut self) -> Result<()> {
+        let mut format = shell::cargo();
+        format.args(["fmt", "--all", "--check"]);
+        self.check("fmt", &mut format)?;
+        if paths::ebpf_workspace().join("Cargo.toml").is_file() {
+            let mut format = shell::cargo();
+            format.args(["fmt", "--check", "--manifest-path", "xdp-ebpf/Cargo.toml"]);
+            self.check("fmt-ebpf", &mut format)?;
+        }
+        let mut clippy = shell::cargo();
+        clippy.args([
+            "clippy",
+            "--workspace",
+            "--all-targets",
+            "--quiet",
+            "--",
+            "-D",
+            "warnings",
+        ]);
+        self.check("clippy", &mut clippy)?;
+        let mut doc = shell::cargo();
+        doc.args(["doc", "--workspace", "--no-deps", "--quiet"])
+            .env("RUSTDOCFLAGS", "-D warnings");
+        self.check("doc", &mut doc)?;
+        let started = Instant::now();
+        let complaints = tidy::complaints()?;
+        if complaints.is_empty() {
+            self.passed("tidy", Some(started.elapsed()), "");
+        } else {
+            self.fails("tidy", &format!("    {}", complaints.join("\n    ")));
+        }
+        Ok(())
+    }
+
+    /// The tests of all crates; those from outside drive the binary that is built here.
+    fn tests(&mut self) -> Result<()> {
+        let mut build = shell::cargo();
+        build.args(["build", "--quiet", "--package", "headgate"]);
+        if !self.check("build", &mut build)? {
+            return Ok(());
+        }
+        let mut test = shell::cargo();
+        test.args(["test", "--workspace", "--no-fail-fast"]);
+        self.cargo_test("test", &mut test)
+    }
+
+    /// What takes too long for every change.
+    fn long_runs(&mut self) -> Result<()> {
+        let mut test = shell::cargo();
+        test.args(["test", "--workspace", "--no-fail-fast", "--lib"])
+            .env("PROPTEST_CASES", PROPERTY_CASES_FULL);
+        self.cargo_test("properties", &mut test)?;
+        for outcome in fuzz::run()? {
+            match outcome {
+                fuzz::Outcome::Passed { target, took } => {
+                    self.passed(&format!("fuzz {target}"), Some(took), "")
+                }
+                fuzz::Outcome::Failed { target, text } => {
+                    self.fails(&format!("fuzz {target}"), &text)
+                }
+                fuzz::Outcome::Skipped { target, reason } => {
+                    self.skipped(&format!("fuzz {target}"), &reason)
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs a check: it passes if its command does.
+    fn check(&mut self, name: &str, command: &mut Command) -> Result<bool> {
+        let finished = shell::watch(name, name, command, |_| ())?;
+        if finished.status.success() {
+            self.passed(name, Some(finished.took), "");
+        } else {
+            self.fails(name, &finished.tail());
+        }
+        Ok(finished.status.success())
+    }
+
+    /// Runs `cargo test` and counts its tests one by one.
+    fn cargo_test(&mut self, name: &str, command: &mut Command) -> Result<()> {
+        let skip_log = fresh_skip_log(name)?;
+        command.env(SKIP_LOG, &skip_log);
+        if env::var_os("CI").is_some() {
+            command.env("CARGO_INCREMENTAL", "0");
+        }
+        let mut reader = tally::Reader::default();
+        let finished = shell::watch(name, name, command, |line| {
+            if let Some(program) = reader.line(line) {
+                println!("  {program}");
+            }
+        })?;
+        let skips = fs::read_to_string(&skip_log).unwrap_or_default();
+        let counted = reader.finish(&skips);
+        for (test, reason) in &counted.skipped_tests {
+            println!("  SKIPPED {test}: {reason}");
+        }
+        let has_failures = !counted.failed_tests.is_empty();
+        if has_failures {
+            println!("{}", tally::failures(&finished.output()?));
+        }
+        self.failed.extend(counted.failed_tests.iter().cloned());
+        self.tally.add(&counted.tally);
+        if !finished.status.success() && !has_failures {
+            self.fails(name, &finished.tail());
+        } else if counted.tally.passed == 0 {
+            self.fails(name, "    not one test ran");
+        } else {
+            let outcome = if has_failures { "FAILED" } else { "ok" };
+            step(
+                name,
+                finished.took,
+                &format!("{outcome}: {}", counted.tally),
+            );
+        }
+        Ok(())
+    }
+
+    fn passed(&mut self, name: &str, took: Option<Duration>, text: &str) {
+        self.tally.passed += 1;
+        match took {
+            Some(took) => step(name, took, "ok"),
+            None => println!("{name:<12} {text}"),
+        }
+    }
+
+    fn fails(&mut self, name: &str, text: &str) {
+        self.tally.failed += 1;
+        self.failed.push(name.to_owned());
+        println!("{name:<12} FAILED\n{text}");
+    }
+
+    fn skipped(&mut self, name: &str, reason: &str) {
+        self.tally.skipped += 1;
+        println!("{name:<12} SKIPPED {name}: {reason}");
+    }
+
+    /// Says how it went; the last line is for machines too.
+    fn close(self, took: Duration) -> ExitCode {
+        for name in &self.failed {
+            println!("failed: {name}");
+        }
+        println!("took {}", shell::seconds(took));
+        println!("{}", self.tally);
+        if self.tally.failed == 0 {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn step(name: &str, took: Duration, outcome: &str) {
+    println!("{name:<12} {:>12}  {outcome}", shell::seconds(took));
+}
+
+fn fresh_skip_log(name: &str) -> Result<PathBuf> {
+    fs::create_dir_all(paths::logs())?;
+    let log = paths::logs().join(format!("{name}.skipped"));
+    fs::write(&log, "")?;
+    Ok(log)
+}
