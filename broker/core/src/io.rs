@@ -10,6 +10,20 @@ use crate::{Session, message::Message};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Time(pub u64);
 
+impl Time {
+    /// The time `seconds` later.
+    #[must_use]
+    pub fn after_s(self, seconds: u32) -> Self {
+        self.after_ms(u64::from(seconds) * 1_000)
+    }
+
+    /// The time `milliseconds` later.
+    #[must_use]
+    pub fn after_ms(self, milliseconds: u64) -> Self {
+        Self(self.0.saturating_add(milliseconds))
+    }
+}
+
 /// Index of a worker in the `workers` map; the third part of a connection ID's server id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct WorkerSlot(pub u8);
@@ -49,7 +63,8 @@ pub struct Owner {
     pub epoch: u32,
 }
 
-/// An operation of one worker, counted up from 1; its completion names it.
+/// An operation of one worker, counted up; its completion names it. The top 16 bits hold the
+/// worker's incarnation, so that a late completion or answer names nothing of a successor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct OpId(pub u64);
 
@@ -95,7 +110,8 @@ pub enum Input {
         /// The reason code for DISCONNECT (or CONNACK, before the session is up).
         reason: ReasonCode,
     },
-    /// A connection is gone, without anything having been said by the core.
+    /// A connection is gone, without anything having been said by the core. After an
+    /// [`Output::Close`] the core has forgotten the connection, and this input is optional.
     Closed {
         /// Which connection.
         conn: ConnId,
@@ -116,6 +132,12 @@ pub enum Input {
     },
     /// An operation has completed.
     Completed(Completion),
+    /// Another worker has stopped (a panic) and lost what it had; a successor may take its slot.
+    /// What this worker expects from it will not come.
+    WorkerGone {
+        /// Which worker.
+        worker: WorkerSlot,
+    },
     /// `Core::next_timeout` has passed.
     Timeout,
     /// The server shuts down: say so to every client (0x8B).
@@ -217,7 +239,8 @@ pub enum Frame {
     },
 }
 
-/// What workers say to each other.
+/// What workers say to each other. Between two workers everything stays in the order in which it
+/// was sent, deliveries and control messages alike.
 #[derive(Debug)]
 pub enum Mesh {
     /// Deliver one message to sessions of the receiving worker.
@@ -226,6 +249,16 @@ pub enum Mesh {
     Takeover(Box<Takeover>),
     /// Control: the answer to `Takeover`.
     Moved(Box<Moved>),
+    /// Control: keeps the order of messages while a session moves.
+    Fence(Fence),
+    /// Control: the answer to a [`Delivery`] with a receipt. A driver that has to drop such a
+    /// delivery answers in the receiver's place with `stored: false`.
+    Stored {
+        /// The delivery's receipt.
+        receipt: Receipt,
+        /// The receiving worker has recorded the message for all targets that need it.
+        stored: bool,
+    },
 }
 
 impl Mesh {
@@ -235,6 +268,43 @@ impl Mesh {
     }
 }
 
+/// Names an acknowledgement that the sender of a [`Delivery`] holds back until the receiver has
+/// recorded the message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Receipt {
+    /// The publisher's connection.
+    pub conn: ConnId,
+    /// Counts the acknowledgements of that connection.
+    pub serial: u32,
+}
+
+/// A mark that follows the last deliveries to a session's old home. The new home asks every
+/// worker; each sends the mark to the old home, behind its deliveries; the old home sends it on
+/// to the new one, behind what it forwarded. Until then the new home holds back what reaches it
+/// directly, so that messages of one publisher stay in order \[MQTT-4.6.0-5\].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fence {
+    /// How far it is.
+    pub leg: FenceLeg,
+    /// The session's handle at its new home.
+    pub session: u64,
+    /// The new home.
+    pub home: WorkerSlot,
+    /// The old home.
+    pub via: WorkerSlot,
+}
+
+/// The legs of a [`Fence`]'s way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FenceLeg {
+    /// New home → each worker.
+    Ask,
+    /// Each worker → old home.
+    Pass,
+    /// Old home → new home.
+    Done,
+}
+
 /// One message and the sessions of one worker that get it.
 #[derive(Debug)]
 pub struct Delivery {
@@ -242,6 +312,8 @@ pub struct Delivery {
     pub message: Arc<Message>,
     /// Who gets it.
     pub targets: Vec<Target>,
+    /// The publisher's acknowledgement waits for [`Mesh::Stored`].
+    pub receipt: Option<Receipt>,
 }
 
 /// One session in a delivery plan.
@@ -260,8 +332,10 @@ pub struct Takeover {
     pub client_id: Text,
     /// The owner that was found in the directory; anything newer refuses.
     pub expected: Owner,
-    /// Who owns it from now on: late deliveries are sent on to it.
+    /// Who owns it from now on (the directory knows already).
     pub new: Owner,
+    /// The session's handle there: late deliveries are sent on to it.
+    pub handle: u64,
     /// Clean Start: the session ends instead of moving.
     pub discard: bool,
 }
@@ -301,13 +375,27 @@ pub enum Record {
         /// Topic Filter.
         filter: Text,
     },
-    /// A message was queued for the session.
+    /// A message with QoS > 0 was queued for the session; the record's sequence names it.
     Queued {
         /// The message.
         message: Arc<Message>,
+        /// The QoS with which this session gets it.
+        qos: headgate_codec::QoS,
     },
-    /// The front of the queue was acknowledged.
+    /// A queued QoS 2 message was sent: a retransmission has to use the same Packet Identifier.
+    Sent {
+        /// Sequence of its `Queued`.
+        queued: u64,
+        /// Packet Identifier.
+        packet_id: PacketId,
+    },
+    /// A queued message is done: acknowledged (PUBACK, PUBREC), expired, or too large to send.
     Acknowledged {
+        /// Sequence of its `Queued`.
+        queued: u64,
+    },
+    /// The last step of a QoS 2 delivery (PUBCOMP).
+    Completed {
         /// Packet Identifier.
         packet_id: PacketId,
     },

@@ -1,8 +1,216 @@
 //! Sessions, routing, retained messages, limits and timers of one worker, as a state machine
 //! without clock, I/O or unsafe code: it takes an [`Input`] and the time, and returns
 //! [`Output`]s, which the worker's driver executes.
+//!
+//! ```text
+//!             Input, now            ┌────────────────────┐  Output
+//!  driver ─────────────────────────►│ Core (one worker)  ├──────────► driver
+//!   ▲  Opened Packet Flushed Mesh   │  its connections   │ Send Close Read Mesh Persist Claim
+//!   │  Closed Completed Timeout     │  its sessions      │
+//!   └───────────────────────────────│  its timers        │
+//!                                   └─────────┬──────────┘
+//!                   Shared: topic table, retained messages (all workers)
+//! ```
+//!
+//! **Order.** A driver executes outputs in their order. Messages between two workers stay in order.
+//! `Persisted` may come at any time, and covers everything up to its operation.
+//!
+//! **Choices that the standard leaves open.** Overlapping subscriptions of a client get one PUBLISH
+//! with the highest QoS and all Subscription Identifiers (§3.3.4). QoS 0 messages are not kept for
+//! clients that aren't connected. A full queue drops what arrives, not what waits. A QoS 0 message
+//! may overtake messages with QoS > 0 that wait for the client's acknowledgements. Messages of one
+//! publisher stay in order for as long as its connection lasts.
 #![forbid(unsafe_code)]
 
+mod acks;
+mod close;
+mod connect;
+mod conns;
+mod counters;
+mod deliver;
+mod env;
+mod hub;
 mod io;
+mod limits;
+mod message;
+mod options;
+mod publish;
+mod retained;
+mod route;
+mod session;
+mod slots;
+mod subscribe;
+mod takeover;
+mod timers;
 
+use headgate_codec::{Packet, ReasonCode};
+use headgate_topics::{Cache, Subscriber, Table};
+use std::sync::Arc;
+
+pub use counters::Counters;
 pub use io::*;
+pub use limits::{CoreConfig, CoreLimits, RetainedLimits};
+pub use message::Message;
+pub use retained::{Retained, RetainedFull};
+pub use session::Session;
+
+use close::End;
+use conns::State;
+use counters::add;
+use hub::Hub;
+
+/// What the cores of all workers share.
+#[derive(Debug)]
+pub struct Shared {
+    /// All subscriptions.
+    pub topics: Table,
+    /// All retained messages.
+    pub retained: Retained,
+}
+
+impl Shared {
+    /// Nothing yet. `seed` is a secret random number, for the hashes of the topic table.
+    pub fn new(seed: [u64; 2], retained: RetainedLimits) -> Self {
+        Self {
+            topics: Table::new(seed),
+            retained: Retained::new(retained),
+        }
+    }
+}
+
+/// The state machine of one worker.
+pub struct Core {
+    hub: Hub,
+    cache: Cache,
+    plans: route::Plans,
+    merged: Vec<Subscriber>,
+}
+
+impl Core {
+    /// A core without connections and sessions.
+    pub fn new(config: CoreConfig, shared: Arc<Shared>) -> Self {
+        let cache = Cache::new(config.limits.topic_cache_entries);
+        Self {
+            hub: Hub::new(config, shared),
+            cache,
+            plans: route::Plans::default(),
+            merged: Vec::new(),
+        }
+    }
+
+    /// Takes what has happened and appends what is to be done. `now` never goes back.
+    pub fn handle(&mut self, input: Input, now: Time, out: &mut Vec<Output>) {
+        self.hub.env.now = now;
+        match input {
+            Input::Packet { conn, packet } => self.on_packet(conn, packet, out),
+            Input::Flushed { conn, bytes } => self.hub.flushed(conn, bytes, out),
+            Input::Mesh { from, message } => self.on_mesh(from, message, out),
+            Input::Completed(Completion::Persisted { up_to }) => self.hub.on_persisted(up_to, out),
+            Input::Completed(Completion::Claimed { op, result }) => {
+                self.hub.on_claimed(op, result, out)
+            }
+            Input::Opened { conn, peer: _ } => self.hub.opened(conn, out),
+            Input::Closed { conn } => self.hub.close(conn, End::Lost, out),
+            Input::Malformed { conn, reason } => self.hub.on_malformed(conn, reason, out),
+            Input::Timeout => {
+                self.hub.on_timeout(out);
+                self.hub.work_off_backlog(out);
+            }
+            Input::WorkerGone { worker } => self.hub.on_worker_gone(worker, out),
+            Input::Shutdown => self.hub.shut_down(out),
+        }
+        if !self.hub.ready.is_empty() {
+            self.take_held(out);
+        }
+        if !self.hub.wills.is_empty() {
+            self.publish_wills(out);
+        }
+    }
+
+    /// When [`Input::Timeout`] is due; a time that has passed = at once.
+    pub fn next_timeout(&self) -> Option<Time> {
+        if !self.hub.backlog.is_empty() {
+            return Some(self.hub.env.now);
+        }
+        self.hub.timers.next()
+    }
+
+    /// What this worker has counted.
+    pub fn counters(&self) -> &Counters {
+        &self.hub.env.counters
+    }
+
+    #[inline]
+    fn on_packet(&mut self, conn: ConnId, packet: Packet, out: &mut Vec<Output>) {
+        let hub = &mut self.hub;
+        let Some(c) = hub.conns.get(conn) else { return };
+        c.last_seen = hub.env.now;
+        add(&mut hub.env.counters.packets_in, 1);
+        match (c.state, packet) {
+            (State::Up(slot), Packet::Publish(publish)) => {
+                self.on_publish(conn, slot, &publish, out)
+            }
+            (State::Up(slot), packet) => hub.on_session_packet(conn, slot, packet, out),
+            (State::Connecting(slot), packet) => hub.hold(conn, slot, packet, out),
+            (_, Packet::Connect(connect)) => hub.on_connect(conn, connect, out),
+            // [MQTT-3.1.0-1]; no DISCONNECT before CONNACK [MQTT-3.14.0-1].
+            _ => {
+                add(&mut hub.env.counters.protocol_errors, 1);
+                hub.close(conn, End::Silent(ReasonCode::PROTOCOL_ERROR), out);
+            }
+        }
+    }
+
+    fn on_mesh(&mut self, from: WorkerSlot, message: Mesh, out: &mut Vec<Output>) {
+        match message {
+            Mesh::Deliver(delivery) => self.on_delivery(from, &delivery, out),
+            Mesh::Takeover(takeover) => self.hub.on_takeover(from, takeover, out),
+            Mesh::Moved(moved) => self.hub.on_moved(from, moved.op, moved.session, out),
+            Mesh::Fence(fence) => self.hub.on_fence(fence, out),
+            Mesh::Stored { receipt, stored } => self.hub.on_stored(receipt, stored, out),
+        }
+    }
+
+    /// The packets that came before CONNECT was completed.
+    fn take_held(&mut self, out: &mut Vec<Output>) {
+        while let Some(conn) = self.hub.ready.pop() {
+            let held = self.hub.conns.get(conn).and_then(|c| c.held.take());
+            for packet in held.into_iter().flat_map(|h| h.packets) {
+                self.on_packet(conn, packet, out);
+            }
+        }
+    }
+}
+
+impl Hub {
+    /// Any packet but PUBLISH, on a connection with a session.
+    fn on_session_packet(
+        &mut self,
+        conn: ConnId,
+        slot: u32,
+        packet: Packet,
+        out: &mut Vec<Output>,
+    ) {
+        match packet {
+            Packet::PubAck(ack) => self.on_puback(conn, slot, &ack, out),
+            Packet::PubRec(ack) => self.on_pubrec(conn, slot, &ack, out),
+            Packet::PubRel(ack) => self.on_pubrel(conn, slot, &ack, out),
+            Packet::PubComp(ack) => self.on_pubcomp(conn, slot, &ack, out),
+            Packet::PingReq => {
+                // [MQTT-3.12.4-1]
+                if let Some(session) = self.slots.session(slot) {
+                    session.send_bytes(PINGRESP, out);
+                }
+                self.check_unsent(conn, slot, out);
+            }
+            Packet::Subscribe(packet) => self.on_subscribe(conn, slot, &packet, out),
+            Packet::Unsubscribe(packet) => self.on_unsubscribe(conn, slot, &packet, out),
+            Packet::Disconnect(packet) => self.on_disconnect(conn, slot, &packet, out),
+            // A second CONNECT [MQTT-3.1.0-2], AUTH without a method [MQTT-4.12.0-7], and what
+            // only servers send.
+            _ => self.protocol_error(conn, ReasonCode::PROTOCOL_ERROR, out),
+        }
+    }
+}
+
+const PINGRESP: bytes::Bytes = bytes::Bytes::from_static(&[0xd0, 0]);

@@ -1,0 +1,401 @@
+//! The end of connections and of sessions, wills (MQTT 5.0 §3.1.2.5), and time.
+
+use headgate_codec::{Disconnect, Packet, ReasonCode, Version, Will};
+
+use crate::{
+    ConnId, Output, Owner, Record, SessionId, Time,
+    conns::State,
+    counters::{add, sub},
+    hub::Hub,
+    session::{NEVER, Session},
+    slots::{Handle, Slot, WaitingTakeover},
+    timers::TimerKey,
+};
+
+/// How a connection ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    /// The network says so.
+    Lost,
+    /// DISCONNECT came: 0x00 deletes the will \[MQTT-3.14.4-3\].
+    Client(ReasonCode),
+    /// The server ends it and says why.
+    Server(ReasonCode),
+    /// The server ends it without a word, where none may be said.
+    Silent(ReasonCode),
+    /// Another connection has the session \[MQTT-3.1.4-3\].
+    TakenOver {
+        /// And goes on with it.
+        resumed: bool,
+    },
+}
+
+/// A will that is due.
+pub(crate) struct DueWill {
+    pub(crate) will: Will,
+    pub(crate) publisher: Handle,
+    pub(crate) session: SessionId,
+    pub(crate) epoch: u32,
+    pub(crate) sequence: u64,
+}
+
+impl Hub {
+    /// Ends a connection; its session goes on without it or ends.
+    pub(crate) fn close(&mut self, conn: ConnId, end: End, out: &mut Vec<Output>) {
+        let Some(gone) = self.conns.take(conn) else {
+            return;
+        };
+        sub(&mut self.env.counters.connections, 1);
+        let said = match end {
+            End::Server(reason) => Some(reason),
+            End::TakenOver { .. } => Some(ReasonCode::SESSION_TAKEN_OVER),
+            _ => None,
+        };
+        match gone.state {
+            State::Up(slot) => {
+                if let (Some(reason), Some(session)) = (said, self.slots.session(slot)) {
+                    say_goodbye(session, &mut self.env, reason, out);
+                }
+                self.disconnected(slot, end, out);
+            }
+            State::Connecting(slot) => self.abandon(slot),
+            State::New | State::Free => {}
+        }
+        match (end, said) {
+            (End::Lost, _) => {}
+            (End::Client(_), _) => out.push(Output::Close {
+                conn,
+                reason: ReasonCode::SUCCESS,
+            }),
+            (End::Silent(reason), _) | (_, Some(reason)) => {
+                out.push(Output::Close { conn, reason })
+            }
+            (_, None) => out.push(Output::Close {
+                conn,
+                reason: ReasonCode::UNSPECIFIED_ERROR,
+            }),
+        }
+    }
+
+    /// Ends a connection because of what the client did.
+    pub(crate) fn protocol_error(
+        &mut self,
+        conn: ConnId,
+        reason: ReasonCode,
+        out: &mut Vec<Output>,
+    ) {
+        add(&mut self.env.counters.protocol_errors, 1);
+        self.close(conn, End::Server(reason), out);
+    }
+
+    /// The bytes of a connection are not MQTT \[MQTT-4.13.1-1\].
+    pub(crate) fn on_malformed(&mut self, conn: ConnId, reason: ReasonCode, out: &mut Vec<Output>) {
+        let Some(c) = self.conns.get(conn) else {
+            return;
+        };
+        add(&mut self.env.counters.protocol_errors, 1);
+        match c.state {
+            State::Connecting(slot) => match self.connecting_version(slot) {
+                Some(version) => self.refuse(conn, version, reason, out),
+                None => self.close(conn, End::Silent(reason), out),
+            },
+            // [MQTT-3.1.2-2]: the one error that has an answer before the version is known.
+            State::New if reason == ReasonCode::UNSUPPORTED_PROTOCOL_VERSION => {
+                self.refuse(conn, Version::V5, reason, out);
+            }
+            // [MQTT-3.14.0-1]: no DISCONNECT before CONNACK.
+            _ => self.close(conn, End::Server(reason), out),
+        }
+    }
+
+    /// DISCONNECT (§3.14).
+    pub(crate) fn on_disconnect(
+        &mut self,
+        conn: ConnId,
+        slot: u32,
+        packet: &Disconnect,
+        out: &mut Vec<Output>,
+    ) {
+        let expiry_s = packet.properties.as_ref().and_then(|p| p.session_expiry_s);
+        let limit_s = self.env.limits.session_expiry_max_s;
+        if let (Some(expiry_s), Some(session)) = (expiry_s, self.slots.session(slot)) {
+            // §3.14.2.2.2: it can't be raised from 0.
+            if session.expiry_s == 0 && expiry_s != 0 {
+                return self.protocol_error(conn, ReasonCode::PROTOCOL_ERROR, out);
+            }
+            if session.expiry_s != 0 {
+                session.expiry_s = expiry_s.min(limit_s);
+                session.record_opened(&mut self.env, out);
+            }
+        }
+        self.close(conn, End::Client(packet.reason), out);
+    }
+
+    /// Ends a session with all that it has \[MQTT-4.1.0-2\]. `release`: the directory is told.
+    pub(crate) fn end_session(&mut self, slot: u32, release: bool, out: &mut Vec<Output>) {
+        let handle = self.slots.handle(slot);
+        let Slot::Live(mut session) = self.slots.remove(slot) else {
+            return;
+        };
+        // [MQTT-3.1.2-8]: a will doesn't wait longer than the session.
+        self.will_due(&mut session);
+        for subscription in &session.subscriptions {
+            self.shared
+                .topics
+                .unsubscribe(&subscription.filter, handle.0);
+        }
+        self.count_session_gone(&session);
+        // Without any record there is nothing to end in the store.
+        if session.sequence > 0 {
+            session.sequence += 1;
+            self.env.persist(
+                session.id,
+                session.epoch,
+                session.sequence,
+                Record::SessionEnded,
+                out,
+            );
+        }
+        if release {
+            let owner = self.owner(slot, session.epoch);
+            self.release(&session.client_id(), owner, out);
+        }
+        if let Some(WaitingTakeover { from, takeover }) =
+            session.fence.take().and_then(|f| f.takeover)
+        {
+            self.answer(from, takeover.op, None, out);
+        }
+    }
+
+    fn owner(&self, slot: u32, epoch: u32) -> Owner {
+        Owner {
+            node: self.config.node,
+            worker: self.config.worker,
+            slot,
+            epoch,
+        }
+    }
+
+    /// A session has lost its connection.
+    fn disconnected(&mut self, slot: u32, end: End, out: &mut Vec<Output>) {
+        let now = self.env.now;
+        let Some(session) = self.slots.session(slot) else {
+            return;
+        };
+        session.conn = None;
+        session.unsent = 0;
+        session.shrink();
+        sub(&mut self.env.counters.clients, 1);
+        // [MQTT-3.1.2-10] [MQTT-3.14.4-3]
+        if end == End::Client(ReasonCode::SUCCESS) {
+            session.will = None;
+        }
+        let expiry_s = session.expiry_s;
+        session.expires_at = if expiry_s == u32::MAX {
+            NEVER
+        } else {
+            now.after_s(expiry_s)
+        };
+        if let Some(pending) = &mut session.will {
+            let delay_s = pending.will.delay_s.unwrap_or(0).min(expiry_s);
+            match end {
+                // The new connection came before the delay had passed [MQTT-3.1.3-9].
+                End::TakenOver { resumed: true } if delay_s > 0 => session.will = None,
+                _ if delay_s == 0 => self.publish_will(slot),
+                _ => pending.at = Some(now.after_s(delay_s)),
+            }
+        }
+        if expiry_s == 0 {
+            let release = !matches!(end, End::TakenOver { .. });
+            self.end_session(slot, release, out);
+        } else {
+            self.arm_slot(slot);
+        }
+    }
+
+    fn publish_will(&mut self, slot: u32) {
+        let Some(Slot::Live(mut session)) = self
+            .slots
+            .get_mut(slot)
+            .map(|s| std::mem::replace(s, Slot::Free(None)))
+        else {
+            return;
+        };
+        self.will_due(&mut session);
+        self.slots.replace(slot, Slot::Live(session));
+    }
+
+    /// The will is published at the end of this input \[MQTT-3.1.2-8\].
+    fn will_due(&mut self, session: &mut Session) {
+        let Some(pending) = session.will.take() else {
+            return;
+        };
+        session.sequence += 1;
+        self.wills.push(DueWill {
+            will: pending.will,
+            publisher: session.handle,
+            session: session.id,
+            epoch: session.epoch,
+            sequence: session.sequence,
+        });
+    }
+
+    /// The clock has moved on.
+    pub(crate) fn on_timeout(&mut self, out: &mut Vec<Output>) {
+        let mut fired = std::mem::take(&mut self.fired);
+        self.timers.expire(self.env.now, &mut fired);
+        for key in fired.drain(..) {
+            match key {
+                TimerKey::Conn(index, generation) => self.on_conn_timer(index, generation, out),
+                TimerKey::Slot(index, generation) => self.on_slot_timer(index, generation, out),
+            }
+        }
+        self.fired = fired;
+    }
+
+    fn on_conn_timer(&mut self, index: u32, generation: u32, out: &mut Vec<Output>) {
+        let now = self.env.now;
+        let timeout_ms = u64::from(self.env.limits.connect_timeout_s) * 1_000;
+        let Some((conn, c)) = self.conns.by_timer(index, generation) else {
+            return;
+        };
+        c.armed = NEVER;
+        let (deadline, state) = (deadline_of(c, timeout_ms), c.state);
+        if c.acks.as_ref().is_some_and(|a| a.is_empty()) {
+            c.acks = None;
+        }
+        if deadline > now {
+            if let State::Up(slot) = state
+                && let Some(session) = self.slots.session(slot)
+            {
+                session.shrink();
+            }
+            return self.arm_conn(conn);
+        }
+        if let State::Up(_) = state {
+            // [MQTT-3.1.2-22]
+            add(&mut self.env.counters.keep_alive_timeouts, 1);
+            return self.close(conn, End::Server(ReasonCode::KEEP_ALIVE_TIMEOUT), out);
+        }
+        add(&mut self.env.counters.connect_timeouts, 1);
+        self.close(conn, End::Silent(ReasonCode::MAXIMUM_CONNECT_TIME), out);
+    }
+
+    fn on_slot_timer(&mut self, index: u32, generation: u32, out: &mut Vec<Output>) {
+        let now = self.env.now;
+        let handle = Handle::new(self.config.worker, index, generation);
+        let (will_due, fence_late, expired) = match self.slots.by_handle(handle) {
+            Some(Slot::Live(session)) => {
+                session.armed = NEVER;
+                session.shrink();
+                let offline = session.conn.is_none();
+                let will = session
+                    .will
+                    .as_ref()
+                    .and_then(|w| w.at)
+                    .is_some_and(|at| at <= now);
+                let fence = session.fence.as_ref().is_some_and(|f| f.until <= now);
+                (will, fence, offline && session.expires_at <= now)
+            }
+            Some(Slot::Moved(forward)) if forward.until <= now => {
+                self.slots.remove(index);
+                return;
+            }
+            Some(Slot::Moved(_)) => return self.arm_slot(index),
+            _ => return,
+        };
+        if will_due {
+            self.publish_will(index);
+        }
+        if fence_late {
+            self.lift_fence(index, out);
+        }
+        if expired
+            && self
+                .slots
+                .session(index)
+                .is_some_and(|s| s.handle == handle && s.conn.is_none())
+        {
+            add(&mut self.env.counters.sessions_expired, 1);
+            return self.end_session(index, true, out);
+        }
+        self.arm_slot(index);
+    }
+
+    /// Arms the connection's timer, if none fires early enough.
+    pub(crate) fn arm_conn(&mut self, conn: ConnId) {
+        let (now, timeout_ms) = (
+            self.env.now,
+            u64::from(self.env.limits.connect_timeout_s) * 1_000,
+        );
+        let Some(c) = self.conns.get(conn) else {
+            return;
+        };
+        let deadline = deadline_of(c, timeout_ms);
+        if deadline < c.armed {
+            c.armed = deadline;
+            self.timers
+                .arm(TimerKey::Conn(conn.index, conn.generation), deadline, now);
+        }
+    }
+
+    /// Arms the timer of what is in a place, if none fires early enough.
+    pub(crate) fn arm_slot(&mut self, slot: u32) {
+        let handle = self.slots.handle(slot);
+        let deadline = match self.slots.get_mut(slot) {
+            Some(Slot::Live(session)) => {
+                let deadline = session.deadline();
+                if deadline >= session.armed {
+                    return;
+                }
+                session.armed = deadline;
+                deadline
+            }
+            Some(Slot::Moved(forward)) => forward.until,
+            _ => return,
+        };
+        let generation = handle.generation();
+        self.timers
+            .arm(TimerKey::Slot(slot, generation), deadline, self.env.now);
+    }
+}
+
+impl Session {
+    /// The next time at which something happens by itself.
+    fn deadline(&self) -> Time {
+        let offline = if self.conn.is_none() {
+            self.expires_at
+        } else {
+            NEVER
+        };
+        let will = self.will.as_ref().and_then(|w| w.at).unwrap_or(NEVER);
+        let fence = self.fence.as_ref().map_or(NEVER, |f| f.until);
+        offline.min(will).min(fence)
+    }
+}
+
+fn deadline_of(conn: &crate::conns::Conn, connect_timeout_ms: u64) -> Time {
+    match conn.state {
+        State::Up(_) => conn.last_seen.after_ms(conn.silence_ms_max),
+        _ => conn.last_seen.after_ms(connect_timeout_ms),
+    }
+}
+
+/// DISCONNECT, where the version has one for servers.
+fn say_goodbye(
+    session: &mut Session,
+    env: &mut crate::env::Env,
+    reason: ReasonCode,
+    out: &mut Vec<Output>,
+) {
+    if session.version == Version::V5 {
+        session.send(
+            env,
+            &Packet::Disconnect(Disconnect {
+                reason,
+                properties: None,
+            }),
+            out,
+        );
+    }
+}

@@ -1,0 +1,526 @@
+//! CONNECT (MQTT 5.0 §3.1): from the packet to the session.
+//!
+//! A place in the session slab is reserved and claimed for the client in the directory. Whoever
+//! wins the claim is the owner, and gets the session, if there is one, from the owner before:
+//! owners form a chain by epoch, each handing over to the next, so there is never more than one.
+
+use headgate_codec::{
+    ConnAck, ConnAckProperties, Connect, Packet, ReasonCode, Text, Version, Will,
+};
+
+use crate::{
+    ConnId, Mesh, Output, Owner, Session, SessionId, Takeover, WorkerSlot,
+    close::End,
+    conns::{PAUSED_CONNECTING, State},
+    counters::{add, sub},
+    hub::Hub,
+    options::Options,
+    session::{NEVER, PendingWill},
+    slots::{Handle, Slot, WaitingTakeover},
+};
+
+/// Claims that may fail in a row, because other workers win, before a CONNECT is refused (0x89).
+const ATTEMPTS_MAX: u8 = 16;
+
+/// An operation that completes a CONNECT.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Claim {
+    pub(crate) slot: u32,
+    /// The claim holds, and this worker was asked for the session.
+    pub(crate) asked: Option<WorkerSlot>,
+}
+
+/// A CONNECT that is being completed.
+pub(crate) struct Acquire {
+    pub(crate) client_id: Text,
+    /// The owner that is or will be claimed.
+    pub(crate) owner: Owner,
+    /// Whom the session is expected from.
+    pub(crate) former: Option<Owner>,
+    /// `None`: the connection is gone.
+    pub(crate) conn: Option<ConnId>,
+    connect: Box<Connect>,
+    assigned: bool,
+    attempts: u8,
+    /// The next owner, which has to wait.
+    pub(crate) takeover: Option<WaitingTakeover>,
+}
+
+impl Hub {
+    pub(crate) fn on_connect(
+        &mut self,
+        conn: ConnId,
+        mut connect: Box<Connect>,
+        out: &mut Vec<Output>,
+    ) {
+        let assigned = connect.client_id.as_bytes().is_empty();
+        if let Err(reason) = self.check(&connect) {
+            return self.refuse(conn, connect.version, reason, out);
+        }
+        let client_id = if assigned {
+            self.make_client_id()
+        } else {
+            connect.client_id.detached()
+        };
+        connect.client_id = client_id.clone();
+        if let Some(will) = &mut connect.will {
+            *will = detached_will(will);
+        }
+        let version = connect.version;
+        let (node, worker, epoch) = (self.config.node, self.config.worker, 0);
+        let slot = self.slots.insert_with(|slot, _| {
+            let owner = Owner {
+                node,
+                worker,
+                slot,
+                epoch,
+            };
+            let (conn, former, takeover) = (Some(conn), None, None);
+            Slot::Acquiring(Box::new(Acquire {
+                client_id,
+                owner,
+                former,
+                conn,
+                connect,
+                assigned,
+                attempts: 0,
+                takeover,
+            }))
+        });
+        let Some(slot) = slot else {
+            add(&mut self.env.counters.limit_sessions, 1);
+            return self.refuse(conn, version, ReasonCode::QUOTA_EXCEEDED, out);
+        };
+        if let Some(c) = self.conns.get(conn) {
+            c.state = State::Connecting(slot);
+        }
+        self.pause(conn, PAUSED_CONNECTING, true, out);
+        self.claim(slot, None, out);
+    }
+
+    /// Answers CONNECT with an error and closes \[MQTT-3.2.2-7\] \[MQTT-3.1.4-2\].
+    pub(crate) fn refuse(
+        &mut self,
+        conn: ConnId,
+        version: Version,
+        reason: ReasonCode,
+        out: &mut Vec<Output>,
+    ) {
+        add(&mut self.env.counters.connects_refused, 1);
+        let connack = Packet::ConnAck(Box::new(ConnAck {
+            reason,
+            ..ConnAck::default()
+        }));
+        let bytes = self.env.encode(&connack, version);
+        out.push(Output::Send {
+            conn,
+            frame: crate::Frame::Bytes(bytes),
+        });
+        self.close(conn, End::Server(reason), out);
+    }
+
+    /// The directory has answered.
+    pub(crate) fn on_claimed(
+        &mut self,
+        op: crate::OpId,
+        result: Result<(), Option<Owner>>,
+        out: &mut Vec<Output>,
+    ) {
+        let Some(Claim { slot, .. }) = self.claims.remove(&op) else {
+            return;
+        };
+        let Some(Slot::Acquiring(acquire)) = self.slots.get_mut(slot) else {
+            return;
+        };
+        match (result, acquire.former) {
+            (Ok(()), None) => self.acquired(slot, None, out),
+            (Ok(()), Some(former)) => self.ask(slot, op, former, out),
+            (Err(current), _) => {
+                acquire.attempts += 1;
+                let (attempts, conn, version) =
+                    (acquire.attempts, acquire.conn, acquire.connect.version);
+                let Some(conn) = conn else {
+                    self.slots.remove(slot);
+                    return;
+                };
+                if current.is_some_and(|owner| self.resume_here(slot, owner, out)) {
+                    return;
+                }
+                if attempts >= ATTEMPTS_MAX {
+                    self.refuse(conn, version, ReasonCode::SERVER_BUSY, out);
+                    self.slots.remove(slot);
+                    return;
+                }
+                self.claim(slot, current, out);
+            }
+        }
+    }
+
+    /// The former owner has answered.
+    pub(crate) fn on_moved(
+        &mut self,
+        from: WorkerSlot,
+        op: crate::OpId,
+        session: Option<Box<Session>>,
+        out: &mut Vec<Output>,
+    ) {
+        let Some(Claim { slot, .. }) = self.claims.remove(&op) else {
+            return;
+        };
+        if let Some(Slot::Acquiring(_)) = self.slots.get_mut(slot) {
+            self.acquired(slot, session.map(|s| (s, from)), out);
+        }
+    }
+
+    fn check(&mut self, connect: &Connect) -> Result<(), ReasonCode> {
+        let id = connect.client_id.as_bytes();
+        // MQTT 3.1 knows no empty identifier, 3.1.1 only with Clean Session [MQTT-3.1.3-8].
+        let may_be_empty = match connect.version {
+            Version::V31 => false,
+            Version::V311 => connect.clean_start,
+            Version::V5 => true,
+        };
+        if id.is_empty() && !may_be_empty {
+            return Err(ReasonCode::CLIENT_IDENTIFIER_NOT_VALID);
+        }
+        if id.len() > usize::from(self.env.limits.client_id_bytes) {
+            add(&mut self.env.counters.limit_client_id, 1);
+            return Err(ReasonCode::CLIENT_IDENTIFIER_NOT_VALID);
+        }
+        // [MQTT-4.12.0-1]
+        if connect.properties.authentication_method.is_some() {
+            return Err(ReasonCode::BAD_AUTHENTICATION_METHOD);
+        }
+        if !self.config.allow_anonymous {
+            return Err(ReasonCode::NOT_AUTHORIZED);
+        }
+        match &connect.will {
+            Some(will) if !self.is_topic_name(&will.topic) => Err(ReasonCode::TOPIC_NAME_INVALID),
+            _ => Ok(()),
+        }
+    }
+
+    /// A Client Identifier that nobody else has or can guess \[MQTT-3.1.3-6\] \[MQTT-3.2.2-16\].
+    fn make_client_id(&mut self) -> Text {
+        self.ids_made += 1;
+        let [high, low] = self.random(self.ids_made);
+        Text::from(format!("auto-{high:016x}{low:016x}").as_str())
+    }
+
+    fn claim(&mut self, slot: u32, expected: Option<Owner>, out: &mut Vec<Output>) {
+        let op = self.env.op();
+        let epoch = self
+            .next_epoch
+            .max(expected.map_or(0, |o| o.epoch.wrapping_add(1)));
+        let Some(Slot::Acquiring(acquire)) = self.slots.get_mut(slot) else {
+            return;
+        };
+        self.next_epoch = epoch.wrapping_add(1);
+        acquire.owner.epoch = epoch;
+        acquire.former = expected;
+        let (client_id, new) = (acquire.client_id.clone(), Some(acquire.owner));
+        self.claims.insert(op, Claim { slot, asked: None });
+        out.push(Output::Claim {
+            op,
+            client_id,
+            expected,
+            new,
+        });
+    }
+
+    /// Asks the former owner for the session.
+    fn ask(&mut self, slot: u32, op: crate::OpId, former: Owner, out: &mut Vec<Output>) {
+        let handle = self.slots.handle(slot).0;
+        let Some(Slot::Acquiring(acquire)) = self.slots.get_mut(slot) else {
+            return;
+        };
+        let takeover = Box::new(Takeover {
+            op,
+            client_id: acquire.client_id.clone(),
+            expected: former,
+            new: acquire.owner,
+            handle,
+            discard: acquire.connect.clean_start,
+        });
+        self.claims.insert(
+            op,
+            Claim {
+                slot,
+                asked: Some(former.worker),
+            },
+        );
+        if former.worker == self.config.worker {
+            self.on_takeover(self.config.worker, takeover, out);
+        } else {
+            out.push(Output::Mesh {
+                to: former.worker,
+                origin: None,
+                message: Mesh::Takeover(takeover),
+            });
+        }
+    }
+
+    /// The client's session lives here and goes on with the new connection, in its place.
+    fn resume_here(&mut self, slot: u32, owner: Owner, out: &mut Vec<Output>) -> bool {
+        if owner.worker != self.config.worker {
+            return false;
+        }
+        let Some(Slot::Acquiring(acquire)) = self.slots.get_mut(slot) else {
+            return false;
+        };
+        if acquire.connect.clean_start {
+            return false;
+        }
+        let (client_id, now) = (acquire.client_id.clone(), self.env.now);
+        let (expired, former) = match self.slots.owned(owner, &client_id) {
+            Some(Slot::Live(s)) if s.is_persistent() => {
+                (s.conn.is_none() && s.expires_at <= now, s.conn)
+            }
+            _ => return false,
+        };
+        if expired {
+            self.end_session(owner.slot, true, out);
+            return false;
+        }
+        if let Some(former) = former {
+            self.close(former, End::TakenOver { resumed: true }, out);
+        }
+        if let Slot::Acquiring(acquire) = self.slots.remove(slot) {
+            self.attach(owner.slot, *acquire, true, out);
+        }
+        true
+    }
+
+    /// This worker is the owner, and the former one has given what it had.
+    fn acquired(
+        &mut self,
+        slot: u32,
+        moved: Option<(Box<Session>, WorkerSlot)>,
+        out: &mut Vec<Output>,
+    ) {
+        let handle = self.slots.handle(slot);
+        let Slot::Acquiring(mut acquire) = self.slots.replace(slot, Slot::Free(None)) else {
+            return;
+        };
+        let takeover = acquire.takeover.take();
+        let present = moved.is_some();
+        match moved {
+            Some((session, from)) => self.install(slot, session, (from, acquire.owner.epoch), out),
+            None if acquire.conn.is_none() => {
+                self.slots.remove(slot);
+                self.release(&acquire.client_id, acquire.owner, out);
+                if let Some(WaitingTakeover { from, takeover }) = takeover {
+                    self.answer(from, takeover.op, None, out);
+                }
+                return;
+            }
+            None => {
+                let session = Session::new(
+                    self.make_session_id(),
+                    &acquire.client_id,
+                    handle,
+                    acquire.owner.epoch,
+                );
+                add(&mut self.env.counters.sessions, 1);
+                self.slots.replace(slot, Slot::Live(Box::new(session)));
+            }
+        }
+        if acquire.conn.is_some() {
+            self.attach(slot, *acquire, present, out);
+        }
+        if let Some(WaitingTakeover { from, takeover }) = takeover {
+            self.on_takeover(from, takeover, out);
+        }
+    }
+
+    fn make_session_id(&mut self) -> SessionId {
+        self.sessions_made += 1;
+        let worker = u64::from(self.config.worker.0) << 56;
+        let incarnation = u64::from(self.config.incarnation) << 48;
+        SessionId {
+            node: self.config.node,
+            epoch: self.config.epoch,
+            counter: worker | incarnation | self.sessions_made,
+        }
+    }
+
+    /// Gives a session its connection and says so \[MQTT-3.1.4-5\].
+    fn attach(&mut self, slot: u32, acquire: Acquire, present: bool, out: &mut Vec<Output>) {
+        let Acquire {
+            conn: Some(conn),
+            connect,
+            assigned,
+            client_id,
+            ..
+        } = acquire
+        else {
+            return;
+        };
+        let Self {
+            env,
+            slots,
+            conns,
+            shared,
+            ..
+        } = self;
+        let (Some(session), Some(c)) = (slots.session(slot), conns.get(conn)) else {
+            return;
+        };
+        let requested_s = match (connect.version, connect.clean_start) {
+            (Version::V5, _) => connect.properties.session_expiry_s.unwrap_or(0),
+            (_, true) => 0,
+            (_, false) => u32::MAX,
+        };
+        let was_persistent = session.is_persistent();
+        session.expiry_s = requested_s.min(env.limits.session_expiry_max_s);
+        session.expires_at = NEVER;
+        session.conn = Some(conn);
+        session.unsent = 0;
+        session.version = connect.version;
+        session.packet_bytes_max = connect.properties.maximum_packet_size.unwrap_or(u32::MAX);
+        session.send_quota = connect
+            .properties
+            .receive_maximum
+            .unwrap_or(u16::MAX)
+            .min(env.limits.inflight_messages)
+            .max(1);
+        // [MQTT-3.1.2-7]; a will that was waiting is gone with the new connection [MQTT-3.1.3-9].
+        session.will = connect
+            .will
+            .clone()
+            .map(|will| Box::new(PendingWill { will, at: None }));
+        if let Some(flow) = &mut session.flow {
+            flow.sent = 0;
+        }
+        if was_persistent != session.is_persistent() {
+            repoint(session, &shared.topics, session.handle);
+        }
+        if was_persistent || session.is_persistent() {
+            session.record_opened(env, out);
+        }
+        c.state = State::Up(slot);
+        let keep_alive = silence(&connect, env.limits.idle_ceiling_s);
+        c.silence_ms_max = keep_alive.silence_ms;
+        add(&mut env.counters.clients, 1);
+        add(&mut env.counters.connects_accepted, 1);
+        add(&mut env.counters.sessions_resumed, u64::from(present));
+
+        let properties = ConnAckProperties {
+            session_expiry_s: (session.expiry_s != requested_s).then_some(session.expiry_s),
+            receive_maximum: Some(env.limits.receive_maximum.max(1)),
+            maximum_packet_size: Some(env.limits.packet_bytes),
+            assigned_client_id: assigned.then_some(client_id),
+            shared_subscription_available: Some(false),
+            server_keep_alive_s: keep_alive.server_s,
+            ..ConnAckProperties::default()
+        };
+        let connack = Packet::ConnAck(Box::new(ConnAck {
+            session_present: present,
+            reason: ReasonCode::SUCCESS,
+            properties,
+        }));
+        let bytes = env.encode(&connack, connect.version);
+        // [MQTT-3.1.2-24]: a client that can't take a CONNACK can't be served.
+        if bytes.len() > session.packet_bytes_max as usize {
+            return self.close(conn, End::Silent(ReasonCode::PACKET_TOO_LARGE), out);
+        }
+        session.send_bytes(bytes, out);
+        self.arm_conn(conn);
+        self.pause(conn, PAUSED_CONNECTING, false, out);
+        self.pump(slot, out);
+        self.ready.push(conn);
+    }
+}
+
+struct KeepAlive {
+    silence_ms: u64,
+    /// Server Keep Alive, if it isn't what the client asked for \[MQTT-3.2.2-22\].
+    server_s: Option<u16>,
+}
+
+/// One and a half times the Keep Alive \[MQTT-3.1.2-22\], or the ceiling.
+fn silence(connect: &Connect, ceiling_s: u32) -> KeepAlive {
+    let ceiling_ms = u64::from(ceiling_s) * 1_000;
+    let asked_ms = u64::from(connect.keep_alive_s) * 1_500;
+    if connect.version != Version::V5 {
+        let silence_ms = if asked_ms == 0 { ceiling_ms } else { asked_ms };
+        return KeepAlive {
+            silence_ms,
+            server_s: None,
+        };
+    }
+    if asked_ms != 0 && asked_ms <= ceiling_ms {
+        return KeepAlive {
+            silence_ms: asked_ms,
+            server_s: None,
+        };
+    }
+    let server_s = u16::try_from(ceiling_s.saturating_mul(2) / 3)
+        .unwrap_or(u16::MAX)
+        .max(1);
+    KeepAlive {
+        silence_ms: (u64::from(server_s) * 1_500).max(ceiling_ms),
+        server_s: Some(server_s),
+    }
+}
+
+/// Brings a session's entries in the topic table up to date: its handle, and whether it is
+/// persistent. A reader finds the old entry or the new one, never both or none.
+pub(crate) fn repoint(session: &mut Session, topics: &headgate_topics::Table, former: Handle) {
+    let (persistent, handle) = (session.is_persistent(), session.handle);
+    for subscription in &mut session.subscriptions {
+        subscription.options = subscription.options.with(Options::PERSISTENT, persistent);
+        let entry = headgate_topics::Subscriber::new(handle.0, subscription.options.0);
+        topics.replace(&subscription.filter, former.0, entry);
+    }
+}
+
+/// A will whose text and payload share no buffer with the packet.
+fn detached_will(will: &Will) -> Will {
+    let message = crate::message::Message::from_will(will, crate::Time::default());
+    Will {
+        qos: will.qos,
+        retain: will.retain,
+        topic: message.topic,
+        payload: message.payload,
+        delay_s: will.delay_s,
+        properties: message.properties,
+    }
+}
+
+impl Hub {
+    /// Gives the client's entry in the directory back, if it is still this owner's.
+    pub(crate) fn release(&mut self, client_id: &Text, owner: Owner, out: &mut Vec<Output>) {
+        let op = self.env.op();
+        out.push(Output::Claim {
+            op,
+            client_id: client_id.clone(),
+            expected: Some(owner),
+            new: None,
+        });
+    }
+
+    /// The version of a CONNECT that is being completed.
+    pub(crate) fn connecting_version(&mut self, slot: u32) -> Option<Version> {
+        match self.slots.get_mut(slot) {
+            Some(Slot::Acquiring(acquire)) => Some(acquire.connect.version),
+            _ => None,
+        }
+    }
+
+    /// The client's connection is gone while its CONNECT was being completed.
+    pub(crate) fn abandon(&mut self, slot: u32) {
+        if let Some(Slot::Acquiring(acquire)) = self.slots.get_mut(slot) {
+            acquire.conn = None;
+        }
+    }
+
+    /// A session less.
+    pub(crate) fn count_session_gone(&mut self, session: &Session) {
+        sub(&mut self.env.counters.sessions, 1);
+        sub(
+            &mut self.env.counters.subscriptions,
+            session.subscriptions.len() as u64,
+        );
+    }
+}

@@ -1,0 +1,149 @@
+//! Connections: a slab by the driver's index, small enough for a million.
+
+use bytes::Bytes;
+use headgate_codec::{Packet, PacketId, ReasonCode};
+use std::collections::VecDeque;
+
+use crate::{ConnId, OpId, Time};
+
+/// What a connection is to the core.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub(crate) enum State {
+    /// Not one of the core's (any more).
+    #[default]
+    Free,
+    /// Open; CONNECT hasn't come.
+    New,
+    /// CONNECT has come; the place in the session slab that is reserved for it.
+    Connecting(u32),
+    /// CONNACK was sent; its session's place.
+    Up(u32),
+}
+
+/// A connection.
+#[derive(Debug, Default)]
+pub(crate) struct Conn {
+    pub(crate) generation: u32,
+    pub(crate) state: State,
+    /// The last packet, or the opening.
+    pub(crate) last_seen: Time,
+    /// Milliseconds of silence after which it is closed; before CONNECT is completed
+    /// `connect_timeout_s` counts instead. At most 1.5 × 65,535 s, or the ceiling.
+    pub(crate) silence_ms_max: u64,
+    /// The earliest timer that will fire for it.
+    pub(crate) armed: Time,
+    /// PUBLISH packets with QoS > 0 that the client has open (§4.9).
+    pub(crate) open_publishes: u16,
+    /// Reasons for not reading from it.
+    pub(crate) paused: u8,
+    /// Serial of the next acknowledgement.
+    pub(crate) ack_serial: u32,
+    #[expect(
+        clippy::box_collection,
+        reason = "most connections never have one: 8 bytes, not 32"
+    )]
+    pub(crate) acks: Option<Box<VecDeque<PendingAck>>>,
+    pub(crate) held: Option<Box<HeldPackets>>,
+}
+
+/// CONNECT is being completed.
+pub(crate) const PAUSED_CONNECTING: u8 = 1;
+/// The client doesn't take what it has asked for.
+pub(crate) const PAUSED_UNSENT: u8 = 2;
+/// Acknowledgements wait for storage.
+pub(crate) const PAUSED_ACKS: u8 = 4;
+
+/// Packets that came before CONNECT was completed.
+#[derive(Debug, Default)]
+pub(crate) struct HeldPackets {
+    pub(crate) packets: VecDeque<Packet>,
+    pub(crate) bytes: usize,
+}
+
+/// An acknowledgement that waits, and those behind it with it: they leave in order.
+#[derive(Debug)]
+pub(crate) struct PendingAck {
+    /// The last Persist that it waits for; 0 = none.
+    pub(crate) op: OpId,
+    /// Other workers that haven't said that they have recorded the message.
+    pub(crate) remote: u8,
+    /// One of them couldn't.
+    pub(crate) failed: bool,
+    pub(crate) body: AckBody,
+}
+
+/// What to send.
+#[derive(Debug)]
+pub(crate) enum AckBody {
+    PubAck(PacketId, ReasonCode),
+    PubRec(PacketId, ReasonCode),
+    PubComp(PacketId, ReasonCode),
+    /// SUBACK or UNSUBACK, encoded.
+    Other(Box<Bytes>),
+}
+
+/// All connections of a worker.
+#[derive(Debug, Default)]
+pub(crate) struct Conns(Vec<Conn>);
+
+impl Conns {
+    /// The connection, if it is still the one that `id` names.
+    #[inline]
+    pub(crate) fn get(&mut self, id: ConnId) -> Option<&mut Conn> {
+        let conn = self.0.get_mut(id.index as usize)?;
+        (conn.generation == id.generation && conn.state != State::Free).then_some(conn)
+    }
+
+    /// By a timer's key.
+    pub(crate) fn by_timer(&mut self, index: u32, generation: u32) -> Option<(ConnId, &mut Conn)> {
+        let id = ConnId { index, generation };
+        self.get(id).map(|conn| (id, conn))
+    }
+
+    /// A new connection in the driver's place.
+    pub(crate) fn open(&mut self, id: ConnId, now: Time) -> &mut Conn {
+        let index = id.index as usize;
+        if self.0.len() <= index {
+            self.0.resize_with(index + 1, Conn::default);
+        }
+        let conn = &mut self.0[index];
+        *conn = Conn {
+            generation: id.generation,
+            state: State::New,
+            last_seen: now,
+            armed: crate::session::NEVER,
+            ..Conn::default()
+        };
+        conn
+    }
+
+    /// Forgets the connection; what it was.
+    pub(crate) fn take(&mut self, id: ConnId) -> Option<Conn> {
+        self.get(id).map(std::mem::take)
+    }
+
+    /// All that are open.
+    pub(crate) fn ids(&self) -> Vec<ConnId> {
+        let open = self
+            .0
+            .iter()
+            .enumerate()
+            .filter(|(_, c)| c.state != State::Free);
+        open.map(|(i, c)| ConnId {
+            index: i as u32,
+            generation: c.generation,
+        })
+        .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_is_small() {
+        assert!(size_of::<Conn>() <= 80, "{}", size_of::<Conn>());
+        assert!(size_of::<PendingAck>() <= 32, "{}", size_of::<PendingAck>());
+    }
+}

@@ -1,0 +1,126 @@
+//! What one worker has counted.
+
+macro_rules! counters {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        /// Counters and gauges of one worker's core.
+        #[derive(Clone, Debug, Default, PartialEq, Eq)]
+        pub struct Counters {
+            $($(#[$doc])* pub $name: u64,)*
+        }
+
+        impl Counters {
+            /// Names and values, in a fixed order.
+            pub fn each(&self) -> impl Iterator<Item = (&'static str, u64)> + use<> {
+                [$((stringify!($name), self.$name),)*].into_iter()
+            }
+        }
+    };
+}
+
+counters! {
+    /// Gauge: connections that are open.
+    connections,
+    /// Gauge: connections with a session.
+    clients,
+    /// Gauge: sessions, connected or not.
+    sessions,
+    /// Gauge: subscriptions.
+    subscriptions,
+    /// Packets from clients.
+    packets_in,
+    /// CONNECT packets that were accepted.
+    connects_accepted,
+    /// CONNECT packets that were refused.
+    connects_refused,
+    /// Sessions that were resumed.
+    sessions_resumed,
+    /// Sessions that ended because their expiry interval had passed.
+    sessions_expired,
+    /// Connections that another connection of the same client took the session from.
+    takeovers,
+    /// Sessions that came from another worker.
+    sessions_moved_in,
+    /// Sessions that another worker took.
+    sessions_moved_out,
+    /// Connections closed before CONNECT was completed in time.
+    connect_timeouts,
+    /// Connections closed because the client was silent for too long.
+    keep_alive_timeouts,
+    /// Connections closed because of a malformed packet or a protocol error.
+    protocol_errors,
+    /// Messages from clients with QoS 0.
+    publish_in_qos0,
+    /// Messages from clients with QoS 1.
+    publish_in_qos1,
+    /// Messages from clients with QoS 2, without repetitions.
+    publish_in_qos2,
+    /// Repetitions of a QoS 2 PUBLISH that were acknowledged and not delivered again.
+    publish_in_repeated,
+    /// Bytes of payload from clients.
+    publish_in_bytes,
+    /// Messages that matched no subscription.
+    publish_unmatched,
+    /// Will Messages published.
+    wills,
+    /// PUBLISH packets to clients with QoS 0.
+    publish_out_qos0,
+    /// PUBLISH packets to clients with QoS 1, without retransmissions.
+    publish_out_qos1,
+    /// PUBLISH packets to clients with QoS 2, without retransmissions.
+    publish_out_qos2,
+    /// PUBLISH packets that were sent again after a reconnect.
+    publish_out_again,
+    /// Bytes of PUBLISH packets to clients.
+    publish_out_bytes,
+    /// Retained messages that were sent because of a new subscription.
+    retained_out,
+    /// Deliveries handed to other workers (one for each message and worker).
+    mesh_out,
+    /// Deliveries from other workers.
+    mesh_in,
+    /// Deliveries that were sent on to where the session had moved.
+    mesh_forwarded,
+    /// Messages that waited in a session's queue.
+    queued,
+    /// QoS 0 messages for clients that aren't connected: not kept.
+    dropped_offline,
+    /// QoS 0 messages dropped because the session's queue was full.
+    dropped_queue_full_qos0,
+    /// QoS 1 and 2 messages dropped because the session's queue was full.
+    dropped_queue_full,
+    /// Messages dropped because their expiry interval had passed.
+    dropped_expired,
+    /// Messages dropped because they exceed the client's Maximum Packet Size.
+    dropped_too_large,
+    /// Deliveries for a session that was gone.
+    dropped_no_session,
+    /// Retained messages that were not stored: the store was full.
+    limit_retained,
+    /// SUBSCRIBE filters refused: subscriptions per session, or levels.
+    limit_subscriptions,
+    /// CONNECT packets refused: sessions per worker.
+    limit_sessions,
+    /// CONNECT packets refused: length of the client identifier.
+    limit_client_id,
+    /// Connections closed: Receive Maximum exceeded.
+    limit_receive_maximum,
+    /// Connections closed: packets before CONNECT was completed.
+    limit_held_packets,
+    /// Times that reading from a client was stopped because it did not take what it asked for.
+    reads_paused,
+    /// Persist operations begun.
+    persists,
+}
+
+/// Counts; a counter that would overflow starts again at 0, as Prometheus expects of a restart.
+#[inline]
+pub(crate) fn add(counter: &mut u64, n: u64) {
+    *counter = counter.wrapping_add(n);
+}
+
+/// One less on a gauge.
+#[inline]
+pub(crate) fn sub(gauge: &mut u64, n: u64) {
+    debug_assert!(*gauge >= n, "a gauge counts what was counted before");
+    *gauge = gauge.saturating_sub(n);
+}

@@ -1,0 +1,549 @@
+//! From the router to a client: sending, queueing, and sending again.
+
+use headgate_codec::{Ack, Packet, PacketId, PublishTemplate, QoS, ReasonCode};
+use std::sync::Arc;
+
+use crate::{
+    ConnId, Frame, Output, Record, Retained, Session,
+    counters::add,
+    env::Env,
+    message::{self, Fanout, Message},
+    options::Options,
+    session::{Flow, Held, Ids, Inflight, Waiting},
+};
+
+/// Retained messages read from the store at a time.
+const REPLAY_PORTION: usize = 32;
+
+impl Session {
+    /// Delivers a message that matched subscriptions of this session. The hot path: a QoS 0
+    /// message for a client that keeps up is one reference to shared bytes.
+    #[inline]
+    pub(crate) fn deliver(
+        &mut self,
+        env: &mut Env,
+        fan: &mut Fanout<'_>,
+        options: Options,
+        out: &mut Vec<Output>,
+    ) {
+        // [MQTT-3.8.4-8]
+        let qos = fan.qos().min(options.qos());
+        // [MQTT-3.3.1-12] [MQTT-3.3.1-13]
+        let retain = fan.retain() && options.has(Options::RETAIN_AS_PUBLISHED);
+        if qos == QoS::AtMostOnce
+            && !options.has(Options::HAS_ID)
+            && let Some(conn) = self.conn
+            && self.takes_qos0(env)
+        {
+            let template = fan.template(self.version, qos, retain);
+            return self.send_qos0(env, conn, template, out);
+        }
+        self.deliver_otherwise(env, fan, options, (qos, retain), out);
+    }
+
+    /// Sends what waits, in order, as far as the connection takes it: first what has to be sent
+    /// again \[MQTT-4.4.0-1\], then the queue, then retained messages. `true` = the search for
+    /// retained messages has used up its share of time and has to go on later.
+    pub(crate) fn pump(
+        &mut self,
+        env: &mut Env,
+        retained: &Retained,
+        out: &mut Vec<Output>,
+    ) -> bool {
+        let (Some(conn), Some(mut flow)) = (self.conn, self.flow.take()) else {
+            return false;
+        };
+        self.resend(env, &mut flow, conn, out);
+        self.drain(env, &mut flow, conn, out);
+        let more = self.replay(env, &mut flow, conn, retained, out);
+        self.flow = Some(flow);
+        more
+    }
+
+    /// PUBACK, or PUBREC with an error: the message is done \[MQTT-4.4.0-2\]. `None` = unknown.
+    pub(crate) fn acknowledged(
+        &mut self,
+        env: &mut Env,
+        packet_id: PacketId,
+        out: &mut Vec<Output>,
+    ) -> Option<()> {
+        let flow = self.flow.as_mut()?;
+        let entry = flow.remove_inflight(flow.position(packet_id)?)?;
+        self.forget(env, entry.queued, out);
+        Some(())
+    }
+
+    fn takes_qos0(&self, env: &Env) -> bool {
+        self.unsent < env.limits.send_buffer_bytes
+            && self.flow.as_ref().is_none_or(|f| f.waiting_qos0 == 0)
+    }
+
+    #[inline]
+    fn send_qos0(
+        &mut self,
+        env: &mut Env,
+        conn: ConnId,
+        template: &PublishTemplate,
+        out: &mut Vec<Output>,
+    ) {
+        let len = template.head.len();
+        if self.is_too_large(env, len) {
+            return;
+        }
+        self.unsent += len as u32;
+        add(&mut env.counters.publish_out_qos0, 1);
+        add(&mut env.counters.publish_out_bytes, len as u64);
+        out.push(Output::Send {
+            conn,
+            frame: Frame::Bytes(template.head.clone()),
+        });
+    }
+
+    /// \[MQTT-3.1.2-24\] \[MQTT-3.1.2-25\]
+    #[inline]
+    fn is_too_large(&self, env: &mut Env, len: usize) -> bool {
+        let too_large = len > self.packet_bytes_max as usize || len == 0;
+        if too_large {
+            add(&mut env.counters.dropped_too_large, 1);
+        }
+        too_large
+    }
+
+    fn deliver_otherwise(
+        &mut self,
+        env: &mut Env,
+        fan: &mut Fanout<'_>,
+        options: Options,
+        (qos, retain): (QoS, bool),
+        out: &mut Vec<Output>,
+    ) {
+        let ids = if options.has(Options::HAS_ID) {
+            self.matching_ids(fan.topic())
+        } else {
+            None
+        };
+        if qos == QoS::AtMostOnce {
+            let Some(conn) = self.conn else {
+                add(&mut env.counters.dropped_offline, 1);
+                return;
+            };
+            if self.takes_qos0(env) {
+                let template = message::encode(
+                    fan.message(),
+                    self.version,
+                    (qos, retain),
+                    ids_of(&ids),
+                    env.now,
+                );
+                return self.send_qos0(env, conn, &template, out);
+            }
+        }
+        let message = Arc::clone(fan.message());
+        if !self.has_room(env, &message, qos) {
+            return;
+        }
+        let queued = self.record(env, &message, qos, out);
+        let template = (qos != QoS::AtMostOnce && ids.is_none() && self.conn.is_some())
+            .then(|| fan.template(self.version, qos, retain));
+        self.place(
+            env,
+            Waiting {
+                message,
+                ids,
+                queued,
+                qos,
+                retain,
+            },
+            template,
+            out,
+        );
+    }
+
+    /// Records a message with QoS > 0 for the session; the record's sequence, or 0.
+    fn record(
+        &mut self,
+        env: &mut Env,
+        message: &Arc<Message>,
+        qos: QoS,
+        out: &mut Vec<Output>,
+    ) -> u64 {
+        if qos == QoS::AtMostOnce || !self.is_persistent() {
+            return 0;
+        }
+        self.persist(
+            env,
+            Record::Queued {
+                message: Arc::clone(message),
+                qos,
+            },
+            out,
+        )
+    }
+
+    /// Sends a message now, if none waits and the client may get it, or puts it at the queue's end.
+    fn place(
+        &mut self,
+        env: &mut Env,
+        waiting: Waiting,
+        template: Option<&PublishTemplate>,
+        out: &mut Vec<Output>,
+    ) {
+        let mut flow = self.flow.take().unwrap_or_default();
+        flow.bytes += waiting.message.cost();
+        match (self.conn, template) {
+            (Some(conn), Some(template)) if self.takes_now(env, &flow) => {
+                self.send_first(env, &mut flow, conn, waiting, template, out);
+            }
+            (Some(conn), None) if waiting.qos != QoS::AtMostOnce && self.takes_now(env, &flow) => {
+                self.encode_and_send(env, &mut flow, conn, waiting, out);
+            }
+            _ => {
+                add(&mut env.counters.queued, 1);
+                flow.waiting_qos0 += u32::from(waiting.qos == QoS::AtMostOnce);
+                flow.queue.push_back(waiting);
+            }
+        }
+        self.flow = Some(flow);
+    }
+
+    /// Holds a message back until the fences of a move have arrived. It is recorded now.
+    pub(crate) fn hold(
+        &mut self,
+        env: &mut Env,
+        message: &Arc<Message>,
+        options: Options,
+        out: &mut Vec<Output>,
+    ) {
+        let Some(fence) = &self.fence else { return };
+        let cost = message.cost();
+        let qos = message.qos.min(options.qos());
+        if fence.held.len() >= env.limits.queued_messages as usize
+            || u64::from(fence.held_bytes) + u64::from(cost) > u64::from(env.limits.session_bytes)
+        {
+            let counter = match qos {
+                QoS::AtMostOnce => &mut env.counters.dropped_queue_full_qos0,
+                _ => &mut env.counters.dropped_queue_full,
+            };
+            return add(counter, 1);
+        }
+        let queued = self.record(env, message, qos, out);
+        if let Some(fence) = &mut self.fence {
+            fence.held_bytes += cost;
+            fence.held.push(Held {
+                message: Arc::clone(message),
+                options,
+                queued,
+            });
+        }
+    }
+
+    /// Delivers what was held back, in its order.
+    pub(crate) fn release(&mut self, env: &mut Env, held: Vec<Held>, out: &mut Vec<Output>) {
+        for Held {
+            message,
+            options,
+            queued,
+        } in held
+        {
+            let qos = message.qos.min(options.qos());
+            if qos == QoS::AtMostOnce {
+                self.deliver(
+                    env,
+                    &mut Fanout::of_message(&message, env.now),
+                    options,
+                    out,
+                );
+            } else if self.has_room(env, &message, qos) {
+                let ids = if options.has(Options::HAS_ID) {
+                    self.matching_ids(&message.topic)
+                } else {
+                    None
+                };
+                let retain = message.retain && options.has(Options::RETAIN_AS_PUBLISHED);
+                self.place(
+                    env,
+                    Waiting {
+                        message,
+                        ids,
+                        queued,
+                        qos,
+                        retain,
+                    },
+                    None,
+                    out,
+                );
+            } else {
+                self.forget(env, queued, out);
+            }
+        }
+    }
+
+    /// Room for one more message. The oldest are kept: a full queue drops what arrives, so that
+    /// what a client gets after a pause has no holes before its end.
+    fn has_room(&self, env: &mut Env, message: &Message, qos: QoS) -> bool {
+        let (queued, bytes) = self
+            .flow
+            .as_ref()
+            .map_or((0, 0), |f| (f.queue.len(), f.bytes));
+        let room = queued < env.limits.queued_messages as usize
+            && u64::from(bytes) + u64::from(message.cost()) <= u64::from(env.limits.session_bytes);
+        if !room && qos == QoS::AtMostOnce {
+            add(&mut env.counters.dropped_queue_full_qos0, 1);
+        } else if !room {
+            add(&mut env.counters.dropped_queue_full, 1);
+        }
+        room
+    }
+
+    /// A message with QoS > 0 may be sent without overtaking another \[MQTT-3.3.4-9\] \[MQTT-4.9.0-2\].
+    fn takes_now(&self, env: &Env, flow: &Flow) -> bool {
+        flow.queue.is_empty()
+            && flow.sent == flow.inflight.len()
+            && flow.inflight.len() < usize::from(self.send_quota)
+            && self.unsent < env.limits.send_buffer_bytes
+    }
+
+    fn encode_and_send(
+        &mut self,
+        env: &mut Env,
+        flow: &mut Flow,
+        conn: ConnId,
+        waiting: Waiting,
+        out: &mut Vec<Output>,
+    ) {
+        let kind = (waiting.qos, waiting.retain);
+        let template = message::encode(
+            &waiting.message,
+            self.version,
+            kind,
+            ids_of(&waiting.ids),
+            env.now,
+        );
+        self.send_first(env, flow, conn, waiting, &template, out);
+    }
+
+    /// Sends a message for the first time; `flow` has counted its bytes.
+    fn send_first(
+        &mut self,
+        env: &mut Env,
+        flow: &mut Flow,
+        conn: ConnId,
+        waiting: Waiting,
+        template: &PublishTemplate,
+        out: &mut Vec<Output>,
+    ) {
+        let Waiting {
+            message,
+            ids,
+            queued,
+            qos,
+            retain,
+        } = waiting;
+        let cost = message.cost();
+        if qos == QoS::AtMostOnce {
+            flow.bytes -= cost;
+            return self.send_qos0(env, conn, template, out);
+        }
+        let len = template.encoded_len();
+        if template.head.is_empty() || self.is_too_large(env, len) {
+            flow.bytes -= cost;
+            return self.forget(env, queued, out);
+        }
+        let packet_id = flow.next_packet_id();
+        if qos == QoS::ExactlyOnce && queued != 0 {
+            self.persist(env, Record::Sent { queued, packet_id }, out);
+        }
+        let counter = match qos {
+            QoS::ExactlyOnce => &mut env.counters.publish_out_qos2,
+            _ => &mut env.counters.publish_out_qos1,
+        };
+        add(counter, 1);
+        flow.inflight.push_back(Inflight {
+            message: Some(message),
+            ids,
+            queued,
+            packet_id,
+            qos,
+            retain,
+        });
+        flow.sent += 1;
+        // [MQTT-4.3.2-2] [MQTT-4.3.3-2]
+        self.send_publish(env, conn, template, (packet_id, false), out);
+    }
+
+    fn send_publish(
+        &mut self,
+        env: &mut Env,
+        conn: ConnId,
+        template: &PublishTemplate,
+        (packet_id, dup): (PacketId, bool),
+        out: &mut Vec<Output>,
+    ) {
+        let len = template.encoded_len();
+        self.unsent += len as u32;
+        add(&mut env.counters.publish_out_bytes, len as u64);
+        let (head, tail) = (template.head.clone(), template.tail.clone());
+        out.push(Output::Send {
+            conn,
+            frame: Frame::Publish {
+                head,
+                packet_id,
+                dup,
+                tail,
+            },
+        });
+    }
+
+    /// A recorded message needs its record no more.
+    fn forget(&mut self, env: &mut Env, queued: u64, out: &mut Vec<Output>) {
+        if queued != 0 {
+            self.persist(env, Record::Acknowledged { queued }, out);
+        }
+    }
+
+    /// After a reconnect: what wasn't acknowledged, in its order, with its Packet Identifiers and
+    /// with DUP \[MQTT-4.4.0-1\] \[MQTT-3.3.1-1\].
+    fn resend(&mut self, env: &mut Env, flow: &mut Flow, conn: ConnId, out: &mut Vec<Output>) {
+        while flow.sent < flow.inflight.len().min(usize::from(self.send_quota))
+            && self.unsent < env.limits.send_buffer_bytes
+        {
+            let entry = &flow.inflight[flow.sent];
+            let packet_id = entry.packet_id;
+            let Some(message) = &entry.message else {
+                flow.sent += 1;
+                let pubrel = Ack {
+                    packet_id,
+                    reason: ReasonCode::SUCCESS,
+                    properties: None,
+                };
+                self.send(env, &Packet::PubRel(pubrel), out);
+                continue;
+            };
+            let kind = (entry.qos, entry.retain);
+            let template =
+                message::encode(message, self.version, kind, ids_of(&entry.ids), env.now);
+            if self.is_too_large(env, template.encoded_len()) {
+                if let Some(entry) = flow.remove_inflight(flow.sent) {
+                    self.forget(env, entry.queued, out);
+                }
+                continue;
+            }
+            flow.sent += 1;
+            add(&mut env.counters.publish_out_again, 1);
+            self.send_publish(env, conn, &template, (packet_id, true), out);
+        }
+    }
+
+    fn drain(&mut self, env: &mut Env, flow: &mut Flow, conn: ConnId, out: &mut Vec<Output>) {
+        while flow.sent == flow.inflight.len() && self.unsent < env.limits.send_buffer_bytes {
+            let Some(front) = flow.queue.front() else {
+                return;
+            };
+            if front.qos != QoS::AtMostOnce && flow.inflight.len() >= usize::from(self.send_quota) {
+                return;
+            }
+            let Some(waiting) = flow.queue.pop_front() else {
+                return;
+            };
+            flow.waiting_qos0 -= u32::from(waiting.qos == QoS::AtMostOnce);
+            // [MQTT-3.3.2-5]
+            if waiting.message.is_expired(env.now) {
+                add(&mut env.counters.dropped_expired, 1);
+                flow.bytes -= waiting.message.cost();
+                self.forget(env, waiting.queued, out);
+                continue;
+            }
+            self.encode_and_send(env, flow, conn, waiting, out);
+        }
+    }
+
+    /// Retained messages for new subscriptions, straight from the store: they never wait in the
+    /// queue, so a filter that matches many costs no memory.
+    fn replay(
+        &mut self,
+        env: &mut Env,
+        flow: &mut Flow,
+        conn: ConnId,
+        retained: &Retained,
+        out: &mut Vec<Output>,
+    ) -> bool {
+        let mut reads = 0;
+        while let Some(replay) = flow.replays.front_mut() {
+            if !flow.queue.is_empty()
+                || flow.sent < flow.inflight.len()
+                || self.unsent >= env.limits.send_buffer_bytes
+            {
+                return false;
+            }
+            let room = match replay.qos {
+                QoS::AtMostOnce => REPLAY_PORTION,
+                _ => usize::from(self.send_quota)
+                    .saturating_sub(flow.inflight.len())
+                    .min(REPLAY_PORTION),
+            };
+            if room == 0 {
+                return false;
+            }
+            if reads == 4 {
+                return true;
+            }
+            reads += 1;
+            let (found, next) =
+                retained.matching(&replay.filter, replay.after.as_deref(), room, env.now);
+            let (id, qos) = (replay.id, replay.qos);
+            replay.after = next;
+            let mut is_done = replay.after.is_none();
+            let last = found.len();
+            for (i, message) in found.into_iter().enumerate() {
+                let topic = message.topic.clone();
+                self.send_retained(env, flow, conn, (message, id, qos), out);
+                // A portion of large messages ends when the connection has enough.
+                if self.unsent >= env.limits.send_buffer_bytes && i + 1 < last {
+                    is_done = false;
+                    if let Some(replay) = flow.replays.front_mut() {
+                        replay.after = Some(topic.as_str().into());
+                    }
+                    break;
+                }
+            }
+            if is_done {
+                flow.replays.pop_front();
+            }
+        }
+        false
+    }
+
+    fn send_retained(
+        &mut self,
+        env: &mut Env,
+        flow: &mut Flow,
+        conn: ConnId,
+        (message, id, granted): (Arc<Message>, u32, QoS),
+        out: &mut Vec<Output>,
+    ) {
+        // [MQTT-3.8.4-8]
+        let qos = message.qos.min(granted);
+        let queued = self.record(env, &message, qos, out);
+        let ids: Ids = (id != 0).then(|| Box::from([id]));
+        add(&mut env.counters.retained_out, 1);
+        flow.bytes += message.cost();
+        // §3.3.1.3: RETAIN is 1, whatever Retain As Published says.
+        self.encode_and_send(
+            env,
+            flow,
+            conn,
+            Waiting {
+                message,
+                ids,
+                queued,
+                qos,
+                retain: true,
+            },
+            out,
+        );
+    }
+}
+
+fn ids_of(ids: &Ids) -> &[u32] {
+    ids.as_deref().unwrap_or_default()
+}

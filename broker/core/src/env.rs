@@ -1,0 +1,74 @@
+//! What every part of the core needs beside its own state.
+
+use bytes::{Bytes, BytesMut};
+use headgate_codec::{Packet, Version, encode};
+
+use crate::{CoreLimits, Counters, OpId, Output, Record, SessionId, Time, counters::add};
+
+/// The time of this input, operation numbers, limits and counters.
+pub(crate) struct Env {
+    pub(crate) now: Time,
+    pub(crate) limits: CoreLimits,
+    pub(crate) counters: Counters,
+    /// The last operation that was begun.
+    pub(crate) last_op: OpId,
+    /// The last Persist operation that was begun.
+    pub(crate) last_persist: OpId,
+    /// Persist operations up to here are safe.
+    pub(crate) persisted: OpId,
+    scratch: BytesMut,
+}
+
+impl Env {
+    pub(crate) fn new(limits: CoreLimits, incarnation: u8) -> Self {
+        let first = OpId(u64::from(incarnation) << 48);
+        Self {
+            now: Time::default(),
+            limits,
+            counters: Counters::default(),
+            last_op: first,
+            last_persist: first,
+            persisted: first,
+            scratch: BytesMut::new(),
+        }
+    }
+
+    pub(crate) fn op(&mut self) -> OpId {
+        self.last_op.0 += 1;
+        self.last_op
+    }
+
+    pub(crate) fn encode(&mut self, packet: &Packet, version: Version) -> Bytes {
+        encode(packet, version, &mut self.scratch);
+        self.scratch.split().freeze()
+    }
+
+    /// Encodes one packet behind others that [`Env::take_encoded`] will take.
+    pub(crate) fn encode_more(&mut self, packet: &Packet, version: Version) {
+        encode(packet, version, &mut self.scratch);
+    }
+
+    pub(crate) fn take_encoded(&mut self) -> Bytes {
+        self.scratch.split().freeze()
+    }
+
+    pub(crate) fn persist(
+        &mut self,
+        session: SessionId,
+        epoch: u32,
+        sequence: u64,
+        record: Record,
+        out: &mut Vec<Output>,
+    ) {
+        let op = self.op();
+        self.last_persist = op;
+        add(&mut self.counters.persists, 1);
+        out.push(Output::Persist {
+            op,
+            session,
+            epoch,
+            sequence,
+            record,
+        });
+    }
+}

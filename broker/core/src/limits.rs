@@ -1,0 +1,133 @@
+//! Configuration and limits. Every limit has a default and states its worst case.
+
+use crate::WorkerSlot;
+
+/// What one worker's core has to know.
+#[derive(Clone, Debug)]
+pub struct CoreConfig {
+    /// Node id, for session ids and the directory.
+    pub node: u16,
+    /// The node's start number: session ids stay unique over restarts.
+    pub epoch: u32,
+    /// Start number of this worker within the node's run: handles and session ids of a worker
+    /// that was restarted alone don't repeat.
+    pub incarnation: u8,
+    /// This worker.
+    pub worker: WorkerSlot,
+    /// All workers of the node, this one too.
+    pub workers: Vec<WorkerSlot>,
+    /// Secret random number, for client identifiers that the server assigns. It has to come from
+    /// the operating system's random source and be different for each worker and start.
+    pub seed: [u64; 2],
+    /// Accept clients without authentication. User Name and Password are then accepted and not
+    /// looked at; if this is off, every CONNECT is refused (0x87), because no authentication is
+    /// configured.
+    pub allow_anonymous: bool,
+    /// Limits.
+    pub limits: CoreLimits,
+}
+
+impl CoreConfig {
+    /// The configuration of a worker with defaults for all the rest.
+    pub fn new(worker: WorkerSlot, workers: Vec<WorkerSlot>, seed: [u64; 2]) -> Self {
+        Self {
+            node: 0,
+            epoch: 0,
+            incarnation: 0,
+            worker,
+            workers,
+            seed,
+            allow_anonymous: true,
+            limits: CoreLimits::default(),
+        }
+    }
+}
+
+/// Limits of one worker. The worst case of a session is `session_bytes` + `packet_bytes` (its
+/// will) + `subscriptions_per_session` × the longest filter; that of a connection
+/// 3 × `send_buffer_bytes` + `packet_bytes` of frames that the transport has not taken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CoreLimits {
+    /// Sessions of this worker, connected or not (1,000,000; at most 16,777,215). Worst case:
+    /// this many sessions. Above it CONNECT is refused with 0x97.
+    pub sessions: u32,
+    /// Client Identifier, bytes (256). Longer: CONNACK 0x85.
+    pub client_id_bytes: u16,
+    /// Time from opening a connection to CONNECT and to its completion, seconds (10). Then the
+    /// connection is closed.
+    pub connect_timeout_s: u32,
+    /// Longest silence of a client, seconds (3,600): applies to Keep Alive 0 in every version,
+    /// and in 5.0 also when 1.5 × Keep Alive is more (the client is told by Server Keep Alive).
+    pub idle_ceiling_s: u32,
+    /// Session Expiry Interval, seconds (604,800: a week): a longer one is shortened, and 3.x
+    /// with Clean Session 0 gets this one. `u32::MAX` = sessions may last for ever.
+    pub session_expiry_max_s: u32,
+    /// Packets that arrive before CONNECT is completed (64), with together at most
+    /// `packet_bytes`. More: CONNACK 0x97.
+    pub held_packets: u16,
+    /// Largest packet, bytes (262,144): announced as Maximum Packet Size, enforced by the codec
+    /// (0x95).
+    pub packet_bytes: u32,
+    /// Receive Maximum that is announced (256): PUBLISH packets with QoS > 0 that a client may
+    /// have open. More: DISCONNECT 0x93. Worst case: 24 bytes each for the acknowledgements.
+    pub receive_maximum: u16,
+    /// Messages with QoS > 0 that are on their way to a client (256); the client's Receive
+    /// Maximum may be less.
+    pub inflight_messages: u16,
+    /// Messages that wait for a client (1,000). Above it the newest is dropped and counted.
+    pub queued_messages: u32,
+    /// Memory of the messages that wait or are on their way, per session, bytes (1,000,000). Above
+    /// it the newest is dropped and counted. A message is counted in each session that has it.
+    pub session_bytes: u32,
+    /// Bytes given to a connection that the transport has not taken yet (65,536). Above it
+    /// messages wait in the session's queue; above twice this much (by acknowledgements) nothing
+    /// is read from the client.
+    pub send_buffer_bytes: u32,
+    /// Subscriptions per session (1,000). More: SUBACK 0x97.
+    pub subscriptions_per_session: u32,
+    /// Levels of a Topic Filter or Topic Name (64). More: SUBACK 0x97, PUBLISH 0x90.
+    pub topic_levels: u16,
+    /// Topics in the worker's match cache (4,096).
+    pub topic_cache_entries: usize,
+}
+
+impl Default for CoreLimits {
+    fn default() -> Self {
+        Self {
+            sessions: 1_000_000,
+            client_id_bytes: 256,
+            connect_timeout_s: 10,
+            idle_ceiling_s: 3_600,
+            session_expiry_max_s: 7 * 24 * 3_600,
+            held_packets: 64,
+            packet_bytes: 256 * 1024,
+            receive_maximum: 256,
+            inflight_messages: 256,
+            queued_messages: 1_000,
+            session_bytes: 1_000_000,
+            send_buffer_bytes: 64 * 1024,
+            subscriptions_per_session: 1_000,
+            topic_levels: 64,
+            topic_cache_entries: 4_096,
+        }
+    }
+}
+
+/// Limits of the store of retained messages, which all workers share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RetainedLimits {
+    /// Messages (100,000). Above it a PUBLISH 5.0 with QoS > 0 is refused with 0x97; any other is
+    /// delivered, not stored, and counted.
+    pub messages: u32,
+    /// Memory, bytes (268,435,456), counted with a fixed overhead for each message and level.
+    pub bytes: u64,
+}
+
+impl Default for RetainedLimits {
+    fn default() -> Self {
+        Self {
+            messages: 100_000,
+            bytes: 256 * 1024 * 1024,
+        }
+    }
+}

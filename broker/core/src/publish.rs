@@ -1,0 +1,320 @@
+//! PUBLISH from clients, and both sides' acknowledgements (MQTT 5.0 §3.3 to §3.7, §4.3).
+
+use headgate_codec::{Ack, Packet, PacketId, Publish, QoS, ReasonCode, Version};
+use std::sync::Arc;
+
+use crate::{
+    ConnId, Core, Output, Receipt, Record,
+    acks::Wait,
+    close::{DueWill, End},
+    conns::AckBody,
+    counters::add,
+    hub::Hub,
+    message::{Fanout, Message},
+};
+
+impl Core {
+    /// PUBLISH (§3.3).
+    #[inline]
+    pub(crate) fn on_publish(
+        &mut self,
+        conn: ConnId,
+        slot: u32,
+        publish: &Publish,
+        out: &mut Vec<Output>,
+    ) {
+        if let Err(reason) = self.hub.check_publish(publish) {
+            return self.hub.protocol_error(conn, reason, out);
+        }
+        add(
+            &mut self.hub.env.counters.publish_in_bytes,
+            publish.payload.len() as u64,
+        );
+        match publish.packet_id {
+            None => {
+                add(&mut self.hub.env.counters.publish_in_qos0, 1);
+                let mut fan = Fanout::of_publish(publish, self.hub.env.now);
+                if publish.retain {
+                    // Too many retained messages: it is delivered all the same.
+                    self.hub.retain(slot, fan.message(), out);
+                }
+                let publisher = self.hub.slots.handle(slot);
+                self.route(&mut fan, publisher, Some(conn), None, out);
+            }
+            Some(packet_id) => self.on_publish_acked(conn, slot, (publish, packet_id), out),
+        }
+    }
+
+    /// A PUBLISH with QoS 1 or 2: routed, recorded, and then acknowledged.
+    fn on_publish_acked(
+        &mut self,
+        conn: ConnId,
+        slot: u32,
+        (publish, packet_id): (&Publish, PacketId),
+        out: &mut Vec<Output>,
+    ) {
+        let hub = &mut self.hub;
+        let Some(session) = hub.slots.session(slot) else {
+            return;
+        };
+        let (version, before) = (session.version, hub.env.last_persist);
+        // [MQTT-3.3.4-7]: a 3.x client was not told of a Receive Maximum.
+        let Some(c) = hub.conns.get(conn) else { return };
+        if version == Version::V5 && c.open_publishes >= hub.env.limits.receive_maximum.max(1) {
+            add(&mut hub.env.counters.limit_receive_maximum, 1);
+            return hub.close(conn, End::Server(ReasonCode::RECEIVE_MAXIMUM_EXCEEDED), out);
+        }
+        c.open_publishes = c.open_publishes.saturating_add(1);
+        let receipt = Receipt {
+            conn,
+            serial: c.ack_serial,
+        };
+        if publish.qos == QoS::ExactlyOnce {
+            let record = Record::Received { packet_id };
+            let Err(place) = session.flow().received.binary_search(&packet_id) else {
+                // [MQTT-4.3.3-10]: recorded once more, because the first may not be safe yet.
+                add(&mut hub.env.counters.publish_in_repeated, 1);
+                session.persist(&mut hub.env, record, out);
+                let wait = hub.wait_since(before, 0);
+                return hub.acknowledge(
+                    conn,
+                    slot,
+                    AckBody::PubRec(packet_id, ReasonCode::SUCCESS),
+                    wait,
+                    out,
+                );
+            };
+            session.flow().received.insert(place, packet_id);
+            session.persist(&mut hub.env, record, out);
+            add(&mut hub.env.counters.publish_in_qos2, 1);
+        } else {
+            add(&mut hub.env.counters.publish_in_qos1, 1);
+        }
+        let mut fan = Fanout::of_publish(publish, hub.env.now);
+        let mut reason = ReasonCode::SUCCESS;
+        let is_kept = !publish.retain || hub.retain(slot, fan.message(), out);
+        let mut remote = 0;
+        if is_kept || version != Version::V5 {
+            let publisher = hub.slots.handle(slot);
+            let routed = self.route(&mut fan, publisher, Some(conn), Some(receipt), out);
+            remote = routed.remote;
+            if !routed.matched && version == Version::V5 {
+                reason = ReasonCode::NO_MATCHING_SUBSCRIBERS;
+            }
+        } else {
+            reason = ReasonCode::QUOTA_EXCEEDED;
+        }
+        let hub = &mut self.hub;
+        let wait = hub.wait_since(before, remote);
+        let body = match publish.qos {
+            QoS::ExactlyOnce => AckBody::PubRec(packet_id, reason),
+            _ => AckBody::PubAck(packet_id, reason),
+        };
+        // [MQTT-4.3.3-9]
+        if reason.0 >= 0x80
+            && publish.qos == QoS::ExactlyOnce
+            && let Some(session) = hub.slots.session(slot)
+        {
+            session.flow().received.retain(|id| *id != packet_id);
+            session.persist(&mut hub.env, Record::Released { packet_id }, out);
+        }
+        hub.acknowledge(conn, slot, body, wait, out);
+    }
+
+    /// Publishes the wills that have become due.
+    pub(crate) fn publish_wills(&mut self, out: &mut Vec<Output>) {
+        for due in std::mem::take(&mut self.hub.wills) {
+            let DueWill {
+                will,
+                publisher,
+                session,
+                epoch,
+                sequence,
+            } = due;
+            let hub = &mut self.hub;
+            add(&mut hub.env.counters.wills, 1);
+            let message = Arc::new(Message::from_will(&will, hub.env.now));
+            // [MQTT-3.1.2-15]
+            if will.retain {
+                if hub.shared.retained.set(&message, hub.env.now).is_err() {
+                    add(&mut hub.env.counters.limit_retained, 1);
+                } else {
+                    let record = Record::Retained {
+                        message: Arc::clone(&message),
+                    };
+                    hub.env.persist(session, epoch, sequence, record, out);
+                }
+            }
+            let mut fan = Fanout::of_message(&message, hub.env.now);
+            self.route(&mut fan, publisher, None, None, out);
+        }
+    }
+}
+
+impl Hub {
+    fn check_publish(&self, publish: &Publish) -> Result<(), ReasonCode> {
+        if let Some(properties) = &publish.properties {
+            // Topic Alias Maximum is 0 (§3.3.2.3.4).
+            if properties.topic_alias.is_some() {
+                return Err(ReasonCode::TOPIC_ALIAS_INVALID);
+            }
+            // [MQTT-3.3.4-6]
+            if !properties.subscription_ids.is_empty() {
+                return Err(ReasonCode::PROTOCOL_ERROR);
+            }
+            // [MQTT-3.3.2-14]
+            if properties
+                .response_topic
+                .as_ref()
+                .is_some_and(|t| t.as_bytes().iter().any(|b| matches!(b, b'+' | b'#')))
+            {
+                return Err(ReasonCode::PROTOCOL_ERROR);
+            }
+        }
+        // [MQTT-3.3.2-2]
+        if !self.is_topic_name(publish.topic.as_str()) {
+            return Err(ReasonCode::TOPIC_NAME_INVALID);
+        }
+        Ok(())
+    }
+
+    /// Sets the retained message of a topic. `false` = the store is full.
+    fn retain(&mut self, slot: u32, message: &Arc<Message>, out: &mut Vec<Output>) -> bool {
+        if self.shared.retained.set(message, self.env.now).is_err() {
+            add(&mut self.env.counters.limit_retained, 1);
+            return false;
+        }
+        if let Some(session) = self.slots.session(slot) {
+            session.sequence += 1;
+            let record = Record::Retained {
+                message: Arc::clone(message),
+            };
+            self.env
+                .persist(session.id, session.epoch, session.sequence, record, out);
+        }
+        true
+    }
+
+    /// PUBACK (§3.4).
+    pub(crate) fn on_puback(&mut self, conn: ConnId, slot: u32, ack: &Ack, out: &mut Vec<Output>) {
+        let Some(session) = self.slots.session(slot) else {
+            return;
+        };
+        match qos_of(session, ack.packet_id) {
+            Some(QoS::AtLeastOnce) => {
+                session.acknowledged(&mut self.env, ack.packet_id, out);
+                self.pump(slot, out);
+            }
+            Some(_) => self.protocol_error(conn, ReasonCode::PROTOCOL_ERROR, out),
+            // Of a message that is done: nothing to do.
+            None => {}
+        }
+    }
+
+    /// PUBREC (§3.5).
+    pub(crate) fn on_pubrec(&mut self, conn: ConnId, slot: u32, ack: &Ack, out: &mut Vec<Output>) {
+        let Some(session) = self.slots.session(slot) else {
+            return;
+        };
+        let packet_id = ack.packet_id;
+        let reason = match qos_of(session, packet_id) {
+            Some(QoS::ExactlyOnce) if ack.reason.0 >= 0x80 => {
+                // [MQTT-4.4.0-2]
+                session.acknowledged(&mut self.env, packet_id, out);
+                return self.pump(slot, out);
+            }
+            Some(QoS::ExactlyOnce) => {
+                session.received(&mut self.env, packet_id, out);
+                ReasonCode::SUCCESS
+            }
+            Some(_) => return self.protocol_error(conn, ReasonCode::PROTOCOL_ERROR, out),
+            None if ack.reason.0 >= 0x80 => return,
+            None => ReasonCode::PACKET_IDENTIFIER_NOT_FOUND,
+        };
+        // [MQTT-4.3.3-4]
+        session.send(
+            &mut self.env,
+            &Packet::PubRel(Ack {
+                packet_id,
+                reason,
+                properties: None,
+            }),
+            out,
+        );
+        self.check_unsent(conn, slot, out);
+    }
+
+    /// PUBCOMP (§3.7).
+    pub(crate) fn on_pubcomp(&mut self, conn: ConnId, slot: u32, ack: &Ack, out: &mut Vec<Output>) {
+        let Some(session) = self.slots.session(slot) else {
+            return;
+        };
+        let Some(flow) = &mut session.flow else {
+            return;
+        };
+        let Some(position) = flow.position(ack.packet_id) else {
+            return;
+        };
+        if flow.inflight[position].message.is_some() {
+            return self.protocol_error(conn, ReasonCode::PROTOCOL_ERROR, out);
+        }
+        flow.remove_inflight(position);
+        session.persist(
+            &mut self.env,
+            Record::Completed {
+                packet_id: ack.packet_id,
+            },
+            out,
+        );
+        self.pump(slot, out);
+    }
+
+    /// PUBREL (§3.6).
+    pub(crate) fn on_pubrel(&mut self, conn: ConnId, slot: u32, ack: &Ack, out: &mut Vec<Output>) {
+        let (before, packet_id) = (self.env.last_persist, ack.packet_id);
+        let Some(session) = self.slots.session(slot) else {
+            return;
+        };
+        let received = session.flow.as_mut().map(|f| &mut f.received);
+        let place = received
+            .as_ref()
+            .and_then(|r| r.binary_search(&packet_id).ok());
+        let reason = match (received, place) {
+            (Some(received), Some(place)) => {
+                received.remove(place);
+                session.persist(&mut self.env, Record::Released { packet_id }, out);
+                ReasonCode::SUCCESS
+            }
+            _ => ReasonCode::PACKET_IDENTIFIER_NOT_FOUND,
+        };
+        // [MQTT-4.3.3-11]
+        let wait: Wait = self.wait_since(before, 0);
+        self.acknowledge(conn, slot, AckBody::PubComp(packet_id, reason), wait, out);
+    }
+}
+
+fn qos_of(session: &crate::Session, packet_id: PacketId) -> Option<QoS> {
+    let flow = session.flow.as_ref()?;
+    flow.position(packet_id)
+        .map(|position| flow.inflight[position].qos)
+}
+
+impl crate::Session {
+    /// PUBREC: the client has the message, its memory is free \[MQTT-4.3.3-6\].
+    fn received(&mut self, env: &mut crate::env::Env, packet_id: PacketId, out: &mut Vec<Output>) {
+        let Some(flow) = &mut self.flow else { return };
+        let Some(position) = flow.position(packet_id) else {
+            return;
+        };
+        let entry = &mut flow.inflight[position];
+        let Some(message) = entry.message.take() else {
+            return;
+        };
+        let queued = entry.queued;
+        entry.ids = None;
+        flow.bytes = flow.bytes.saturating_sub(message.cost());
+        if queued != 0 {
+            self.persist(env, Record::Acknowledged { queued }, out);
+        }
+    }
+}

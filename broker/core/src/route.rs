@@ -1,0 +1,222 @@
+//! The router: one match for each message, its local sessions at once, and one delivery for each
+//! other worker.
+
+use headgate_codec::QoS;
+use headgate_topics::Subscriber;
+use std::sync::Arc;
+
+use crate::{
+    ConnId, Core, Delivery, Output, Receipt, Target, WorkerSlot,
+    counters::add,
+    env::Env,
+    message::Fanout,
+    options::Options,
+    session::deliver_to,
+    slots::{Handle, Slot, Slots},
+};
+
+/// Moves within one worker that a delivery follows.
+const HOPS_MAX: usize = 8;
+
+/// What became of a message.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Routed {
+    /// There were subscribers.
+    pub(crate) matched: bool,
+    /// Workers that will send a receipt.
+    pub(crate) remote: u8,
+}
+
+/// Targets for other workers, by worker slot; kept between messages.
+#[derive(Default)]
+pub(crate) struct Plans {
+    by_worker: Vec<Vec<Target>>,
+    used: Vec<WorkerSlot>,
+}
+
+impl Plans {
+    fn push(&mut self, subscriber: Subscriber) {
+        let worker = Handle(subscriber.id()).worker();
+        let index = usize::from(worker.0);
+        if self.by_worker.len() <= index {
+            self.by_worker.resize_with(index + 1, Vec::new);
+        }
+        let targets = &mut self.by_worker[index];
+        if targets.is_empty() {
+            self.used.push(worker);
+        }
+        targets.push(Target { subscriber });
+    }
+}
+
+impl Core {
+    /// Delivers a message to all that have subscribed.
+    pub(crate) fn route(
+        &mut self,
+        fan: &mut Fanout<'_>,
+        publisher: Handle,
+        origin: Option<ConnId>,
+        receipt: Option<Receipt>,
+        out: &mut Vec<Output>,
+    ) -> Routed {
+        let Self {
+            hub,
+            cache,
+            plans,
+            merged,
+        } = self;
+        let me = hub.config.worker;
+        let mut matched = cache.matches(&hub.shared.topics, fan.topic().as_str());
+        if matched.is_empty() {
+            add(&mut hub.env.counters.publish_unmatched, 1);
+            return Routed {
+                matched: false,
+                remote: 0,
+            };
+        }
+        if matched.len() > 1
+            && matched
+                .iter()
+                .any(|s| Options(s.options()).has(Options::OVERLAPS))
+        {
+            merge(matched, publisher, merged);
+            matched = merged;
+        }
+        for subscriber in matched {
+            let (handle, options) = (Handle(subscriber.id()), Options(subscriber.options()));
+            // [MQTT-3.8.3-3]
+            if options.has(Options::NO_LOCAL) && handle == publisher {
+                continue;
+            }
+            if handle.worker() == me {
+                deliver_here(
+                    &mut hub.slots,
+                    &mut hub.env,
+                    fan,
+                    (handle, options, me),
+                    plans,
+                    out,
+                );
+            } else {
+                plans.push(*subscriber);
+            }
+        }
+        let remote = send_plans(plans, &mut hub.env, fan, origin, receipt, out);
+        Routed {
+            matched: true,
+            remote,
+        }
+    }
+
+    /// A delivery from another worker.
+    pub(crate) fn on_delivery(
+        &mut self,
+        from: WorkerSlot,
+        delivery: &Delivery,
+        out: &mut Vec<Output>,
+    ) {
+        let Self { hub, plans, .. } = self;
+        add(&mut hub.env.counters.mesh_in, 1);
+        let before = hub.env.last_persist;
+        let mut fan = Fanout::of_message(&delivery.message, hub.env.now);
+        for Target { subscriber } in &delivery.targets {
+            let target = (Handle(subscriber.id()), Options(subscriber.options()), from);
+            deliver_here(&mut hub.slots, &mut hub.env, &mut fan, target, plans, out);
+        }
+        // Sent on without a receipt: the message is with its session's new home, in memory.
+        add(
+            &mut hub.env.counters.mesh_forwarded,
+            plans.used.len() as u64,
+        );
+        send_plans(plans, &mut hub.env, &mut fan, None, None, out);
+        if let Some(receipt) = delivery.receipt {
+            hub.confirm(from, receipt, before, out);
+        }
+    }
+}
+
+/// Delivers to a session of this worker, or to where it has gone.
+#[inline]
+fn deliver_here(
+    slots: &mut Slots,
+    env: &mut Env,
+    fan: &mut Fanout<'_>,
+    (mut handle, options, from): (Handle, Options, WorkerSlot),
+    plans: &mut Plans,
+    out: &mut Vec<Output>,
+) {
+    let me = slots.worker();
+    for _ in 0..HOPS_MAX {
+        match slots.by_handle(handle) {
+            Some(Slot::Live(session)) => {
+                // What the old home sends is in order; all else has to wait for the fences.
+                match &session.fence {
+                    Some(fence) if fence.via != from => {
+                        session.hold(env, fan.message(), options, out)
+                    }
+                    _ => session.deliver(env, fan, options, out),
+                }
+                return;
+            }
+            Some(Slot::Moved(forward)) => {
+                handle = forward.to;
+                if handle.worker() != me {
+                    return plans.push(Subscriber::new(handle.0, options.0));
+                }
+            }
+            _ => break,
+        }
+    }
+    add(&mut env.counters.dropped_no_session, 1);
+}
+
+/// One delivery for each worker that has targets. The number of receipts to wait for.
+fn send_plans(
+    plans: &mut Plans,
+    env: &mut Env,
+    fan: &mut Fanout<'_>,
+    origin: Option<ConnId>,
+    receipt: Option<Receipt>,
+    out: &mut Vec<Output>,
+) -> u8 {
+    let mut waiting = 0;
+    for worker in plans.used.drain(..) {
+        let targets = std::mem::take(&mut plans.by_worker[usize::from(worker.0)]);
+        let is_recorded = |t: &Target| {
+            let options = Options(t.subscriber.options());
+            options.has(Options::PERSISTENT) && options.qos() > QoS::AtMostOnce
+        };
+        let receipt = receipt.filter(|_| targets.iter().any(is_recorded));
+        waiting += u8::from(receipt.is_some());
+        add(&mut env.counters.mesh_out, 1);
+        let message = Arc::clone(fan.message());
+        out.push(deliver_to(
+            worker,
+            origin,
+            Delivery {
+                message,
+                targets,
+                receipt,
+            },
+        ));
+    }
+    waiting
+}
+
+/// One entry for each session, of all that matched: overlapping subscriptions get one PUBLISH
+/// with the highest QoS \[MQTT-3.3.4-2\]. A No Local subscription counts for nothing here.
+fn merge(matched: &[Subscriber], publisher: Handle, merged: &mut Vec<Subscriber>) {
+    merged.clear();
+    let is_local =
+        |s: &Subscriber| s.id() == publisher.0 && Options(s.options()).has(Options::NO_LOCAL);
+    merged.extend(matched.iter().filter(|s| !is_local(s)));
+    merged.sort_unstable_by_key(|s| s.id());
+    merged.dedup_by(|next, kept| {
+        let is_same = next.id() == kept.id();
+        if is_same {
+            let options = Options(kept.options()).merge(Options(next.options()));
+            *kept = Subscriber::new(kept.id(), options.with(Options::NO_LOCAL, false).0);
+        }
+        is_same
+    });
+}

@@ -1,0 +1,300 @@
+//! A session: what the server keeps for a client (MQTT 5.0 §4.1), connected or not.
+
+use bytes::Bytes;
+use headgate_codec::{Packet, PacketId, QoS, Text, Version, Will};
+use std::{collections::VecDeque, sync::Arc};
+
+use crate::{
+    ConnId, Delivery, Frame, Mesh, Output, Record, SessionId, Time, WorkerSlot,
+    env::Env,
+    message::Message,
+    options::Options,
+    slots::{Handle, WaitingTakeover},
+};
+
+/// A client's session. It moves between workers by value; outside the core it is opaque.
+///
+/// Small while idle: what only some sessions have is boxed.
+#[derive(Debug)]
+pub struct Session {
+    pub(crate) id: SessionId,
+    pub(crate) client_id: Box<str>,
+    pub(crate) handle: Handle,
+    /// Its owner's epoch.
+    pub(crate) epoch: u32,
+    /// Session Expiry Interval, seconds.
+    pub(crate) expiry_s: u32,
+    /// Records written.
+    pub(crate) sequence: u64,
+    /// When it ends; of meaning while it isn't connected.
+    pub(crate) expires_at: Time,
+    /// The earliest timer that will fire for it.
+    pub(crate) armed: Time,
+    pub(crate) conn: Option<ConnId>,
+    /// Bytes given to the connection that the transport hasn't taken.
+    pub(crate) unsent: u32,
+    /// Of the client: Maximum Packet Size, bytes.
+    pub(crate) packet_bytes_max: u32,
+    /// Messages with QoS > 0 that may be on their way.
+    pub(crate) send_quota: u16,
+    pub(crate) version: Version,
+    pub(crate) subscriptions: Vec<Subscription>,
+    pub(crate) will: Option<Box<PendingWill>>,
+    pub(crate) flow: Option<Box<Flow>>,
+    pub(crate) fence: Option<Box<Fenced>>,
+}
+
+/// A subscription of a session.
+#[derive(Debug)]
+pub(crate) struct Subscription {
+    pub(crate) filter: Box<str>,
+    /// Subscription Identifier; 0 = none.
+    pub(crate) id: u32,
+    pub(crate) options: Options,
+}
+
+/// A will, and when it is to be published: `None` while the client is connected.
+#[derive(Debug)]
+pub(crate) struct PendingWill {
+    pub(crate) will: Will,
+    pub(crate) at: Option<Time>,
+}
+
+/// Messages on their way to and from the client.
+#[derive(Debug, Default)]
+pub(crate) struct Flow {
+    /// Not sent yet, in order.
+    pub(crate) queue: VecDeque<Waiting>,
+    /// Sent and not acknowledged, in the order of sending \[MQTT-4.6.0-5\].
+    pub(crate) inflight: VecDeque<Inflight>,
+    /// How many of `inflight`, from its front, were sent on this connection.
+    pub(crate) sent: usize,
+    /// QoS 0 messages in `queue`.
+    pub(crate) waiting_qos0: u32,
+    /// Memory of `queue` and `inflight`, bytes.
+    pub(crate) bytes: u32,
+    pub(crate) last_packet_id: u16,
+    /// Incoming QoS 2 messages that were accepted and not released, sorted.
+    pub(crate) received: Vec<PacketId>,
+    /// Retained messages that new subscriptions still have to get.
+    pub(crate) replays: VecDeque<Replay>,
+}
+
+/// A message that waits.
+#[derive(Debug)]
+pub(crate) struct Waiting {
+    pub(crate) message: Arc<Message>,
+    pub(crate) ids: Ids,
+    /// Sequence of its `Queued` record; 0 = none.
+    pub(crate) queued: u64,
+    pub(crate) qos: QoS,
+    pub(crate) retain: bool,
+}
+
+/// Subscription Identifiers; most messages have none.
+pub(crate) type Ids = Option<Box<[u32]>>;
+
+/// A message that was sent and isn't acknowledged.
+#[derive(Debug)]
+pub(crate) struct Inflight {
+    /// `None`: QoS 2, PUBREC has come, PUBREL was sent \[MQTT-4.3.3-6\].
+    pub(crate) message: Option<Arc<Message>>,
+    pub(crate) ids: Ids,
+    pub(crate) queued: u64,
+    pub(crate) packet_id: PacketId,
+    pub(crate) qos: QoS,
+    pub(crate) retain: bool,
+}
+
+/// Retained messages for a subscription, read on as the connection takes them.
+#[derive(Debug)]
+pub(crate) struct Replay {
+    pub(crate) filter: Box<str>,
+    pub(crate) after: Option<Box<str>>,
+    pub(crate) id: u32,
+    pub(crate) qos: QoS,
+}
+
+/// A session that has just moved here: fences that haven't arrived, and what they hold back.
+#[derive(Debug)]
+pub(crate) struct Fenced {
+    pub(crate) via: WorkerSlot,
+    pub(crate) waiting: u32,
+    pub(crate) held: Vec<Held>,
+    pub(crate) held_bytes: u32,
+    /// A fence that got lost (with its worker) is waited for no longer than this.
+    pub(crate) until: Time,
+    pub(crate) takeover: Option<WaitingTakeover>,
+}
+
+/// A delivery that is held back.
+#[derive(Debug)]
+pub(crate) struct Held {
+    pub(crate) message: Arc<Message>,
+    pub(crate) options: Options,
+    /// Sequence of its `Queued` record; 0 = none.
+    pub(crate) queued: u64,
+}
+
+impl Session {
+    pub(crate) fn new(id: SessionId, client_id: &Text, handle: Handle, epoch: u32) -> Self {
+        Self {
+            id,
+            client_id: client_id.as_str().into(),
+            handle,
+            epoch,
+            expiry_s: 0,
+            sequence: 0,
+            expires_at: NEVER,
+            armed: NEVER,
+            conn: None,
+            unsent: 0,
+            packet_bytes_max: u32::MAX,
+            send_quota: 1,
+            version: Version::V5,
+            subscriptions: Vec::new(),
+            will: None,
+            flow: None,
+            fence: None,
+        }
+    }
+
+    /// It outlives its connection: what happens to it is recorded.
+    pub(crate) fn is_persistent(&self) -> bool {
+        self.expiry_s > 0
+    }
+
+    /// Client Identifier.
+    pub(crate) fn client_id(&self) -> Text {
+        Text::from(&*self.client_id)
+    }
+
+    /// Records something, if the session is persistent; the record's sequence, or 0.
+    pub(crate) fn persist(&mut self, env: &mut Env, record: Record, out: &mut Vec<Output>) -> u64 {
+        if !self.is_persistent() {
+            return 0;
+        }
+        self.sequence += 1;
+        env.persist(self.id, self.epoch, self.sequence, record, out);
+        self.sequence
+    }
+
+    /// Records that the session has begun, or what it is like now.
+    pub(crate) fn record_opened(&mut self, env: &mut Env, out: &mut Vec<Output>) {
+        self.sequence += 1;
+        let record = Record::SessionOpened {
+            client_id: self.client_id(),
+            expiry_s: self.expiry_s,
+        };
+        env.persist(self.id, self.epoch, self.sequence, record, out);
+    }
+
+    /// Sends a packet that isn't a PUBLISH. What exceeds the client's Maximum Packet Size is not
+    /// sent \[MQTT-3.1.2-24\].
+    pub(crate) fn send(&mut self, env: &mut Env, packet: &Packet, out: &mut Vec<Output>) {
+        let bytes = env.encode(packet, self.version);
+        self.send_bytes(bytes, out);
+    }
+
+    /// Sends an encoded packet.
+    pub(crate) fn send_bytes(&mut self, bytes: Bytes, out: &mut Vec<Output>) {
+        let Some(conn) = self.conn else { return };
+        if bytes.len() > self.packet_bytes_max as usize || bytes.is_empty() {
+            return;
+        }
+        self.unsent += bytes.len() as u32;
+        out.push(Output::Send {
+            conn,
+            frame: Frame::Bytes(bytes),
+        });
+    }
+
+    /// Sends several short packets at once: none exceeds what a client that took a CONNACK takes.
+    pub(crate) fn send_unchecked(&mut self, bytes: Bytes, out: &mut Vec<Output>) {
+        if let (Some(conn), false) = (self.conn, bytes.is_empty()) {
+            self.unsent += bytes.len() as u32;
+            out.push(Output::Send {
+                conn,
+                frame: Frame::Bytes(bytes),
+            });
+        }
+    }
+
+    pub(crate) fn flow(&mut self) -> &mut Flow {
+        self.flow.get_or_insert_default()
+    }
+
+    /// Gives back what an idle session doesn't need.
+    pub(crate) fn shrink(&mut self) {
+        if self.flow.as_ref().is_some_and(|f| f.is_idle()) {
+            self.flow = None;
+        }
+        if self.subscriptions.capacity() > self.subscriptions.len() * 2 {
+            self.subscriptions.shrink_to_fit();
+        }
+    }
+
+    /// Subscription Identifiers of all subscriptions that match \[MQTT-3.3.4-4\].
+    pub(crate) fn matching_ids(&self, topic: &str) -> Ids {
+        let ids: Box<[u32]> = self
+            .subscriptions
+            .iter()
+            .filter(|s| s.id != 0 && headgate_topics::filter_matches(&s.filter, topic))
+            .map(|s| s.id)
+            .collect();
+        (!ids.is_empty()).then_some(ids)
+    }
+}
+
+/// A time that doesn't come.
+pub(crate) const NEVER: Time = Time(u64::MAX);
+
+impl Flow {
+    fn is_idle(&self) -> bool {
+        self.queue.is_empty()
+            && self.inflight.is_empty()
+            && self.received.is_empty()
+            && self.replays.is_empty()
+    }
+
+    /// A Packet Identifier that isn't in use \[MQTT-2.2.1-4\] \[MQTT-4.3.2-1\]. `inflight` is in the
+    /// order in which identifiers were given out, so only its front can be in the way.
+    pub(crate) fn next_packet_id(&mut self) -> PacketId {
+        let mut inflight = self.inflight.iter();
+        loop {
+            self.last_packet_id = self.last_packet_id.wrapping_add(1);
+            let Some(id) = PacketId::new(self.last_packet_id) else {
+                continue;
+            };
+            if inflight.next().is_none_or(|used| used.packet_id != id) {
+                return id;
+            }
+        }
+    }
+
+    /// Where an acknowledgement belongs. Acknowledgements come in order, so it is near the front.
+    pub(crate) fn position(&self, packet_id: PacketId) -> Option<usize> {
+        self.inflight.iter().position(|i| i.packet_id == packet_id)
+    }
+
+    /// Forgets a message that was sent.
+    pub(crate) fn remove_inflight(&mut self, position: usize) -> Option<Inflight> {
+        let entry = self.inflight.remove(position)?;
+        if position < self.sent {
+            self.sent -= 1;
+        }
+        if let Some(message) = &entry.message {
+            self.bytes = self.bytes.saturating_sub(message.cost());
+        }
+        Some(entry)
+    }
+}
+
+/// A [`Delivery`] as a message to another worker.
+pub(crate) fn deliver_to(to: WorkerSlot, origin: Option<ConnId>, delivery: Delivery) -> Output {
+    Output::Mesh {
+        to,
+        origin,
+        message: Mesh::Deliver(Box::new(delivery)),
+    }
+}
