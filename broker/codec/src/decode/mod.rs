@@ -5,9 +5,10 @@ mod publish;
 mod reader;
 mod subscribe;
 
-use crate::{DecodeError, Packet, ReasonCode, Version, frame};
+use crate::{Ack, DecodeError, Packet, ReasonCode, Version, frame};
 use alloc::boxed::Box;
 use bytes::{Buf, Bytes};
+use core::num::NonZeroU16;
 use reader::Reader;
 
 /// Takes one packet from the front of `input`; `None` if it isn't complete, and then `input` is
@@ -44,17 +45,80 @@ pub fn decode(
     if input.len() < header + remaining {
         return Ok(None);
     }
-    let mut packet = if input.len() == header + remaining {
-        // The whole buffer: saves counting one more reference.
-        core::mem::take(input)
-    } else {
-        input.split_to(header + remaining)
-    };
-    packet.advance(header);
+    if first >> 4 == frame::PUBLISH
+        && let Some(version) = version
+    {
+        return publish::publish(first, version, input, header, remaining);
+    }
+    if version.is_some() && remaining <= 2 {
+        // The frequent packets that keep nothing of the input cost no reference to it.
+        match (first >> 4, &input[header..header + remaining]) {
+            (frame::PINGREQ, []) => return skip(input, header, Packet::PingReq),
+            (frame::PINGRESP, []) => return skip(input, header, Packet::PingResp),
+            (frame::PUBACK..=frame::PUBCOMP, &[high, low]) => {
+                return short_ack(first, [high, low], input, header);
+            }
+            _ => {}
+        }
+    }
+    let packet = take_front(input, header, header + remaining);
     body(first, version, minimal, Reader(packet)).map(Some)
 }
 
-/// Decodes what follows the fixed header.
+/// An acknowledgement that is a Packet Identifier and nothing else (§3.4.2.1).
+#[inline]
+fn short_ack(
+    first: u8,
+    packet_id: [u8; 2],
+    input: &mut Bytes,
+    header: usize,
+) -> Result<Option<Packet>, DecodeError> {
+    let packet_id = NonZeroU16::new(u16::from_be_bytes(packet_id));
+    let packet_id = packet_id.ok_or(DecodeError::ZeroPacketId)?;
+    let ack = Ack {
+        packet_id,
+        reason: ReasonCode::SUCCESS,
+        properties: None,
+    };
+    let packet = match first >> 4 {
+        frame::PUBACK => Packet::PubAck(ack),
+        frame::PUBREC => Packet::PubRec(ack),
+        frame::PUBREL => Packet::PubRel(ack),
+        _ => Packet::PubComp(ack),
+    };
+    skip(input, header + 2, packet)
+}
+
+/// Leaves out the first `len` bytes, which were `packet`, and lets go of the buffer if none are
+/// left.
+#[inline]
+fn skip(input: &mut Bytes, len: usize, packet: Packet) -> Result<Option<Packet>, DecodeError> {
+    if input.len() == len {
+        *input = Bytes::new();
+    } else {
+        input.advance(len);
+    }
+    Ok(Some(packet))
+}
+
+/// Takes `start..end` from `input` and leaves what follows. The last packet takes over the
+/// buffer's reference instead of counting one more.
+#[inline]
+fn take_front(input: &mut Bytes, start: usize, end: usize) -> Bytes {
+    let mut front = if input.len() == end {
+        core::mem::take(input)
+    } else if start == end {
+        input.advance(end);
+        return Bytes::new();
+    } else {
+        input.split_to(end)
+    };
+    front.advance(start);
+    front
+}
+
+/// Decodes what follows the fixed header of the less frequent packets.
+#[inline(never)]
 fn body(
     first: u8,
     version: Option<Version>,
@@ -70,13 +134,12 @@ fn body(
     };
     let packet_type = first >> 4;
     Ok(match packet_type {
-        frame::PUBLISH => Packet::Publish(publish::publish(first, version, r)?),
         frame::PUBACK => Packet::PubAck(publish::ack(packet_type, version, &mut r)?),
         frame::PUBREC => Packet::PubRec(publish::ack(packet_type, version, &mut r)?),
         frame::PUBREL => Packet::PubRel(publish::ack(packet_type, version, &mut r)?),
         frame::PUBCOMP => Packet::PubComp(publish::ack(packet_type, version, &mut r)?),
-        frame::PINGREQ => r.finish().map(|()| Packet::PingReq)?,
-        frame::PINGRESP => r.finish().map(|()| Packet::PingResp)?,
+        // Those without a body are done above.
+        frame::PINGREQ | frame::PINGRESP => return Err(DecodeError::TrailingBytes),
         frame::SUBSCRIBE => Packet::Subscribe(Box::new(subscribe::subscribe(version, &mut r)?)),
         frame::SUBACK => Packet::SubAck(Box::new(subscribe::suback(version, &mut r)?)),
         frame::UNSUBSCRIBE => {

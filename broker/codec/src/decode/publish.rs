@@ -6,32 +6,52 @@ use super::{
     reason,
 };
 use crate::{
-    Ack, DecodeError, Publish, PublishProperties, QoS, ReasonCode, ReasonProperties, Version,
-    property as id,
+    Ack, DecodeError, Packet, Publish, PublishProperties, QoS, ReasonCode, ReasonProperties, Text,
+    Version, property as id,
 };
 use alloc::boxed::Box;
+use bytes::Bytes;
 use core::num::NonZeroU16;
 
+/// Takes the PUBLISH with these lengths from the front of `input`. Topic Name and payload are
+/// sliced out of it, which counts two references; a packet of its own would be a third.
 #[inline]
-pub(super) fn publish(first: u8, version: Version, mut r: Reader) -> Result<Publish, DecodeError> {
+pub(super) fn publish(
+    first: u8,
+    version: Version,
+    input: &mut Bytes,
+    header: usize,
+    remaining: usize,
+) -> Result<Option<Packet>, DecodeError> {
     let qos = qos(first >> 1 & 0b11).ok_or(DecodeError::Qos3)?;
-    // [MQTT-3.3.2-1]
-    let topic = r.text()?;
+    let end = header + remaining;
+    let body = &input[header..end];
+    let topic_len = usize::from(u16_at(body, 0)?);
+    let mut at = 2 + topic_len;
     // [MQTT-2.2.1-2] [MQTT-2.2.1-3]
     let packet_id = if qos == QoS::AtMostOnce {
         None
     } else {
-        Some(r.packet_id()?)
+        at += 2;
+        Some(NonZeroU16::new(u16_at(body, at - 2)?).ok_or(DecodeError::ZeroPacketId)?)
     };
-    let properties = if version == Version::V5 {
-        properties(&mut r)?
-    } else {
-        None
-    };
-    if topic.is_empty() && properties.as_ref().is_none_or(|p| p.topic_alias.is_none()) {
+    let mut properties = None;
+    if version == Version::V5 {
+        // The common PUBLISH has none and takes no allocation [MQTT-2.2.2-1].
+        match body.get(at).ok_or(DecodeError::Truncated)? {
+            0 => at += 1,
+            _ => (properties, at) = self::properties(input, header, at, remaining)?,
+        }
+    } else if at > remaining {
+        return Err(DecodeError::Truncated);
+    }
+    // [MQTT-3.3.2-1]
+    let topic = input.slice(header + 2..header + 2 + topic_len);
+    let topic = Text::new(topic).ok_or(DecodeError::NotUtf8)?;
+    if topic_len == 0 && properties.as_ref().is_none_or(|p| p.topic_alias.is_none()) {
         return Err(DecodeError::NoTopic);
     }
-    Ok(Publish {
+    Ok(Some(Packet::Publish(Publish {
         // Only MQTT 3.1 gets here with DUP and QoS 0, where the bit means nothing.
         dup: first & 0b1000 != 0 && qos != QoS::AtMostOnce,
         qos,
@@ -39,8 +59,30 @@ pub(super) fn publish(first: u8, version: Version, mut r: Reader) -> Result<Publ
         topic,
         packet_id,
         properties,
-        payload: r.0,
-    })
+        payload: super::take_front(input, header + at, end),
+    })))
+}
+
+#[inline]
+fn u16_at(body: &[u8], at: usize) -> Result<u16, DecodeError> {
+    let octets = body.get(at..).and_then(|rest| rest.first_chunk());
+    octets
+        .map(|octets| u16::from_be_bytes(*octets))
+        .ok_or(DecodeError::Truncated)
+}
+
+/// The properties at `at` of a body of `remaining` bytes, and where they end.
+#[inline(never)]
+fn properties(
+    input: &Bytes,
+    header: usize,
+    at: usize,
+    remaining: usize,
+) -> Result<(Option<Box<PublishProperties>>, usize), DecodeError> {
+    let mut r = Reader(input.slice(header + at..header + remaining));
+    let mut p = Box::<PublishProperties>::default();
+    r.properties(|id, r| property(&mut p, id, r))?;
+    Ok((Some(p), remaining - r.0.len()))
 }
 
 pub(super) fn qos(bits: u8) -> Option<QoS> {
@@ -50,18 +92,6 @@ pub(super) fn qos(bits: u8) -> Option<QoS> {
         2 => Some(QoS::ExactlyOnce),
         _ => None,
     }
-}
-
-#[inline]
-fn properties(r: &mut Reader) -> Result<Option<Box<PublishProperties>>, DecodeError> {
-    // The common PUBLISH has none and takes no allocation [MQTT-2.2.2-1].
-    if r.0.first() == Some(&0) {
-        r.u8()?;
-        return Ok(None);
-    }
-    let mut p = Box::<PublishProperties>::default();
-    r.properties(|id, r| property(&mut p, id, r))?;
-    Ok(Some(p))
 }
 
 fn property(p: &mut PublishProperties, id: u8, r: &mut Reader) -> Result<(), DecodeError> {
