@@ -20,7 +20,7 @@ use reader::Reader;
 /// Left to others: whether Topic Names and Topic Filters are valid (§4.7), what only a server or
 /// only a client may send, and what depends on the session.
 ///
-/// Memory: at most 40 bytes for each byte of the packet, and one box of up to 400 bytes.
+/// Memory: at most 48 bytes for each byte of the packet, and one box of up to 400 bytes.
 ///
 /// # Errors
 /// The packet is malformed, breaks the protocol or exceeds `maximum_packet_size` (bytes, fixed
