@@ -6,7 +6,14 @@
 
 mod cache;
 mod filter;
+mod hash;
+#[cfg(all(test, not(loom)))]
+mod model;
+mod record;
+mod slots;
+mod stamps;
 mod subscriber;
+mod sync;
 mod table;
 
 pub use cache::Cache;

@@ -30,6 +30,15 @@ impl Subscriber {
         self.0 >> 8
     }
 
+    pub(crate) const fn bits(self) -> u64 {
+        self.0
+    }
+
+    /// Of bits that came from `bits`.
+    pub(crate) const fn from_bits(bits: u64) -> Self {
+        Self(bits)
+    }
+
     /// The options, as given to [`Subscriber::new`].
     #[must_use]
     pub const fn options(self) -> u8 {

@@ -1,93 +1,170 @@
-//! All subscriptions of the broker.
+//! All subscriptions of the broker: a trie without pointers, as a table of path hashes.
+//!
+//! A filter of n levels has a terminal slot under the hash of all its levels, and one share in each of the node slots of
+//! its n proper prefixes (the empty one included). A node knows how many filters continue below it, and which wildcards
+//! to look for. To match a topic all its prefixes are hashed at once and their slots prefetched, so that the cache
+//! misses overlap; records are prefetched as they are found and compared with the path at the end.
 
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{PoisonError, RwLock};
+use std::fmt;
+use std::ptr;
 
-use crate::{Subscriber, filter_matches};
+use arrayvec::ArrayVec;
+
+use crate::Subscriber;
+use crate::filter::LEVELS_MAX;
+use crate::hash::{Key, PathHash, PathHasher};
+use crate::record::{self, View, Writer};
+use crate::slots::{Fills, Slot, Slots};
+use crate::stamps::Stamps;
+use crate::sync::{AtomicUsize, Guard, Mutex, MutexGuard, Ordering, pin};
 
 /// All subscriptions of the broker, shared by its workers.
-#[derive(Debug, Default)]
+///
+/// Readers take no lock and never wait. Writers take turns; one holds the others up for about a microsecond, and for
+/// the copy of one segment (see the crate's documentation) when the table grows.
 pub struct Table {
-    filters: RwLock<HashMap<Box<str>, Vec<Subscriber>>>,
-    generation: AtomicU64,
+    hasher: PathHasher,
+    slots: Slots,
+    stamps: Stamps,
+    writer: Mutex<Fills>,
+    len: AtomicUsize,
+    bytes: AtomicUsize,
 }
+
+/// In a node's value: some filter has a `+` as the next level.
+const HAS_PLUS: usize = 0b0010;
+/// In a node's value: some filter has a `#` as the next level.
+const HAS_MULTI: usize = 0b0100;
+/// In a node's value: some filter has a `#` as the level after the next; `a/#` matches `a` (§4.7.1.2). It may
+/// outlive that filter: it goes with the node.
+const HAS_MULTI_NEXT: usize = 0b1000;
+/// In a node's value: the number of filters below, from here up.
+const FILTERS: usize = 0b1_0000;
 
 impl Table {
     /// An empty table. `seed` keys the hash of paths and must be secret and random.
     #[must_use]
-    pub fn new(_seed: [u64; 2]) -> Self {
-        Self::default()
+    pub fn new(seed: [u64; 2]) -> Self {
+        Self::with_hasher(PathHasher::new(seed))
+    }
+
+    pub(crate) fn with_hasher(hasher: PathHasher) -> Self {
+        Self {
+            hasher,
+            slots: Slots::new(),
+            stamps: Stamps::new(),
+            writer: Mutex::new(Fills::new()),
+            len: AtomicUsize::new(0),
+            bytes: AtomicUsize::new(Slots::initial_bytes() + Stamps::BYTES + size_of::<Self>()),
+        }
     }
 
     /// Adds `subscriber` to `filter`, in the place of an entry with the same identifier, which is returned.
+    ///
+    /// # Panics
+    /// If `filter` has more than [`LEVELS_MAX`] levels or 65,535 bytes: a bug in the caller, who must have checked it
+    /// with [`validate_filter`](crate::validate_filter).
     pub fn subscribe(&self, filter: &str, subscriber: Subscriber) -> Option<Subscriber> {
-        let mut filters = self.filters.write().unwrap_or_else(PoisonError::into_inner);
-        self.generation.fetch_add(1, Ordering::Release);
-        let entries = filters.entry(filter.into()).or_default();
-        if let Some(entry) = entries
-            .iter_mut()
-            .find(|entry| entry.id() == subscriber.id())
-        {
-            return Some(std::mem::replace(entry, subscriber));
-        }
-        entries.push(subscriber);
-        None
+        let path = FilterPath::new(&self.hasher, filter).expect("the filter was not validated");
+        let guard = pin();
+        self.prefetch_path(&path);
+        let mut fills = self.lock();
+        let mut writer = Writer {
+            guard: &guard,
+            bytes: 0,
+        };
+        let former = if let Some(slot) = self.find(path.terminal(), filter, &guard) {
+            writer.subscribe(&slot.value, subscriber)
+        } else {
+            let record = writer.single(filter.as_bytes(), subscriber);
+            let (_, grown) = self
+                .slots
+                .insert(path.terminal(), record, &mut fills, &guard);
+            writer.bytes += grown;
+            self.link(&path, &mut fills, &mut writer);
+            None
+        };
+        self.len
+            .fetch_add(usize::from(former.is_none()), Ordering::Relaxed);
+        self.finish(&path, &writer);
+        former
     }
 
     /// Removes the entry with this identifier from `filter` and returns it.
     pub fn unsubscribe(&self, filter: &str, id: u64) -> Option<Subscriber> {
-        let mut filters = self.filters.write().unwrap_or_else(PoisonError::into_inner);
-        let entries = filters.get_mut(filter)?;
-        let position = entries.iter().position(|entry| entry.id() == id)?;
-        let removed = entries.swap_remove(position);
-        if entries.is_empty() {
-            filters.remove(filter);
+        let path = FilterPath::new(&self.hasher, filter)?;
+        let guard = pin();
+        self.prefetch_path(&path);
+        let mut fills = self.lock();
+        let mut writer = Writer {
+            guard: &guard,
+            bytes: 0,
+        };
+        let slot = self.find(path.terminal(), filter, &guard)?;
+        let (removed, last) = writer.unsubscribe(&slot.value, id)?;
+        if last {
+            writer.retire(slot.value.load(Ordering::Relaxed));
+            writer.bytes += self.slots.remove(path.terminal(), slot, &mut fills, &guard);
+            self.unlink(&path, &mut fills, &mut writer);
         }
-        self.generation.fetch_add(1, Ordering::Release);
+        self.len.fetch_sub(1, Ordering::Relaxed);
+        self.finish(&path, &writer);
         Some(removed)
     }
 
-    /// Puts `new` in the place of the entry `old_id` of `filter`; false if there is none. A reader sees the old entry
-    /// or the new one, never both or none.
+    /// Puts `new` in the place of the entry `old_id` of `filter`; false if there is none.
+    ///
+    /// A reader sees the old entry or the new one, never both or none. If `new`'s identifier has an entry of its own,
+    /// this is brought up to date and the old one removed.
     pub fn replace(&self, filter: &str, old_id: u64, new: Subscriber) -> bool {
-        let mut filters = self.filters.write().unwrap_or_else(PoisonError::into_inner);
-        let Some(entries) = filters.get_mut(filter) else {
+        let Some(path) = FilterPath::new(&self.hasher, filter) else {
             return false;
         };
-        if !entries.iter().any(|entry| entry.id() == old_id) {
+        let guard = pin();
+        let _fills = self.lock();
+        let mut writer = Writer {
+            guard: &guard,
+            bytes: 0,
+        };
+        let Some(slot) = self.find(path.terminal(), filter, &guard) else {
             return false;
-        }
-        entries.retain(|entry| entry.id() == old_id || entry.id() != new.id());
-        for entry in entries.iter_mut().filter(|entry| entry.id() == old_id) {
-            *entry = new;
-        }
-        self.generation.fetch_add(1, Ordering::Release);
+        };
+        let Some(merged) = writer.replace(&slot.value, old_id, new) else {
+            return false;
+        };
+        self.len.fetch_sub(usize::from(merged), Ordering::Relaxed);
+        self.finish(&path, &writer);
         true
     }
 
-    /// Appends the subscribers of all filters that match `topic` to `out`, once per filter.
+    /// Appends the subscribers of all filters that match `topic` to `out`, once per filter (MQTT 5 §4.7).
+    ///
+    /// A change that is made at the same time is seen or not; one that was complete before is seen. Only a subscriber
+    /// that leaves a filter and comes back to it during the call may be found twice or not at all.
     pub fn matches(&self, topic: &str, out: &mut Vec<Subscriber>) {
-        let filters = self.filters.read().unwrap_or_else(PoisonError::into_inner);
-        for (_, entries) in filters
-            .iter()
-            .filter(|(filter, _)| filter_matches(filter, topic))
-        {
-            out.extend_from_slice(entries);
-        }
+        let guard = pin();
+        let topic = Topic::new(self, topic);
+        let mut search = Search {
+            table: self,
+            topic: &topic,
+            guard: &guard,
+            found: ArrayVec::new(),
+            out,
+        };
+        search.run();
+        search.finish();
     }
 
-    /// Changes with every change of the table.
+    /// Grows with every change of the table.
     #[must_use]
     pub fn generation(&self) -> u64 {
-        self.generation.load(Ordering::Acquire)
+        self.stamps.generation()
     }
 
     /// Number of subscriptions.
     #[must_use]
     pub fn len(&self) -> usize {
-        let filters = self.filters.read().unwrap_or_else(PoisonError::into_inner);
-        filters.values().map(Vec::len).sum()
+        self.len.load(Ordering::Relaxed)
     }
 
     /// Whether there are no subscriptions.
@@ -96,15 +173,416 @@ impl Table {
         self.len() == 0
     }
 
-    /// Bytes that the table has allocated.
+    /// Bytes that the table has asked the allocator for, without what waits to be freed.
     #[must_use]
     pub fn memory_bytes(&self) -> usize {
-        let filters = self.filters.read().unwrap_or_else(PoisonError::into_inner);
-        let entry_bytes = size_of::<(Box<str>, Vec<Subscriber>)>();
-        let texts: usize = filters
-            .iter()
-            .map(|(filter, entries)| filter.len() + entries.capacity() * 8)
-            .sum();
-        filters.capacity() * entry_bytes + texts
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// The sum of the change counters that concern `topic`: unchanged while no filter that matches it changes.
+    pub(crate) fn stamp(&self, topic: &str) -> u64 {
+        let mut path = self.hasher.root();
+        let mut sum = self.stamps.count(path);
+        for level in topic
+            .as_bytes()
+            .split(|&byte| byte == b'/')
+            .take(LEVELS_MAX)
+        {
+            path = self.hasher.extend(path, self.hasher.level(level));
+            sum = sum.wrapping_add(self.stamps.count(path));
+        }
+        sum
+    }
+}
+
+impl Drop for Table {
+    fn drop(&mut self) {
+        // SAFETY: nobody else has the table any more, and records aren't used after their slots.
+        unsafe { self.slots.free(|word| record::free(word)) };
+    }
+}
+
+impl fmt::Debug for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Table")
+            .field("len", &self.len())
+            .field("bytes", &self.memory_bytes())
+            .finish_non_exhaustive()
+    }
+}
+
+/// The paths of a filter's prefixes, the empty one first.
+struct FilterPath {
+    paths: ArrayVec<PathHash, { LEVELS_MAX + 1 }>,
+    /// For each level: is it a `+`.
+    plus: u128,
+    multi: bool,
+}
+
+impl FilterPath {
+    /// `None` if the filter has too many levels or bytes to be in the table.
+    fn new(hasher: &PathHasher, filter: &str) -> Option<Self> {
+        let mut path = Self {
+            paths: ArrayVec::new(),
+            plus: 0,
+            multi: false,
+        };
+        path.paths.push(hasher.root());
+        if filter.len() > crate::TOPIC_BYTES_MAX {
+            return None;
+        }
+        for (index, level) in filter.as_bytes().split(|&byte| byte == b'/').enumerate() {
+            path.paths
+                .try_push(hasher.filter_level(path.paths[index], level))
+                .ok()?;
+            path.plus |= u128::from(level == b"+") << index;
+            path.multi = level == b"#";
+        }
+        Some(path)
+    }
+
+    fn levels(&self) -> usize {
+        self.paths.len() - 1
+    }
+
+    fn terminal(&self) -> Key {
+        self.paths[self.levels()].terminal()
+    }
+
+    /// The levels before the first wildcard.
+    fn literal_prefix(&self) -> PathHash {
+        let literal =
+            (self.plus.trailing_zeros() as usize).min(self.levels() - usize::from(self.multi));
+        self.paths[literal]
+    }
+
+    /// What the node of the first `at` levels must say for this filter.
+    fn flags(&self, at: usize) -> usize {
+        let plus = self.plus >> at & 1 != 0;
+        let multi = self.multi && at + 1 == self.levels();
+        let multi_next = self.multi && at + 2 == self.levels();
+        usize::from(plus) * HAS_PLUS
+            | usize::from(multi) * HAS_MULTI
+            | usize::from(multi_next) * HAS_MULTI_NEXT
+    }
+}
+
+/// The writer's steps.
+impl Table {
+    fn lock(&self) -> MutexGuard<'_, Fills> {
+        // A writer that panicked (out of memory) leaves each slot whole; only counts may be off.
+        self.writer
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn prefetch_path(&self, path: &FilterPath) {
+        for hash in &path.paths {
+            self.slots.prefetch(hash.node());
+        }
+    }
+
+    /// The slot of exactly this filter.
+    fn find<'g>(&self, key: Key, filter: &str, guard: &'g Guard) -> Option<&'g Slot> {
+        self.slots.all(key, guard).find(|slot| {
+            // SAFETY: read under the guard.
+            let view = unsafe { record::view(slot.value.load(Ordering::Acquire)) };
+            view.is_some_and(|view| view.filter() == filter.as_bytes())
+        })
+    }
+
+    /// Adds the filter's share to its prefixes' nodes.
+    fn link(&self, path: &FilterPath, fills: &mut Fills, writer: &mut Writer<'_>) {
+        for at in (0..path.levels()).rev() {
+            let key = path.paths[at].node();
+            if let Some(slot) = self.slots.get(key, writer.guard) {
+                let value = slot.value.load(Ordering::Relaxed).addr();
+                slot.value
+                    .store(node((value | path.flags(at)) + FILTERS), Ordering::Release);
+            } else {
+                let value = node(record::NODE | path.flags(at) | FILTERS);
+                writer.bytes += self.slots.insert(key, value, fills, writer.guard).1;
+            }
+        }
+    }
+
+    /// Takes the filter's share from its prefixes' nodes, after its terminal has gone.
+    fn unlink(&self, path: &FilterPath, fills: &mut Fills, writer: &mut Writer<'_>) {
+        for at in (0..path.levels()).rev() {
+            let key = path.paths[at].node();
+            let Some(slot) = self.slots.get(key, writer.guard) else {
+                continue;
+            };
+            let mut value = slot.value.load(Ordering::Relaxed).addr() - FILTERS;
+            if value < FILTERS {
+                writer.bytes += self.slots.remove(key, slot, fills, writer.guard);
+                continue;
+            }
+            let next = path.paths[at + 1];
+            let next_gone = || {
+                let gone = |key| self.slots.get(key, writer.guard).is_none();
+                gone(next.terminal()) && gone(next.node())
+            };
+            let wildcard = path.flags(at) & (HAS_PLUS | HAS_MULTI);
+            if wildcard != 0 && next_gone() {
+                value &= !wildcard;
+            }
+            slot.value.store(node(value), Ordering::Release);
+        }
+    }
+
+    /// Makes the change known, after it was made.
+    fn finish(&self, path: &FilterPath, writer: &Writer<'_>) {
+        self.bytes
+            .fetch_add(writer.bytes.cast_unsigned(), Ordering::Relaxed);
+        self.stamps.changed(path.literal_prefix());
+    }
+}
+
+fn node(value: usize) -> *mut () {
+    ptr::without_provenance_mut(value)
+}
+
+/// A topic name, cut and hashed.
+struct Topic<'t> {
+    text: &'t [u8],
+    levels: ArrayVec<Level, LEVELS_MAX>,
+    /// It has more levels than filters can have: only `#` reaches its end.
+    deeper: bool,
+}
+
+#[derive(Clone, Copy)]
+struct Level {
+    hash: u64,
+    /// Where its text ends.
+    end: u32,
+}
+
+impl<'t> Topic<'t> {
+    /// Hashes the levels and prefetches the slots of the literal path.
+    #[inline]
+    fn new(table: &Table, topic: &'t str) -> Self {
+        let mut cut = Topic {
+            text: topic.as_bytes(),
+            levels: ArrayVec::new(),
+            deeper: false,
+        };
+        let mut path = table.hasher.root();
+        table.slots.prefetch(path.node());
+        let mut start = 0;
+        loop {
+            let rest = &cut.text[start..];
+            let length = rest
+                .iter()
+                .position(|&byte| byte == b'/')
+                .unwrap_or(rest.len());
+            let hash = table.hasher.level(&rest[..length]);
+            let end = start + length;
+            // A topic is at most 65,535 bytes long; a longer one matches nothing longer than that.
+            cut.levels.push(Level {
+                hash,
+                end: end as u32,
+            });
+            path = table.hasher.extend(path, hash);
+            table.slots.prefetch(path.node());
+            if end == cut.text.len() {
+                return cut;
+            }
+            if cut.levels.is_full() {
+                cut.deeper = true;
+                return cut;
+            }
+            start = end + 1;
+        }
+    }
+
+    fn start(&self, level: usize) -> usize {
+        if level == 0 {
+            0
+        } else {
+            self.levels[level - 1].end as usize + 1
+        }
+    }
+
+    /// Whether `filter` is exactly the path that led to it.
+    #[inline]
+    fn verify(&self, filter: &[u8], path: &Path) -> bool {
+        if path.plus == 0 && !path.multi {
+            return filter == self.text;
+        }
+        let mut filter = filter;
+        let mut from = 0;
+        let mut plus = path.plus;
+        while plus != 0 {
+            let level = plus.trailing_zeros() as usize;
+            plus &= plus - 1;
+            let Some(rest) = filter.strip_prefix(&self.text[from..self.start(level)]) else {
+                return false;
+            };
+            let Some(rest) = rest.strip_prefix(b"+") else {
+                return false;
+            };
+            filter = rest;
+            from = self.levels[level].end as usize;
+        }
+        let to = if path.level == 0 {
+            0
+        } else {
+            self.levels[path.level - 1].end as usize
+        };
+        let Some(rest) = filter.strip_prefix(&self.text[from..to]) else {
+            return false;
+        };
+        match (path.multi, path.level) {
+            (false, _) => rest.is_empty(),
+            (true, 0) => rest == b"#",
+            (true, _) => rest == b"/#",
+        }
+    }
+}
+
+/// One of the ways through the wildcards that a topic can match.
+#[derive(Clone, Copy)]
+struct Path {
+    hash: PathHash,
+    /// Levels so far.
+    level: usize,
+    /// For each of them: taken by `+`.
+    plus: u128,
+    /// A `#` comes last; it isn't counted in `level`.
+    multi: bool,
+    /// There may be a `#` right after the last level.
+    multi_next: bool,
+}
+
+struct Found {
+    path: Path,
+    word: *mut (),
+}
+
+/// Records whose memory is on its way before the first is looked at.
+const PENDING: usize = 24;
+
+struct Search<'s> {
+    table: &'s Table,
+    topic: &'s Topic<'s>,
+    guard: &'s Guard,
+    found: ArrayVec<Found, PENDING>,
+    out: &'s mut Vec<Subscriber>,
+}
+
+impl Search<'_> {
+    fn run(&mut self) {
+        let root = Path {
+            hash: self.table.hasher.root(),
+            level: 0,
+            plus: 0,
+            multi: false,
+            multi_next: false,
+        };
+        // One `+` at most is left waiting per level: the path that was put aside last is followed first.
+        let mut waiting: ArrayVec<Path, LEVELS_MAX> = ArrayVec::new();
+        let mut next = Some(root);
+        // A wildcard on the first level doesn't match names that begin with `$` [MQTT-4.7.2-1].
+        let mut wildcards = !self.topic.text.starts_with(b"$");
+        while let Some(mut path) = next {
+            loop {
+                let at_end = path.level == self.topic.levels.len();
+                if at_end && !self.topic.deeper {
+                    self.terminal(path);
+                    if !path.multi_next {
+                        break;
+                    }
+                }
+                let Some(slot) = self.table.slots.get(path.hash.node(), self.guard) else {
+                    break;
+                };
+                let flags = slot.value.load(Ordering::Acquire).addr();
+                if flags & HAS_MULTI != 0 && wildcards {
+                    let hash = self.table.hasher.multi(path.hash);
+                    self.terminal(Path {
+                        hash,
+                        multi: true,
+                        ..path
+                    });
+                }
+                if at_end {
+                    break;
+                }
+                path.multi_next = flags & HAS_MULTI_NEXT != 0;
+                if flags & HAS_PLUS != 0 && wildcards {
+                    let hash = self.table.hasher.plus(path.hash);
+                    let plus = path.plus | 1 << path.level;
+                    let aside = Path {
+                        hash,
+                        level: path.level + 1,
+                        plus,
+                        ..path
+                    };
+                    self.prefetch_from(&aside);
+                    waiting.push(aside);
+                }
+                wildcards = true;
+                path.hash = self
+                    .table
+                    .hasher
+                    .extend(path.hash, self.topic.levels[path.level].hash);
+                path.level += 1;
+            }
+            next = waiting.pop();
+        }
+    }
+
+    /// Asks for the slots along the rest of the topic.
+    #[inline]
+    fn prefetch_from(&self, path: &Path) {
+        let mut hash = path.hash;
+        self.table.slots.prefetch(hash.node());
+        for level in &self.topic.levels[path.level..] {
+            hash = self.table.hasher.extend(hash, level.hash);
+            self.table.slots.prefetch(hash.node());
+        }
+    }
+
+    /// Looks for the filter that ends here.
+    #[inline]
+    fn terminal(&mut self, path: Path) {
+        let Some(slot) = self.table.slots.get(path.hash.terminal(), self.guard) else {
+            return;
+        };
+        let word = slot.value.load(Ordering::Acquire);
+        record::prefetch(word);
+        if self.found.is_full() {
+            self.finish();
+        }
+        self.found.push(Found { path, word });
+    }
+
+    /// Compares the records found with their paths and reads them.
+    fn finish(&mut self) {
+        for found in self.found.take() {
+            // SAFETY: read under the guard.
+            let view = unsafe { record::view(found.word) };
+            match view {
+                Some(view) if self.topic.verify(view.filter(), &found.path) => view.read(self.out),
+                _ => self.search_all(&found.path),
+            }
+        }
+    }
+
+    /// Two filters have the same hash, or the slot has just changed hands: looks at every slot with this key.
+    #[cold]
+    fn search_all(&mut self, path: &Path) {
+        for slot in self.table.slots.all(path.hash.terminal(), self.guard) {
+            // SAFETY: read under the guard.
+            let view: Option<View<'_>> =
+                unsafe { record::view(slot.value.load(Ordering::Acquire)) };
+            if let Some(view) = view
+                && self.topic.verify(view.filter(), path)
+            {
+                view.read(self.out);
+                return;
+            }
+        }
     }
 }
