@@ -1,3 +1,4 @@
 //! End-to-end tests, load generators and fuzz targets.
 
+pub mod bench;
 pub mod skip;

@@ -7,9 +7,11 @@
 mod cache;
 mod filter;
 mod hash;
+mod list;
 #[cfg(all(test, not(loom)))]
 mod model;
 mod record;
+mod search;
 mod slots;
 mod stamps;
 mod subscriber;

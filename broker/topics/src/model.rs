@@ -185,7 +185,7 @@ fn long_lists_grow_and_shrink() {
             let id = left.remove(at);
             assert_eq!(table.unsubscribe("a/+", id), Some(Subscriber::new(id, 2)));
             assert_eq!(table.unsubscribe("a/+", id), None);
-            if left.len() % 97 == 0 || left.len() < 20 {
+            if left.len().is_multiple_of(97) || left.len() < 20 {
                 let mut found = Vec::new();
                 table.matches("a/b", &mut found);
                 let mut ids: Vec<_> = found.into_iter().map(Subscriber::id).collect();

@@ -13,7 +13,8 @@ use arrayvec::ArrayVec;
 use crate::Subscriber;
 use crate::filter::LEVELS_MAX;
 use crate::hash::{Key, PathHash, PathHasher};
-use crate::record::{self, View, Writer};
+use crate::record::{self, Writer};
+use crate::search::{Search, Topic};
 use crate::slots::{Fills, Slot, Slots};
 use crate::stamps::Stamps;
 use crate::sync::{AtomicUsize, Guard, Mutex, MutexGuard, Ordering, pin};
@@ -23,8 +24,8 @@ use crate::sync::{AtomicUsize, Guard, Mutex, MutexGuard, Ordering, pin};
 /// Readers take no lock and never wait. Writers take turns; one holds the others up for about a microsecond, and for
 /// the copy of one segment (see the crate's documentation) when the table grows.
 pub struct Table {
-    hasher: PathHasher,
-    slots: Slots,
+    pub(crate) hasher: PathHasher,
+    pub(crate) slots: Slots,
     stamps: Stamps,
     writer: Mutex<Fills>,
     len: AtomicUsize,
@@ -32,12 +33,12 @@ pub struct Table {
 }
 
 /// In a node's value: some filter has a `+` as the next level.
-const HAS_PLUS: usize = 0b0010;
+pub(crate) const HAS_PLUS: usize = 0b0010;
 /// In a node's value: some filter has a `#` as the next level.
-const HAS_MULTI: usize = 0b0100;
+pub(crate) const HAS_MULTI: usize = 0b0100;
 /// In a node's value: some filter has a `#` as the level after the next; `a/#` matches `a` (§4.7.1.2). It may
 /// outlive that filter: it goes with the node.
-const HAS_MULTI_NEXT: usize = 0b1000;
+pub(crate) const HAS_MULTI_NEXT: usize = 0b1000;
 /// In a node's value: the number of filters below, from here up.
 const FILTERS: usize = 0b1_0000;
 
@@ -103,8 +104,9 @@ impl Table {
         let slot = self.find(path.terminal(), filter, &guard)?;
         let (removed, last) = writer.unsubscribe(&slot.value, id)?;
         if last {
-            writer.retire(slot.value.load(Ordering::Relaxed));
+            let record = slot.value.load(Ordering::Relaxed);
             writer.bytes += self.slots.remove(path.terminal(), slot, &mut fills, &guard);
+            writer.retire(record);
             self.unlink(&path, &mut fills, &mut writer);
         }
         self.len.fetch_sub(1, Ordering::Relaxed);
@@ -144,15 +146,7 @@ impl Table {
     pub fn matches(&self, topic: &str, out: &mut Vec<Subscriber>) {
         let guard = pin();
         let topic = Topic::new(self, topic);
-        let mut search = Search {
-            table: self,
-            topic: &topic,
-            guard: &guard,
-            found: ArrayVec::new(),
-            out,
-        };
-        search.run();
-        search.finish();
+        Search::new(self, &topic, &guard, out).run();
     }
 
     /// Grows with every change of the table.
@@ -261,9 +255,8 @@ impl FilterPath {
         let plus = self.plus >> at & 1 != 0;
         let multi = self.multi && at + 1 == self.levels();
         let multi_next = self.multi && at + 2 == self.levels();
-        usize::from(plus) * HAS_PLUS
-            | usize::from(multi) * HAS_MULTI
-            | usize::from(multi_next) * HAS_MULTI_NEXT
+        let flag = |set: bool, flag| if set { flag } else { 0 };
+        flag(plus, HAS_PLUS) | flag(multi, HAS_MULTI) | flag(multi_next, HAS_MULTI_NEXT)
     }
 }
 
@@ -341,248 +334,4 @@ impl Table {
 
 fn node(value: usize) -> *mut () {
     ptr::without_provenance_mut(value)
-}
-
-/// A topic name, cut and hashed.
-struct Topic<'t> {
-    text: &'t [u8],
-    levels: ArrayVec<Level, LEVELS_MAX>,
-    /// It has more levels than filters can have: only `#` reaches its end.
-    deeper: bool,
-}
-
-#[derive(Clone, Copy)]
-struct Level {
-    hash: u64,
-    /// Where its text ends.
-    end: u32,
-}
-
-impl<'t> Topic<'t> {
-    /// Hashes the levels and prefetches the slots of the literal path.
-    #[inline]
-    fn new(table: &Table, topic: &'t str) -> Self {
-        let mut cut = Topic {
-            text: topic.as_bytes(),
-            levels: ArrayVec::new(),
-            deeper: false,
-        };
-        let mut path = table.hasher.root();
-        table.slots.prefetch(path.node());
-        let mut start = 0;
-        loop {
-            let rest = &cut.text[start..];
-            let length = rest
-                .iter()
-                .position(|&byte| byte == b'/')
-                .unwrap_or(rest.len());
-            let hash = table.hasher.level(&rest[..length]);
-            let end = start + length;
-            // A topic is at most 65,535 bytes long; a longer one matches nothing longer than that.
-            cut.levels.push(Level {
-                hash,
-                end: end as u32,
-            });
-            path = table.hasher.extend(path, hash);
-            table.slots.prefetch(path.node());
-            if end == cut.text.len() {
-                return cut;
-            }
-            if cut.levels.is_full() {
-                cut.deeper = true;
-                return cut;
-            }
-            start = end + 1;
-        }
-    }
-
-    fn start(&self, level: usize) -> usize {
-        if level == 0 {
-            0
-        } else {
-            self.levels[level - 1].end as usize + 1
-        }
-    }
-
-    /// Whether `filter` is exactly the path that led to it.
-    #[inline]
-    fn verify(&self, filter: &[u8], path: &Path) -> bool {
-        if path.plus == 0 && !path.multi {
-            return filter == self.text;
-        }
-        let mut filter = filter;
-        let mut from = 0;
-        let mut plus = path.plus;
-        while plus != 0 {
-            let level = plus.trailing_zeros() as usize;
-            plus &= plus - 1;
-            let Some(rest) = filter.strip_prefix(&self.text[from..self.start(level)]) else {
-                return false;
-            };
-            let Some(rest) = rest.strip_prefix(b"+") else {
-                return false;
-            };
-            filter = rest;
-            from = self.levels[level].end as usize;
-        }
-        let to = if path.level == 0 {
-            0
-        } else {
-            self.levels[path.level - 1].end as usize
-        };
-        let Some(rest) = filter.strip_prefix(&self.text[from..to]) else {
-            return false;
-        };
-        match (path.multi, path.level) {
-            (false, _) => rest.is_empty(),
-            (true, 0) => rest == b"#",
-            (true, _) => rest == b"/#",
-        }
-    }
-}
-
-/// One of the ways through the wildcards that a topic can match.
-#[derive(Clone, Copy)]
-struct Path {
-    hash: PathHash,
-    /// Levels so far.
-    level: usize,
-    /// For each of them: taken by `+`.
-    plus: u128,
-    /// A `#` comes last; it isn't counted in `level`.
-    multi: bool,
-    /// There may be a `#` right after the last level.
-    multi_next: bool,
-}
-
-struct Found {
-    path: Path,
-    word: *mut (),
-}
-
-/// Records whose memory is on its way before the first is looked at.
-const PENDING: usize = 24;
-
-struct Search<'s> {
-    table: &'s Table,
-    topic: &'s Topic<'s>,
-    guard: &'s Guard,
-    found: ArrayVec<Found, PENDING>,
-    out: &'s mut Vec<Subscriber>,
-}
-
-impl Search<'_> {
-    fn run(&mut self) {
-        let root = Path {
-            hash: self.table.hasher.root(),
-            level: 0,
-            plus: 0,
-            multi: false,
-            multi_next: false,
-        };
-        // One `+` at most is left waiting per level: the path that was put aside last is followed first.
-        let mut waiting: ArrayVec<Path, LEVELS_MAX> = ArrayVec::new();
-        let mut next = Some(root);
-        // A wildcard on the first level doesn't match names that begin with `$` [MQTT-4.7.2-1].
-        let mut wildcards = !self.topic.text.starts_with(b"$");
-        while let Some(mut path) = next {
-            loop {
-                let at_end = path.level == self.topic.levels.len();
-                if at_end && !self.topic.deeper {
-                    self.terminal(path);
-                    if !path.multi_next {
-                        break;
-                    }
-                }
-                let Some(slot) = self.table.slots.get(path.hash.node(), self.guard) else {
-                    break;
-                };
-                let flags = slot.value.load(Ordering::Acquire).addr();
-                if flags & HAS_MULTI != 0 && wildcards {
-                    let hash = self.table.hasher.multi(path.hash);
-                    self.terminal(Path {
-                        hash,
-                        multi: true,
-                        ..path
-                    });
-                }
-                if at_end {
-                    break;
-                }
-                path.multi_next = flags & HAS_MULTI_NEXT != 0;
-                if flags & HAS_PLUS != 0 && wildcards {
-                    let hash = self.table.hasher.plus(path.hash);
-                    let plus = path.plus | 1 << path.level;
-                    let aside = Path {
-                        hash,
-                        level: path.level + 1,
-                        plus,
-                        ..path
-                    };
-                    self.prefetch_from(&aside);
-                    waiting.push(aside);
-                }
-                wildcards = true;
-                path.hash = self
-                    .table
-                    .hasher
-                    .extend(path.hash, self.topic.levels[path.level].hash);
-                path.level += 1;
-            }
-            next = waiting.pop();
-        }
-    }
-
-    /// Asks for the slots along the rest of the topic.
-    #[inline]
-    fn prefetch_from(&self, path: &Path) {
-        let mut hash = path.hash;
-        self.table.slots.prefetch(hash.node());
-        for level in &self.topic.levels[path.level..] {
-            hash = self.table.hasher.extend(hash, level.hash);
-            self.table.slots.prefetch(hash.node());
-        }
-    }
-
-    /// Looks for the filter that ends here.
-    #[inline]
-    fn terminal(&mut self, path: Path) {
-        let Some(slot) = self.table.slots.get(path.hash.terminal(), self.guard) else {
-            return;
-        };
-        let word = slot.value.load(Ordering::Acquire);
-        record::prefetch(word);
-        if self.found.is_full() {
-            self.finish();
-        }
-        self.found.push(Found { path, word });
-    }
-
-    /// Compares the records found with their paths and reads them.
-    fn finish(&mut self) {
-        for found in self.found.take() {
-            // SAFETY: read under the guard.
-            let view = unsafe { record::view(found.word) };
-            match view {
-                Some(view) if self.topic.verify(view.filter(), &found.path) => view.read(self.out),
-                _ => self.search_all(&found.path),
-            }
-        }
-    }
-
-    /// Two filters have the same hash, or the slot has just changed hands: looks at every slot with this key.
-    #[cold]
-    fn search_all(&mut self, path: &Path) {
-        for slot in self.table.slots.all(path.hash.terminal(), self.guard) {
-            // SAFETY: read under the guard.
-            let view: Option<View<'_>> =
-                unsafe { record::view(slot.value.load(Ordering::Acquire)) };
-            if let Some(view) = view
-                && self.topic.verify(view.filter(), path)
-            {
-                view.read(self.out);
-                return;
-            }
-        }
-    }
 }

@@ -1,0 +1,212 @@
+//! Measures the topic table: 1,000,000 subscriptions (85 % literal, 10 % with `+`, 5 % with `#`), published to on
+//! 100,000 subscribed topics that match about 14 subscriptions each.
+//!
+//! Times are CPU time of this thread, the best of several passes over all topics. Bytes are what the allocator
+//! spends, its own headers and rounding included.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::hint::black_box;
+use std::sync::atomic::{AtomicIsize, Ordering};
+use std::time::Duration;
+
+use headgate_tests::bench::{self, Row};
+use headgate_topics::{Cache, Subscriber, Table};
+use nix::time::{ClockId, clock_gettime};
+
+const SUBSCRIPTIONS: u64 = 1_000_000;
+const TOPICS: usize = 100_000;
+const HOT_TOPICS: usize = 1_000;
+const PASSES: usize = 7;
+
+/// Counts the bytes of live blocks as glibc's malloc lays them out.
+struct Counting;
+
+static LIVE_BYTES: AtomicIsize = AtomicIsize::new(0);
+
+fn block_bytes(block: *mut u8) -> isize {
+    // SAFETY: a live block of malloc's. Its usable size leaves out the 8 bytes of the header.
+    let usable = unsafe { libc::malloc_usable_size(block.cast()) };
+    usable.cast_signed() + 8
+}
+
+// SAFETY: passes everything on to the system's allocator and only counts.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: the caller's promise is passed on.
+        let block = unsafe { System.alloc(layout) };
+        if !block.is_null() {
+            LIVE_BYTES.fetch_add(block_bytes(block), Ordering::Relaxed);
+        }
+        block
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        LIVE_BYTES.fetch_sub(block_bytes(block), Ordering::Relaxed);
+        // SAFETY: the caller's promise is passed on.
+        unsafe { System.dealloc(block, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// CPU time of this thread so far.
+fn cpu() -> Duration {
+    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID)
+        .expect("every Linux has this clock")
+        .into()
+}
+
+/// Pseudo-random numbers, always the same (splitmix64).
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        (mixed ^ (mixed >> 31)) % bound
+    }
+
+    fn shuffle<T>(&mut self, items: &mut [T]) {
+        for at in (1..items.len()).rev() {
+            items.swap(at, self.below(at as u64 + 1) as usize);
+        }
+    }
+}
+
+/// A fleet: 1,000 accounts with 1,000 devices of 8 readings. Filters, and topics among the literal ones.
+fn workload() -> (Vec<String>, Vec<String>) {
+    let readings = [
+        "temperature",
+        "humidity",
+        "pressure",
+        "status",
+        "alarm",
+        "battery",
+        "position",
+        "cmd",
+    ];
+    let mut random = Random(7);
+    let mut topics = Vec::new();
+    let mut filters = Vec::new();
+    for number in 0..SUBSCRIPTIONS {
+        let (account, device) = (random.below(1000), random.below(1000));
+        let reading = readings[random.below(8) as usize];
+        filters.push(match number % 100 {
+            0..85 => {
+                let topic = format!("t/acct{account:04}/dev/node{device:05}/{reading}");
+                topics.push(topic.clone());
+                topic
+            }
+            85..90 => format!("t/acct{account:04}/dev/+/{reading}"),
+            90..95 => format!("t/+/dev/node{device:05}/{reading}"),
+            _ => format!("t/acct{account:04}/dev/node{device:05}/#"),
+        });
+    }
+    random.shuffle(&mut filters);
+    random.shuffle(&mut topics);
+    topics.truncate(TOPICS);
+    (filters, topics)
+}
+
+/// CPU nanoseconds per topic of the fastest pass.
+fn best_ns(topics: &[String], mut one: impl FnMut(&str)) -> f64 {
+    let pass = |_| {
+        let start = cpu();
+        topics.iter().for_each(|topic| one(topic));
+        (cpu() - start).as_nanos() as f64 / topics.len() as f64
+    };
+    (0..PASSES).map(pass).fold(f64::INFINITY, f64::min)
+}
+
+fn main() {
+    let (filters, topics) = workload();
+    let live_before = LIVE_BYTES.load(Ordering::Relaxed);
+    let table = Table::new([0x0123_4567_89AB_CDEF, 0xFEDC_BA98_7654_3210]);
+    let start = cpu();
+    for (filter, id) in filters.iter().zip(1..) {
+        table.subscribe(filter, Subscriber::new(id, 0));
+    }
+    let insert_ns = (cpu() - start).as_nanos() as f64 / SUBSCRIPTIONS as f64;
+    // What writers gave up meanwhile is freed by and by; a few passes of readers see to it.
+    let mut found = Vec::with_capacity(4096);
+    let mut matched = 0;
+    for topic in &topics {
+        found.clear();
+        table.matches(topic, &mut found);
+        matched += found.len();
+    }
+    let live_bytes =
+        LIVE_BYTES.load(Ordering::Relaxed) - live_before - (found.capacity() * 8).cast_signed();
+
+    let match_ns = best_ns(&topics, |topic| {
+        found.clear();
+        table.matches(topic, &mut found);
+        black_box(&found);
+    });
+    let mut cache = Cache::new(2 * HOT_TOPICS);
+    let cached_ns = best_ns(&topics[..HOT_TOPICS], |topic| {
+        black_box(cache.matches(&table, topic));
+    });
+    // Somebody subscribes between any two publishes: each hit has to check the topic's prefixes.
+    let mut churn = 0;
+    let churned_ns = best_ns(&topics[..HOT_TOPICS], |topic| {
+        churn += 1;
+        table.subscribe("elsewhere/+", Subscriber::new(1 + churn % 5, 0));
+        black_box(cache.matches(&table, topic));
+    });
+    let churn_alone_ns = best_ns(&topics[..HOT_TOPICS], |_| {
+        churn += 1;
+        table.subscribe("elsewhere/+", Subscriber::new(1 + churn % 5, 0));
+    });
+    let (fan_out_add_ns, fan_out_read_ns) = fan_out();
+
+    bench::print(&[
+        Row::at_most("match_ns", match_ns.round(), "ns", 900.0),
+        Row::at_most(
+            "subscription_bytes",
+            live_bytes as f64 / SUBSCRIPTIONS as f64,
+            "B",
+            90.0,
+        ),
+        Row::info(
+            "subscription_requested_bytes",
+            table.memory_bytes() as f64 / SUBSCRIPTIONS as f64,
+            "B",
+        ),
+        Row::info(
+            "matches_per_topic",
+            matched as f64 / topics.len() as f64,
+            "subscribers",
+        ),
+        Row::info("insert_ns", insert_ns.round(), "ns"),
+        Row::info("match_cached_ns", cached_ns.round(), "ns"),
+        Row::info(
+            "match_cached_under_churn_ns",
+            (churned_ns - churn_alone_ns).round(),
+            "ns",
+        ),
+        Row::info("fan_out_insert_ns", fan_out_add_ns.round(), "ns"),
+        Row::info("fan_out_read_ns_per_subscriber", fan_out_read_ns, "ns"),
+    ]);
+}
+
+/// 100,000 subscribers of one filter: nanoseconds to add one, and per subscriber to read them all.
+fn fan_out() -> (f64, f64) {
+    let table = Table::new([1, 2]);
+    let count = 100_000;
+    let start = cpu();
+    for id in 1..=count {
+        table.subscribe("all/devices/cmd", Subscriber::new(id, 0));
+    }
+    let added = (cpu() - start).as_nanos() as f64 / count as f64;
+    let mut found = Vec::with_capacity(count as usize);
+    let read = best_ns(&["all/devices/cmd".into()], |topic| {
+        found.clear();
+        table.matches(topic, &mut found);
+        black_box(&found);
+    });
+    (added, read / count as f64)
+}
