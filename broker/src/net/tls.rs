@@ -1,1 +1,0 @@
-//! TLS for QUIC with little memory per idle connection.

@@ -1,0 +1,196 @@
+//! TLS for QUIC with little memory per idle connection.
+//!
+//! rustls does the handshake. After it, a connection keeps its keys in their shortest form and of the
+//! session only what a key update needs. The exporter (RFC 5705) is not available.
+
+mod identity;
+mod keys;
+mod session;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use quinn_proto::congestion::NewRenoConfig;
+use quinn_proto::crypto::{HandshakeTokenKey, HmacKey};
+use quinn_proto::{EndpointConfig, IdleTimeout, ServerConfig, TransportConfig, VarInt};
+use ring::{hkdf, hmac};
+
+pub use identity::{TlsError, TlsIdentity};
+
+/// QUIC version 1 (RFC 9000 §15).
+const QUIC_VERSION_1: u32 = 1;
+
+/// What a QUIC listener offers to its peers.
+///
+/// A connection's worst case is `receive_window_bytes` of data received and not yet read, `send_window_bytes` of data
+/// sent and not yet acknowledged, and `crypto_buffer_bytes` during the handshake.
+#[derive(Debug, Clone)]
+pub struct QuicSettings {
+    /// Application protocols (ALPN) in the order of preference; a client that offers none of them is refused with
+    /// `no_application_protocol` (RFC 9001 §8.1). Default: `mqtt`.
+    pub protocols: Vec<Vec<u8>>,
+    /// Bidirectional streams that the client may have open at once. Default 10. Each allowed one costs about 40 bytes
+    /// per connection, used or not.
+    pub bidi_streams_max: u32,
+    /// Unidirectional streams that the client may have open at once. Default 0: MQTT has no use for them.
+    pub uni_streams_max: u32,
+    /// Bytes that the client may send on one stream before the worker reads them. Default 256 KiB: less is slow on
+    /// paths with loss.
+    pub stream_receive_window_bytes: u32,
+    /// Bytes that the client may send on all streams before the worker reads them. Default 64 KiB; the worker can
+    /// raise it for a connection that needs more.
+    pub receive_window_bytes: u32,
+    /// Bytes written by the worker that wait for acknowledgement. Default 256 KiB.
+    pub send_window_bytes: u32,
+    /// Bytes of handshake messages that wait for those before them. Default 8 KiB: a ClientHello with a post-quantum
+    /// key share has 1.8 KiB.
+    pub crypto_buffer_bytes: usize,
+    /// The idle timeout (RFC 9000 §10.1) that is advertised, in milliseconds; the smaller one of both sides counts.
+    /// Default one hour. It is only a ceiling: the broker ends silent connections itself, by their keep-alive.
+    pub idle_timeout_ms_max: u32,
+    /// The longest UDP payload that we take, in bytes. Default 1,472; at least 1,200 (RFC 9000 §14).
+    pub udp_payload_bytes_max: u16,
+    /// Session tickets (RFC 8446 §4.6.1) for each full handshake. Default 1.
+    pub session_tickets: usize,
+    /// Address validation tokens (RFC 9000 §8.1.3) for each connection. Default 0.
+    pub new_tokens: u32,
+    /// Stateless resets (RFC 9000 §10.3) are at least this far apart, per worker, in microseconds. Default 100: a
+    /// fleet whose broker was restarted learns so quickly. Packets whose connection ID is not one of ours don't get
+    /// here, so this bounds the replies to replayed ones.
+    pub reset_interval_us_min: u64,
+}
+
+impl Default for QuicSettings {
+    fn default() -> Self {
+        Self {
+            protocols: vec![b"mqtt".to_vec()],
+            bidi_streams_max: 10,
+            uni_streams_max: 0,
+            stream_receive_window_bytes: 256 << 10,
+            receive_window_bytes: 64 << 10,
+            send_window_bytes: 256 << 10,
+            crypto_buffer_bytes: 8 << 10,
+            idle_timeout_ms_max: 3_600_000,
+            udp_payload_bytes_max: 1472,
+            session_tickets: 1,
+            new_tokens: 0,
+            reset_interval_us_min: 100,
+        }
+    }
+}
+
+/// quinn-proto's configuration for all workers of a listener: make it once and clone it, so that a ticket from one
+/// worker is good at another.
+///
+/// `token_key` protects Retry and NEW_TOKEN tokens; see [`token_key`].
+///
+/// # Errors
+/// [`TlsError::Identity`] if rustls doesn't take the identity.
+pub fn quic_server_config(
+    identity: &TlsIdentity,
+    settings: &QuicSettings,
+    token_key: Arc<dyn HandshakeTokenKey>,
+) -> Result<ServerConfig, TlsError> {
+    let tls = tls_config(identity, settings)?;
+    let crypto = Arc::new(session::LeanServer::new(Arc::new(tls)));
+    let mut server = ServerConfig::new(crypto, token_key);
+    server.transport_config(Arc::new(transport_config(settings)));
+    server.validation_token.sent(settings.new_tokens);
+    // The worker accepts or refuses at once: nothing has to be kept for connections that nobody looked at yet.
+    server
+        .max_incoming(MAX_INCOMING)
+        .incoming_buffer_size(INCOMING_BUFFER_BYTES);
+    server.incoming_buffer_size_total(INCOMING_BUFFER_TOTAL_BYTES);
+    Ok(server)
+}
+
+fn tls_config(
+    identity: &TlsIdentity,
+    settings: &QuicSettings,
+) -> Result<rustls::ServerConfig, TlsError> {
+    let mut tls = rustls::ServerConfig::builder_with_provider(keys::provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(TlsError::Identity)?
+        .with_no_client_auth()
+        .with_cert_resolver(identity.resolver());
+    tls.alpn_protocols.clone_from(&settings.protocols);
+    // Tickets that hold the session themselves: nothing to store, nothing to share but the key.
+    tls.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
+    tls.ticketer = rustls::crypto::ring::Ticketer::new().map_err(TlsError::Identity)?;
+    tls.send_tls13_tickets = settings.session_tickets;
+    tls.max_tls13_tickets = settings.session_tickets;
+    // No 0-RTT: replayed data would need a session store that remembers what was used.
+    tls.max_early_data_size = 0;
+    Ok(tls)
+}
+
+/// Connections that were announced to the worker and not yet accepted or refused.
+const MAX_INCOMING: usize = 1024;
+/// Bytes kept for one such connection.
+const INCOMING_BUFFER_BYTES: u64 = 16 << 10;
+/// Bytes kept for all such connections.
+const INCOMING_BUFFER_TOTAL_BYTES: u64 = 4 << 20;
+
+fn transport_config(settings: &QuicSettings) -> TransportConfig {
+    let mut transport = TransportConfig::default();
+    transport
+        .max_concurrent_bidi_streams(settings.bidi_streams_max.into())
+        .max_concurrent_uni_streams(settings.uni_streams_max.into())
+        .stream_receive_window(settings.stream_receive_window_bytes.into())
+        .receive_window(settings.receive_window_bytes.into())
+        .send_window(settings.send_window_bytes.into())
+        .crypto_buffer_size(settings.crypto_buffer_bytes)
+        .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(
+            settings.idle_timeout_ms_max,
+        ))))
+        // RFC 9221 datagrams are not offered.
+        .datagram_receive_buffer_size(None)
+        .datagram_send_buffer_size(0)
+        // 1,200 bytes pass everywhere, and MQTT's packets are small; probing costs memory and packets.
+        .mtu_discovery_config(None)
+        .allow_spin(false)
+        .congestion_controller_factory(Arc::new(NewRenoConfig::default()));
+    transport
+}
+
+/// quinn-proto's configuration of an endpoint, which each worker completes with its own
+/// [`cid_generator`](EndpointConfig::cid_generator).
+///
+/// `reset_key` must be the same at all workers, so that any of them can tell a client that its connection is gone; see
+/// [`reset_key`].
+///
+/// # Errors
+/// [`TlsError::Settings`] if `udp_payload_bytes_max` is out of range.
+pub fn quic_endpoint_config(
+    settings: &QuicSettings,
+    reset_key: Arc<dyn HmacKey>,
+) -> Result<EndpointConfig, TlsError> {
+    let mut endpoint = EndpointConfig::new(reset_key);
+    endpoint
+        .max_udp_payload_size(settings.udp_payload_bytes_max)
+        .map_err(|_| TlsError::Settings {
+            problem: format!(
+                "udp_payload_bytes_max is {}: it must be from 1200 to 65527",
+                settings.udp_payload_bytes_max
+            ),
+        })?;
+    // The drafts that quinn-proto would also take are seen in no client that matters.
+    endpoint.supported_versions(vec![QUIC_VERSION_1]);
+    endpoint.min_reset_interval(Duration::from_micros(settings.reset_interval_us_min));
+    Ok(endpoint)
+}
+
+/// The key for Retry and NEW_TOKEN tokens, from secret bytes.
+pub fn token_key(secret: &[u8; 32]) -> Arc<dyn HandshakeTokenKey> {
+    Arc::new(hkdf::Salt::new(hkdf::HKDF_SHA256, &[]).extract(secret))
+}
+
+/// The key for stateless reset tokens (RFC 9000 §10.3.2), from secret bytes.
+pub fn reset_key(secret: &[u8; 32]) -> Arc<dyn HmacKey> {
+    Arc::new(hmac::Key::new(hmac::HMAC_SHA256, secret))
+}
+
+#[cfg(test)]
+mod pair;
+#[cfg(test)]
+mod tests;

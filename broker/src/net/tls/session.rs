@@ -1,0 +1,578 @@
+//! The TLS session of a server's connection, which lets go of rustls when the handshake is over.
+//!
+//! After the handshake, QUIC needs of TLS only the secrets for the next key update. rustls's state (about 4 KB) is kept
+//! until its last message is written, which is the last session ticket, and dropped then. The keys of the next phase
+//! are derived when a key update happens, which on an idle connection it never does.
+
+use std::any::Any;
+use std::sync::{Arc, OnceLock};
+
+use bytes::BytesMut;
+use quinn_proto::crypto::rustls::{HandshakeData, QuicServerConfig};
+use quinn_proto::crypto::{
+    self, CryptoError, ExportKeyingMaterialError, HeaderKey, KeyPair, Keys, PacketKey, Session,
+    UnsupportedVersion,
+};
+use quinn_proto::transport_parameters::TransportParameters;
+use quinn_proto::{ConnectionId, Side, TransportError, TransportErrorCode};
+use rustls::pki_types::CertificateDer;
+use rustls::quic::{KeyChange, PacketKeySet, Secrets, ServerConnection, Version};
+use rustls::{AlertDescription, ServerConfig};
+
+use super::keys;
+
+/// `quinn_proto::crypto::ServerConfig` whose sessions need little memory once their handshake is over.
+pub(super) struct LeanServer {
+    tls: Arc<ServerConfig>,
+    /// What needs no session: Initial keys and Retry tags.
+    stateless: QuicServerConfig,
+}
+
+impl LeanServer {
+    /// `tls` must have the provider of [`keys::provider`].
+    pub(super) fn new(tls: Arc<ServerConfig>) -> Self {
+        let stateless = QuicServerConfig::with_initial(tls.clone(), keys::initial_suite())
+            .expect("bug: the initial suite is AES-128-GCM");
+        Self { tls, stateless }
+    }
+}
+
+impl crypto::ServerConfig for LeanServer {
+    fn initial_keys(
+        &self,
+        version: u32,
+        dst_cid: &ConnectionId,
+    ) -> Result<Keys, UnsupportedVersion> {
+        self.stateless.initial_keys(version, dst_cid)
+    }
+
+    fn retry_tag(&self, version: u32, orig_dst_cid: &ConnectionId, packet: &[u8]) -> [u8; 16] {
+        self.stateless.retry_tag(version, orig_dst_cid, packet)
+    }
+
+    fn start_session(
+        self: Arc<Self>,
+        version: u32,
+        params: &TransportParameters,
+    ) -> Box<dyn Session> {
+        let mut encoded = Vec::new();
+        params.write(&mut encoded);
+        Box::new(LeanSession::new(self, version, encoded))
+    }
+}
+
+/// One connection's session: 56 bytes after the handshake, and [`NextPhase`].
+struct LeanSession {
+    /// Until the handshake is over and all its messages are written.
+    tls: Option<Box<ServerConnection>>,
+    server: Arc<LeanServer>,
+    /// The key phase after the current one, from when the 1-RTT keys are known.
+    next: Option<Arc<NextPhase>>,
+    /// Whether quinn-proto has the keys of `next` already.
+    next_handed_out: bool,
+    /// Whether the client's ClientHello was read, so that the fields below are known.
+    negotiated: bool,
+    /// The negotiated protocol's place in the list of the server's.
+    protocol: Option<u8>,
+    version: u32,
+    server_name: Option<Box<str>>,
+    /// Boxed twice because nearly no client has one.
+    #[expect(
+        clippy::box_collection,
+        reason = "8 bytes instead of 24 for what is mostly absent"
+    )]
+    certificates: Option<Box<Vec<CertificateDer<'static>>>>,
+}
+
+impl LeanSession {
+    fn new(server: Arc<LeanServer>, version: u32, transport_parameters: Vec<u8>) -> Self {
+        // The drafts differ from version 1 in the salt of the Initial keys and the label of the parameters.
+        let tls_version = if version == 1 {
+            Version::V1
+        } else {
+            Version::V1Draft
+        };
+        let tls = ServerConnection::new(server.tls.clone(), tls_version, transport_parameters)
+            .expect("bug: the configuration is for TLS 1.3 with QUIC suites, which is all that is checked");
+        Self {
+            tls: Some(Box::new(tls)),
+            server,
+            next: None,
+            next_handed_out: false,
+            negotiated: false,
+            protocol: None,
+            version,
+            server_name: None,
+            certificates: None,
+        }
+    }
+
+    fn fault(&self, error: rustls::Error) -> TransportError {
+        let alert = self.tls.as_ref().and_then(|tls| tls.alert());
+        match alert {
+            Some(alert) => alert_error(alert, error.to_string()),
+            None => TransportError {
+                code: TransportErrorCode::PROTOCOL_VIOLATION,
+                frame: None,
+                reason: format!("TLS: {error}"),
+            },
+        }
+    }
+}
+
+impl Session for LeanSession {
+    fn initial_keys(&self, dst_cid: &ConnectionId, _side: Side) -> Keys {
+        // The version was accepted when the session started.
+        crypto::ServerConfig::initial_keys(&self.server.stateless, self.version, dst_cid)
+            .unwrap_or_else(|_| unreachable!("version {:#x} was accepted before", self.version))
+    }
+
+    fn handshake_data(&self) -> Option<Box<dyn Any>> {
+        if !self.negotiated {
+            return None;
+        }
+        let protocols = &self.server.tls.alpn_protocols;
+        Some(Box::new(HandshakeData {
+            protocol: self
+                .protocol
+                .and_then(|place| protocols.get(usize::from(place)))
+                .cloned(),
+            server_name: self.server_name.as_deref().map(str::to_owned),
+        }))
+    }
+
+    /// The client's certificate chain, `Vec<CertificateDer<'static>>`, end entity first.
+    fn peer_identity(&self) -> Option<Box<dyn Any>> {
+        let certificates: Vec<_> = self.certificates.as_deref()?.clone();
+        Some(Box::new(certificates))
+    }
+
+    fn early_crypto(&self) -> Option<(Box<dyn HeaderKey>, Box<dyn PacketKey>)> {
+        let keys = self.tls.as_ref()?.zero_rtt_keys()?;
+        Some((Box::new(keys.header), Box::new(keys.packet)))
+    }
+
+    /// Only clients know.
+    fn early_data_accepted(&self) -> Option<bool> {
+        None
+    }
+
+    fn is_handshaking(&self) -> bool {
+        self.tls.as_ref().is_some_and(|tls| tls.is_handshaking())
+    }
+
+    fn read_handshake(&mut self, buf: &[u8]) -> Result<bool, TransportError> {
+        let Some(tls) = self.tls.as_mut() else {
+            // RFC 9001 §6: no key updates by TLS; and a server expects no other message after the handshake.
+            let reason = "TLS message after the handshake".to_owned();
+            return Err(alert_error(AlertDescription::UnexpectedMessage, reason));
+        };
+        if let Err(error) = tls.read_hs(buf) {
+            return Err(self.fault(error));
+        }
+        if !tls.is_handshaking() {
+            let owned = |chain: &[CertificateDer<'_>]| {
+                chain.iter().map(|cert| cert.clone().into_owned()).collect()
+            };
+            self.certificates = tls.peer_certificates().map(|chain| Box::new(owned(chain)));
+        }
+        // The client's transport parameters are known as soon as its whole ClientHello is.
+        if self.negotiated || tls.quic_transport_parameters().is_none() {
+            return Ok(false);
+        }
+        self.negotiated = true;
+        self.server_name = tls.server_name().map(Into::into);
+        let place = |protocol| {
+            self.server
+                .tls
+                .alpn_protocols
+                .iter()
+                .position(|known| known == protocol)
+        };
+        self.protocol = tls
+            .alpn_protocol()
+            .and_then(place)
+            .and_then(|place| u8::try_from(place).ok());
+        Ok(true)
+    }
+
+    fn transport_parameters(&self) -> Result<Option<TransportParameters>, TransportError> {
+        let Some(encoded) = self
+            .tls
+            .as_ref()
+            .and_then(|tls| tls.quic_transport_parameters())
+        else {
+            return Ok(None);
+        };
+        Ok(Some(TransportParameters::read(
+            Side::Server,
+            &mut &encoded[..],
+        )?))
+    }
+
+    fn write_handshake(&mut self, buf: &mut Vec<u8>) -> Option<Keys> {
+        let tls = self.tls.as_mut()?;
+        let written_before = buf.len();
+        let change = tls.write_hs(buf);
+        if change.is_none() && buf.len() == written_before && !tls.is_handshaking() {
+            // quinn-proto asks until nothing more comes: this was it, the tickets included.
+            self.tls = None;
+        }
+        let keys = match change? {
+            KeyChange::Handshake { keys } => keys,
+            KeyChange::OneRtt { keys, next } => {
+                let limits = Limits::of(&*keys.local.packet);
+                self.next = Some(Arc::new(NextPhase {
+                    secrets: next,
+                    limits,
+                    keys: OnceLock::new(),
+                }));
+                keys
+            }
+        };
+        Some(Keys {
+            header: KeyPair {
+                local: Box::new(keys.local.header),
+                remote: Box::new(keys.remote.header),
+            },
+            packet: KeyPair {
+                local: Box::new(keys.local.packet),
+                remote: Box::new(keys.remote.packet),
+            },
+        })
+    }
+
+    fn next_1rtt_keys(&mut self) -> Option<KeyPair<Box<dyn PacketKey>>> {
+        let mut phase = self.next.clone()?;
+        if self.next_handed_out {
+            // A key update makes that phase the current one.
+            phase = Arc::new(phase.successor());
+            self.next = Some(phase.clone());
+        }
+        self.next_handed_out = true;
+        Some(KeyPair {
+            local: Box::new(LazyKey {
+                phase: phase.clone(),
+                local: true,
+            }),
+            remote: Box::new(LazyKey {
+                phase,
+                local: false,
+            }),
+        })
+    }
+
+    fn is_valid_retry(
+        &self,
+        _orig_dst_cid: &ConnectionId,
+        _header: &[u8],
+        _payload: &[u8],
+    ) -> bool {
+        // Only clients receive Retry packets (RFC 9000 §17.2.5).
+        false
+    }
+
+    /// Not available: the exporter's secret goes with rustls's state.
+    fn export_keying_material(
+        &self,
+        _output: &mut [u8],
+        _label: &[u8],
+        _context: &[u8],
+    ) -> Result<(), ExportKeyingMaterialError> {
+        Err(ExportKeyingMaterialError)
+    }
+}
+
+/// A key phase (RFC 9001 §6) whose packet keys are derived when they are first used.
+struct NextPhase {
+    secrets: Secrets,
+    limits: Limits,
+    keys: OnceLock<PacketKeySet>,
+}
+
+impl NextPhase {
+    fn keys(&self) -> &PacketKeySet {
+        self.keys
+            .get_or_init(|| self.secrets.clone().next_packet_keys())
+    }
+
+    fn successor(&self) -> Self {
+        let mut secrets = self.secrets.clone();
+        let keys = secrets.next_packet_keys();
+        // Either these are the first, or the same as were derived before.
+        let _ = self.keys.set(keys);
+        Self {
+            secrets,
+            limits: self.limits,
+            keys: OnceLock::new(),
+        }
+    }
+}
+
+/// RFC 9001 §6.6. Known before the keys: quinn-proto asks for them at each key update.
+#[derive(Clone, Copy)]
+struct Limits {
+    confidentiality: u64,
+    integrity: u64,
+}
+
+impl Limits {
+    fn of(key: &dyn rustls::quic::PacketKey) -> Self {
+        Self {
+            confidentiality: key.confidentiality_limit(),
+            integrity: key.integrity_limit(),
+        }
+    }
+}
+
+/// The packet key of one direction of a phase.
+struct LazyKey {
+    phase: Arc<NextPhase>,
+    local: bool,
+}
+
+impl LazyKey {
+    #[expect(
+        clippy::borrowed_box,
+        reason = "quinn-proto's PacketKey is implemented for the box"
+    )]
+    fn key(&self) -> &Box<dyn rustls::quic::PacketKey> {
+        let keys = self.phase.keys();
+        if self.local {
+            &keys.local
+        } else {
+            &keys.remote
+        }
+    }
+}
+
+impl PacketKey for LazyKey {
+    fn encrypt(&self, packet: u64, buf: &mut [u8], header_len: usize) {
+        PacketKey::encrypt(self.key(), packet, buf, header_len);
+    }
+
+    fn decrypt(
+        &self,
+        packet: u64,
+        header: &[u8],
+        payload: &mut BytesMut,
+    ) -> Result<(), CryptoError> {
+        PacketKey::decrypt(self.key(), packet, header, payload)
+    }
+
+    fn tag_len(&self) -> usize {
+        keys::TAG_LEN
+    }
+
+    fn confidentiality_limit(&self) -> u64 {
+        self.phase.limits.confidentiality
+    }
+
+    fn integrity_limit(&self) -> u64 {
+        self.phase.limits.integrity
+    }
+}
+
+/// RFC 9001 §4.8: a TLS alert becomes the error code 0x0100 + its description.
+fn alert_error(alert: AlertDescription, reason: String) -> TransportError {
+    TransportError {
+        code: TransportErrorCode::crypto(alert.into()),
+        frame: None,
+        reason,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use rustls::quic::ClientConnection;
+    use rustls::{CipherSuite, HandshakeKind};
+
+    use super::super::tests::{client_tls, identity};
+    use super::super::{QuicSettings, tls_config};
+    use super::*;
+
+    /// A session after its handshake, and what its client has.
+    struct Done {
+        server: LeanSession,
+        client: ClientConnection,
+        server_keys: Keys,
+        client_keys: rustls::quic::Keys,
+        client_next: Secrets,
+    }
+
+    fn server(name: &str, session_tickets: usize) -> (Arc<LeanServer>, rustls::RootCertStore) {
+        let (identity, roots) = identity(name);
+        let settings = QuicSettings {
+            session_tickets,
+            ..QuicSettings::default()
+        };
+        (
+            Arc::new(LeanServer::new(Arc::new(
+                tls_config(&identity, &settings).unwrap(),
+            ))),
+            roots,
+        )
+    }
+
+    /// Passes messages between a client of rustls and a session until neither has any more.
+    fn handshake(server: &Arc<LeanServer>, client: &Arc<rustls::ClientConfig>) -> Done {
+        let name = "localhost".try_into().unwrap();
+        let mut client = ClientConnection::new(client.clone(), Version::V1, name, vec![]).unwrap();
+        let mut server = LeanSession::new(server.clone(), 1, vec![]);
+        let (mut server_keys, mut client_done) = (None, None);
+        loop {
+            let mut quiet = true;
+            let mut bytes = Vec::new();
+            while let Some(change) = client.write_hs(&mut bytes) {
+                if let KeyChange::OneRtt { keys, next } = change {
+                    client_done = Some((keys, next));
+                }
+            }
+            if !bytes.is_empty() {
+                server.read_handshake(&bytes).unwrap();
+                quiet = false;
+            }
+            loop {
+                let mut bytes = Vec::new();
+                let keys = server.write_handshake(&mut bytes);
+                if keys.is_none() && bytes.is_empty() {
+                    break;
+                }
+                client.read_hs(&bytes).unwrap();
+                server_keys = keys.or(server_keys);
+                quiet = false;
+            }
+            if quiet {
+                break;
+            }
+        }
+        let (client_keys, client_next) = client_done.unwrap();
+        Done {
+            server,
+            client,
+            server_keys: server_keys.unwrap(),
+            client_keys,
+            client_next,
+        }
+    }
+
+    fn crosses(from: &dyn PacketKey, to: &dyn PacketKey) -> bool {
+        let mut packet = b"header and payload".to_vec();
+        packet.resize(packet.len() + from.tag_len(), 0);
+        from.encrypt(5, &mut packet, 6);
+        let mut payload = BytesMut::from(&packet[6..]);
+        to.decrypt(5, b"header", &mut payload).is_ok() && payload == b" and payload"[..]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+
+        /// Phase after phase, in whichever order the two directions are used, both sides have the same keys, and
+        /// those of no other phase.
+        #[test]
+        fn key_phases_are_those_of_rustls(suite in 0..3usize, used in prop::collection::vec(0..4u8, 1..8)) {
+            let suite = [
+                CipherSuite::TLS13_AES_128_GCM_SHA256,
+                CipherSuite::TLS13_AES_256_GCM_SHA384,
+                CipherSuite::TLS13_CHACHA20_POLY1305_SHA256,
+            ][suite];
+            let (server, roots) = server("phases", 1);
+            let mut done = handshake(&server, &Arc::new(client_tls(roots, Some(suite))));
+            let ours = done.server_keys.packet;
+            let theirs = (done.client_keys.local.packet, done.client_keys.remote.packet);
+            prop_assert!(crosses(&theirs.0, &*ours.remote) && crosses(&*ours.local, &theirs.1));
+            let mut before = ours;
+            for order in used {
+                let ours = done.server.next_1rtt_keys().unwrap();
+                let theirs = done.client_next.next_packet_keys();
+                // Some phases are passed without a packet in one direction, or in either.
+                if order & 1 != 0 {
+                    prop_assert!(crosses(&theirs.local, &*ours.remote));
+                    prop_assert!(!crosses(&theirs.local, &*before.remote));
+                }
+                if order & 2 != 0 {
+                    prop_assert!(crosses(&*ours.local, &theirs.remote));
+                    prop_assert!(!crosses(&*before.local, &theirs.remote));
+                }
+                before = ours;
+            }
+        }
+    }
+
+    #[test]
+    fn the_next_keys_are_not_derived_before_they_are_used() {
+        let (server, roots) = server("lazy", 1);
+        let mut done = handshake(&server, &Arc::new(client_tls(roots, None)));
+        let limits = Limits::of(&*done.client_keys.local.packet);
+        for _ in 0..3 {
+            let keys = done.server.next_1rtt_keys().unwrap();
+            assert_eq!(keys.local.confidentiality_limit(), limits.confidentiality);
+            assert_eq!(keys.remote.integrity_limit(), limits.integrity);
+            assert_eq!(keys.local.tag_len(), 16);
+            assert!(done.server.next.as_ref().unwrap().keys.get().is_none());
+        }
+    }
+
+    #[test]
+    fn rustls_goes_when_the_last_ticket_is_written() {
+        for tickets in [0, 1, 2] {
+            let (server, roots) = server("tickets", tickets);
+            let done = handshake(&server, &Arc::new(client_tls(roots, None)));
+            assert!(done.server.tls.is_none() && !done.server.is_handshaking());
+            assert!(!done.client.is_handshaking());
+            assert_eq!(done.client.tls13_tickets_received(), tickets as u32);
+        }
+    }
+
+    #[test]
+    fn a_ticket_resumes_the_session_after_the_drop() {
+        let (server, roots) = server("resume", 1);
+        let client = Arc::new(client_tls(roots, None));
+        assert_eq!(
+            handshake(&server, &client).client.handshake_kind(),
+            Some(HandshakeKind::Full)
+        );
+        for _ in 0..3 {
+            let mut done = handshake(&server, &client);
+            assert_eq!(done.client.handshake_kind(), Some(HandshakeKind::Resumed));
+            assert!(crosses(
+                &done.client_keys.local.packet,
+                &*done.server_keys.packet.remote
+            ));
+            assert!(done.server.next_1rtt_keys().is_some());
+        }
+    }
+
+    #[test]
+    fn what_comes_after_the_handshake_is_refused() {
+        let (server, roots) = server("late", 1);
+        let mut done = handshake(&server, &Arc::new(client_tls(roots, None)));
+        // KeyUpdate (RFC 8446 §4.6.3), which RFC 9001 §6 forbids.
+        let error = done.server.read_handshake(&[24, 0, 0, 1, 0]).unwrap_err();
+        assert_eq!(error.code, TransportErrorCode::crypto(10));
+        assert!(done.server.transport_parameters().unwrap().is_none());
+        assert!(done.server.write_handshake(&mut Vec::new()).is_none());
+    }
+
+    #[test]
+    fn what_is_no_client_hello_is_an_alert() {
+        let (server, _) = server("garbage", 1);
+        for garbage in [&[1, 0, 0, 3, 9, 9, 9][..], &[2, 0, 0, 0], &[1, 0, 0, 0]] {
+            let mut session = LeanSession::new(server.clone(), 1, vec![]);
+            let error = session.read_handshake(garbage).unwrap_err();
+            let code = u64::from(error.code);
+            assert!((0x100..0x200).contains(&code), "{garbage:?}: {error}");
+            assert!(!session.negotiated && session.handshake_data().is_none());
+        }
+    }
+
+    #[test]
+    fn a_session_is_as_small_as_stated() {
+        assert!(
+            size_of::<LeanSession>() <= 64,
+            "{}",
+            size_of::<LeanSession>()
+        );
+    }
+}
