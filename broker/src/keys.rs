@@ -165,6 +165,12 @@ impl Keys {
         hmac::Key::new(hmac::HMAC_SHA256, &self.expand::<32>(&[b"stateless reset"]))
     }
 
+    /// Makes the keys of Retry and address validation tokens (RFC 9000 §8.1); the same for every worker.
+    #[must_use]
+    pub fn token_key(&self) -> hkdf::Prk {
+        hkdf::Salt::new(hkdf::HKDF_SHA256, &[]).extract(&self.expand::<32>(&[b"address token"]))
+    }
+
     /// Seeds the hashes of the topic table, so that nobody can prepare colliding topics.
     #[must_use]
     pub fn topic_seed(&self) -> [u64; 2] {

@@ -11,9 +11,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use quinn_proto::congestion::NewRenoConfig;
-use quinn_proto::crypto::{HandshakeTokenKey, HmacKey};
+use quinn_proto::crypto::HandshakeTokenKey;
 use quinn_proto::{EndpointConfig, IdleTimeout, ServerConfig, TransportConfig, VarInt};
-use ring::{hkdf, hmac};
+use ring::hmac;
 
 pub use identity::{TlsError, TlsIdentity};
 
@@ -82,7 +82,7 @@ impl Default for QuicSettings {
 /// quinn-proto's configuration for all workers of a listener: make it once and clone it, so that a ticket from one
 /// worker is good at another.
 ///
-/// `token_key` protects Retry and NEW_TOKEN tokens; see [`token_key`].
+/// `token_key` protects Retry and NEW_TOKEN tokens.
 ///
 /// # Errors
 /// [`TlsError::Identity`] if rustls doesn't take the identity.
@@ -156,16 +156,16 @@ fn transport_config(settings: &QuicSettings) -> TransportConfig {
 /// quinn-proto's configuration of an endpoint, which each worker completes with its own
 /// [`cid_generator`](EndpointConfig::cid_generator).
 ///
-/// `reset_key` must be the same at all workers, so that any of them can tell a client that its connection is gone; see
-/// [`reset_key`].
+/// `reset_key` must be the same at all workers, so that any of them can tell a client that its connection is gone
+/// (RFC 9000 §10.3).
 ///
 /// # Errors
 /// [`TlsError::Settings`] if `udp_payload_bytes_max` is out of range.
 pub fn quic_endpoint_config(
     settings: &QuicSettings,
-    reset_key: Arc<dyn HmacKey>,
+    reset_key: hmac::Key,
 ) -> Result<EndpointConfig, TlsError> {
-    let mut endpoint = EndpointConfig::new(reset_key);
+    let mut endpoint = EndpointConfig::new(Arc::new(reset_key));
     endpoint
         .max_udp_payload_size(settings.udp_payload_bytes_max)
         .map_err(|_| TlsError::Settings {
@@ -178,16 +178,6 @@ pub fn quic_endpoint_config(
     endpoint.supported_versions(vec![QUIC_VERSION_1]);
     endpoint.min_reset_interval(Duration::from_micros(settings.reset_interval_us_min));
     Ok(endpoint)
-}
-
-/// The key for Retry and NEW_TOKEN tokens, from secret bytes.
-pub fn token_key(secret: &[u8; 32]) -> Arc<dyn HandshakeTokenKey> {
-    Arc::new(hkdf::Salt::new(hkdf::HKDF_SHA256, &[]).extract(secret))
-}
-
-/// The key for stateless reset tokens (RFC 9000 §10.3.2), from secret bytes.
-pub fn reset_key(secret: &[u8; 32]) -> Arc<dyn HmacKey> {
-    Arc::new(hmac::Key::new(hmac::HMAC_SHA256, secret))
 }
 
 #[cfg(test)]

@@ -45,6 +45,10 @@ pub(super) fn identity(name: &str) -> (TlsIdentity, RootCertStore) {
     (TlsIdentity::load(&certificate, &key).unwrap(), roots)
 }
 
+fn token_key() -> Arc<dyn HandshakeTokenKey> {
+    Arc::new(ring::hkdf::Salt::new(ring::hkdf::HKDF_SHA256, &[]).extract(&[1; 32]))
+}
+
 /// A client's TLS configuration, with one suite or all.
 pub(super) fn client_tls(roots: RootCertStore, suite: Option<CipherSuite>) -> rustls::ClientConfig {
     let mut provider = rustls::crypto::ring::default_provider();
@@ -73,9 +77,9 @@ fn client(tls: rustls::ClientConfig) -> ClientConfig {
 }
 
 fn pair(identity: &TlsIdentity, settings: &QuicSettings) -> Pair {
-    let server = quic_server_config(identity, settings, token_key(&[1; 32])).unwrap();
+    let server = quic_server_config(identity, settings, token_key()).unwrap();
     Pair::new(
-        quic_endpoint_config(settings, reset_key(&[2; 32])).unwrap(),
+        quic_endpoint_config(settings, hmac::Key::new(hmac::HMAC_SHA256, &[2; 32])).unwrap(),
         server,
     )
 }
@@ -332,7 +336,8 @@ fn settings_out_of_range_are_refused() {
             udp_payload_bytes_max,
             ..QuicSettings::default()
         };
-        let error = quic_endpoint_config(&settings, reset_key(&[0; 32])).unwrap_err();
+        let error = quic_endpoint_config(&settings, hmac::Key::new(hmac::HMAC_SHA256, &[0; 32]))
+            .unwrap_err();
         assert!(
             error.to_string().contains("udp_payload_bytes_max"),
             "{error}"
