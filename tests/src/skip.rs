@@ -20,19 +20,17 @@ pub const SKIP_LOG_VARIABLE: &str = "HEADGATE_SKIP_LOG";
 macro_rules! skip {
     ($($reason:tt)*) => {{
         fn here() {}
-        $crate::skip::record(::std::any::type_name_of_val(&here), &format!($($reason)*));
+        let name = ::std::any::type_name_of_val(&here).trim_end_matches("::here");
+        $crate::skip::skip(name.trim_end_matches("::{{closure}}"), &format!($($reason)*));
         return;
     }};
 }
 
-/// Writes `SKIPPED name: reason`. `place` is the path of an item inside the test function. Use [`skip!`].
+/// Writes `SKIPPED name: reason`; the test then has to return. [`skip!`](crate::skip!) does both, and knows the name.
 ///
 /// # Panics
 /// When the log can't be written: a test that vanished unseen would be worse.
-pub fn record(place: &str, reason: &str) {
-    let name = place
-        .trim_end_matches("::here")
-        .trim_end_matches("::{{closure}}");
+pub fn skip(name: &str, reason: &str) {
     let line = format!("SKIPPED {name}: {}\n", reason.replace('\n', " "));
     print!("{line}");
     let Some(path) = std::env::var_os(SKIP_LOG_VARIABLE) else {
