@@ -1,0 +1,496 @@
+//! Several cores, a directory, a mesh and clients, with a clock that the test turns.
+#![expect(dead_code, reason = "each test file uses its part of the harness")]
+
+use bytes::{Bytes, BytesMut};
+use headgate_codec::{
+    Ack, Connect, ConnectProperties, Disconnect, Packet, PacketId, Publish, PublishProperties, QoS, ReasonCode,
+    Subscribe, SubscriptionOptions, Text, Unsubscribe, Version, decode,
+};
+use headgate_core::{
+    Completion, ConnId, Core, CoreConfig, Counters, Frame, Input, Mesh, OpId, Output, Owner, Peer, RetainedLimits,
+    Shared, Time, Transport, WorkerSlot,
+};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+};
+
+/// A connection of the test, by number.
+pub type Id = usize;
+
+/// What the test knows of one connection.
+#[derive(Debug)]
+pub struct Wire {
+    pub worker: usize,
+    pub conn: ConnId,
+    pub version: Version,
+    pub client_id: String,
+    /// Bytes that the server has sent and the client hasn't read.
+    pub unread: BytesMut,
+    /// The server has closed it, and why.
+    pub closed: Option<ReasonCode>,
+    pub reading: bool,
+    /// Packets that wait because the server doesn't read.
+    pub unsent: VecDeque<Packet>,
+    /// The transport takes nothing: no `Flushed`.
+    pub stalled: bool,
+    pub unflushed: u32,
+    pub connected: bool,
+    pub gone: bool,
+}
+
+struct Node {
+    core: Core,
+    claims: VecDeque<Output>,
+    completions: VecDeque<Completion>,
+    persist: Option<OpId>,
+    conns: u32,
+}
+
+pub struct World {
+    pub now: Time,
+    nodes: Vec<Node>,
+    pub directory: BTreeMap<String, Owner>,
+    /// Messages on their way, by sender and receiver.
+    mesh: BTreeMap<(usize, usize), VecDeque<Mesh>>,
+    pub wires: Vec<Wire>,
+    /// Claims, Persists and mesh messages are answered when the test says so.
+    pub manual: bool,
+    /// Persists aren't answered at all.
+    pub storage_stuck: bool,
+    pub shared: Arc<Shared>,
+    pub persisted: u64,
+}
+
+impl World {
+    pub fn new(workers: u8) -> Self {
+        Self::with(workers, RetainedLimits::default(), |_| {})
+    }
+
+    pub fn with(workers: u8, retained: RetainedLimits, change: impl Fn(&mut CoreConfig)) -> Self {
+        let shared = Arc::new(Shared::new([1, 2], retained));
+        let all: Vec<WorkerSlot> = (0..workers).map(WorkerSlot).collect();
+        let node = |worker: &WorkerSlot| {
+            let mut config = CoreConfig::new(*worker, all.clone(), [7, u64::from(worker.0)]);
+            change(&mut config);
+            Node {
+                core: Core::new(config, Arc::clone(&shared)),
+                claims: VecDeque::new(),
+                completions: VecDeque::new(),
+                persist: None,
+                conns: 0,
+            }
+        };
+        Self {
+            now: Time(1_000),
+            nodes: all.iter().map(node).collect(),
+            directory: BTreeMap::new(),
+            mesh: BTreeMap::new(),
+            wires: Vec::new(),
+            manual: false,
+            storage_stuck: false,
+            shared: Arc::clone(&shared),
+            persisted: 0,
+        }
+    }
+
+    pub fn counters(&self, worker: usize) -> &Counters {
+        self.nodes[worker].core.counters()
+    }
+
+    pub fn sum(&self, of: impl Fn(&Counters) -> u64) -> u64 {
+        self.nodes.iter().map(|n| of(n.core.counters())).sum()
+    }
+
+    pub fn handle(&mut self, worker: usize, input: Input) {
+        let mut out = Vec::new();
+        self.nodes[worker].core.handle(input, self.now, &mut out);
+        for output in out {
+            self.execute(worker, output);
+        }
+        if !self.manual {
+            self.run();
+        }
+    }
+
+    fn execute(&mut self, worker: usize, output: Output) {
+        match output {
+            Output::Send { conn, frame } => self.transmit(worker, conn, frame),
+            Output::Close { conn, reason } => {
+                if let Some(wire) = self.wire(worker, conn) {
+                    wire.closed = Some(reason);
+                }
+            }
+            Output::Read { conn, enabled } => {
+                if let Some(wire) = self.wire(worker, conn) {
+                    wire.reading = enabled;
+                }
+            }
+            Output::Mesh { to, message, .. } => {
+                assert_ne!(usize::from(to.0), worker, "a core doesn't send to itself: {message:?}");
+                self.mesh.entry((worker, usize::from(to.0))).or_default().push_back(message);
+            }
+            Output::Persist { op, .. } => {
+                assert!(self.nodes[worker].persist < Some(op), "operations count up");
+                self.nodes[worker].persist = Some(op);
+                self.persisted += 1;
+            }
+            claim @ Output::Claim { .. } => self.nodes[worker].claims.push_back(claim),
+        }
+    }
+
+    fn wire(&mut self, worker: usize, conn: ConnId) -> Option<&mut Wire> {
+        self.wires.iter_mut().rev().find(|w| w.worker == worker && w.conn == conn)
+    }
+
+    fn transmit(&mut self, worker: usize, conn: ConnId, frame: Frame) {
+        let Some(wire) = self.wire(worker, conn) else { panic!("a Send to nobody") };
+        assert!(wire.closed.is_none(), "nothing is sent after Close");
+        let before = wire.unread.len();
+        match frame {
+            Frame::Bytes(bytes) => wire.unread.extend_from_slice(&bytes),
+            Frame::Publish { head, packet_id, dup, tail } => {
+                wire.unread.extend_from_slice(&head);
+                wire.unread[before] |= u8::from(dup) << 3;
+                wire.unread.extend_from_slice(&packet_id.get().to_be_bytes());
+                wire.unread.extend_from_slice(&tail);
+            }
+        }
+        wire.unflushed += (wire.unread.len() - before) as u32;
+        // A CONNACK with success: from now on this is the client's one connection.
+        let is_connack = wire.unread[before] == 0x20 && wire.unread[before + 3] == 0;
+        if is_connack {
+            wire.connected = true;
+            let (client_id, conn) = (wire.client_id.clone(), (worker, conn));
+            let others = self.wires.iter().filter(|w| {
+                w.client_id == client_id && !client_id.is_empty() && w.connected && w.closed.is_none() && !w.gone
+            });
+            let others = others.filter(|w| (w.worker, w.conn) != conn).count();
+            assert_eq!(others, 0, "two connections own {client_id}");
+        }
+    }
+
+    /// Answers a claim as the driver would.
+    fn execute_claim(&mut self, worker: usize) {
+        let Some(Output::Claim { op, client_id, expected, new }) = self.nodes[worker].claims.pop_front() else { return };
+        let current = self.directory.get(client_id.as_str()).copied();
+        let result = if current == expected {
+            match new {
+                Some(new) => self.directory.insert(client_id.to_string(), new),
+                None => self.directory.remove(client_id.as_str()),
+            };
+            Ok(())
+        } else {
+            Err(current)
+        };
+        self.nodes[worker].completions.push_back(Completion::Claimed { op, result });
+    }
+
+    /// What may happen next, in a fixed order.
+    pub fn events(&self) -> Vec<Event> {
+        let mut events: Vec<Event> =
+            self.mesh.iter().filter(|(_, q)| !q.is_empty()).map(|(pair, _)| Event::Mesh(*pair)).collect();
+        for (i, node) in self.nodes.iter().enumerate() {
+            if !node.claims.is_empty() {
+                events.push(Event::Claim(i));
+            }
+            if !node.completions.is_empty() {
+                events.push(Event::Complete(i));
+            }
+            if node.persist.is_some() && !self.storage_stuck {
+                events.push(Event::Persist(i));
+            }
+        }
+        for (id, wire) in self.wires.iter().enumerate() {
+            if wire.unflushed > 0 && !wire.stalled && wire.closed.is_none() && !wire.gone {
+                events.push(Event::Flush(id));
+            }
+            if wire.reading && !wire.unsent.is_empty() && wire.closed.is_none() && !wire.gone {
+                events.push(Event::Read(id));
+            }
+        }
+        events
+    }
+
+    pub fn happen(&mut self, event: Event) {
+        match event {
+            Event::Mesh((from, to)) => {
+                let Some(message) = self.mesh.get_mut(&(from, to)).and_then(VecDeque::pop_front) else { return };
+                self.feed(to, Input::Mesh { from: WorkerSlot(from as u8), message });
+            }
+            Event::Claim(i) => self.execute_claim(i),
+            Event::Complete(i) => {
+                if let Some(completion) = self.nodes[i].completions.pop_front() {
+                    self.feed(i, Input::Completed(completion));
+                }
+            }
+            Event::Persist(i) => {
+                if let Some(up_to) = self.nodes[i].persist.take() {
+                    self.feed(i, Input::Completed(Completion::Persisted { up_to }));
+                }
+            }
+            Event::Flush(id) => {
+                let wire = &mut self.wires[id];
+                let (worker, conn, bytes) = (wire.worker, wire.conn, std::mem::take(&mut wire.unflushed));
+                self.feed(worker, Input::Flushed { conn, bytes });
+            }
+            Event::Read(id) => {
+                let wire = &mut self.wires[id];
+                let (worker, conn) = (wire.worker, wire.conn);
+                if let Some(packet) = wire.unsent.pop_front() {
+                    self.feed(worker, Input::Packet { conn, packet });
+                }
+            }
+        }
+    }
+
+    fn feed(&mut self, worker: usize, input: Input) {
+        let mut out = Vec::new();
+        self.nodes[worker].core.handle(input, self.now, &mut out);
+        for output in out {
+            self.execute(worker, output);
+        }
+    }
+
+    /// Everything happens that can, until nothing is left.
+    pub fn run(&mut self) {
+        for _ in 0..1_000_000 {
+            match self.events().first() {
+                Some(event) => self.happen(*event),
+                None => {
+                    for i in 0..self.nodes.len() {
+                        if self.nodes[i].core.next_timeout() == Some(self.now) {
+                            self.feed(i, Input::Timeout);
+                        }
+                    }
+                    if self.events().is_empty() {
+                        return;
+                    }
+                }
+            }
+        }
+        panic!("it never comes to rest");
+    }
+
+    /// The clock moves on; every timer fires at its time, as a driver would do it.
+    pub fn advance_ms(&mut self, ms: u64) {
+        let until = self.now.after_ms(ms);
+        loop {
+            let due = (0..self.nodes.len()).filter_map(|i| self.nodes[i].core.next_timeout().map(|at| (at, i))).min();
+            let Some((at, i)) = due.filter(|(at, _)| *at <= until) else { break };
+            self.now = self.now.max(at);
+            self.handle(i, Input::Timeout);
+        }
+        self.now = until;
+    }
+
+    pub fn advance_s(&mut self, s: u64) {
+        self.advance_ms(s * 1_000);
+    }
+
+    pub fn open(&mut self, worker: usize) -> Id {
+        let index = self.nodes[worker].conns;
+        self.nodes[worker].conns += 1;
+        let conn = ConnId { index, generation: index + 9 };
+        self.wires.push(Wire {
+            worker,
+            conn,
+            version: Version::V5,
+            client_id: String::new(),
+            unread: BytesMut::new(),
+            closed: None,
+            reading: true,
+            unsent: VecDeque::new(),
+            stalled: false,
+            unflushed: 0,
+            connected: false,
+            gone: false,
+        });
+        let peer = Peer { address: ([192, 0, 2, 1], 7).into(), transport: Transport::Tcp };
+        self.handle(worker, Input::Opened { conn, peer });
+        self.wires.len() - 1
+    }
+
+    /// The client sends a packet.
+    pub fn send(&mut self, id: Id, packet: Packet) {
+        let wire = &mut self.wires[id];
+        if let Packet::Connect(connect) = &packet {
+            wire.version = connect.version;
+            wire.client_id = connect.client_id.to_string();
+        }
+        if !wire.reading || !wire.unsent.is_empty() {
+            wire.unsent.push_back(packet);
+            if !self.manual {
+                self.run();
+            }
+            return;
+        }
+        let (worker, conn) = (wire.worker, wire.conn);
+        self.handle(worker, Input::Packet { conn, packet });
+    }
+
+    /// A packet that the driver had already read when it was told to stop.
+    pub fn send_at_once(&mut self, id: Id, packet: Packet) {
+        let (worker, conn) = (self.wires[id].worker, self.wires[id].conn);
+        self.handle(worker, Input::Packet { conn, packet });
+    }
+
+    /// The network drops a connection.
+    pub fn lose(&mut self, id: Id) {
+        let wire = &mut self.wires[id];
+        wire.gone = true;
+        wire.unread.clear();
+        let (worker, conn) = (wire.worker, wire.conn);
+        self.handle(worker, Input::Closed { conn });
+    }
+
+    pub fn malformed(&mut self, id: Id, reason: ReasonCode) {
+        let (worker, conn) = (self.wires[id].worker, self.wires[id].conn);
+        self.handle(worker, Input::Malformed { conn, reason });
+    }
+
+    /// What the client reads now.
+    pub fn read(&mut self, id: Id) -> Vec<Packet> {
+        let wire = &mut self.wires[id];
+        let mut bytes: Bytes = wire.unread.split().freeze();
+        let mut packets = Vec::new();
+        while let Some(packet) = decode(&mut bytes, Some(wire.version), u32::MAX).expect("the server sends MQTT") {
+            packets.push(packet);
+        }
+        assert!(bytes.is_empty(), "the server sends whole packets");
+        packets
+    }
+
+    /// What the client reads, and what it is if that is one packet.
+    pub fn read_one(&mut self, id: Id) -> Packet {
+        let mut packets = self.read(id);
+        assert_eq!(packets.len(), 1, "{packets:?}");
+        packets.remove(0)
+    }
+
+    /// The payloads of PUBLISH packets that the client reads.
+    pub fn payloads(&mut self, id: Id) -> Vec<String> {
+        let packets = self.read(id);
+        packets.iter().filter_map(|p| publish_of(p)).map(|p| String::from_utf8_lossy(&p.payload).into_owned()).collect()
+    }
+
+    /// Opens a connection, connects, and asserts that it succeeds; the CONNACK's Session Present.
+    pub fn connect(&mut self, worker: usize, connect: Connect) -> (Id, bool) {
+        let id = self.open(worker);
+        self.send(id, Packet::Connect(Box::new(connect)));
+        let packets = self.read(id);
+        match packets.first() {
+            Some(Packet::ConnAck(connack)) if connack.reason == ReasonCode::SUCCESS => {
+                let present = connack.session_present;
+                // What came behind the CONNACK is still to be read.
+                for packet in &packets[1..] {
+                    let version = self.wires[id].version;
+                    headgate_codec::encode(packet, version, &mut self.wires[id].unread);
+                }
+                (id, present)
+            }
+            other => panic!("CONNACK expected, not {other:?}"),
+        }
+    }
+
+    /// A 5.0 client with Clean Start and without expiry.
+    pub fn client(&mut self, worker: usize, name: &str) -> Id {
+        self.connect(worker, connect(name)).0
+    }
+
+    pub fn subscribe(&mut self, id: Id, filter: &str, qos: QoS) {
+        self.send(id, subscribe(1, filter, SubscriptionOptions { qos, ..SubscriptionOptions::default() }));
+        let packets = self.read(id);
+        assert!(matches!(packets.first(), Some(Packet::SubAck(a)) if a.reasons[0].0 < 0x80), "{packets:?}");
+        let version = self.wires[id].version;
+        for packet in &packets[1..] {
+            headgate_codec::encode(packet, version, &mut self.wires[id].unread);
+        }
+    }
+}
+
+/// Something that may happen next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    Mesh((usize, usize)),
+    Claim(usize),
+    Complete(usize),
+    Persist(usize),
+    Flush(Id),
+    Read(Id),
+}
+
+pub fn connect(client_id: &str) -> Connect {
+    Connect {
+        version: Version::V5,
+        clean_start: true,
+        keep_alive_s: 60,
+        client_id: Text::from(client_id),
+        will: None,
+        user_name: None,
+        password: None,
+        properties: ConnectProperties::default(),
+    }
+}
+
+/// A client that comes back: Clean Start 0, with expiry.
+pub fn lasting(client_id: &str, expiry_s: u32) -> Connect {
+    let mut c = connect(client_id);
+    c.clean_start = false;
+    c.properties.session_expiry_s = Some(expiry_s);
+    c
+}
+
+pub fn publish(topic: &str, payload: &str) -> Publish {
+    Publish {
+        dup: false,
+        qos: QoS::AtMostOnce,
+        retain: false,
+        topic: Text::from(topic),
+        packet_id: None,
+        properties: None,
+        payload: Bytes::copy_from_slice(payload.as_bytes()),
+    }
+}
+
+pub fn publish_acked(topic: &str, payload: &str, qos: QoS, id: u16) -> Publish {
+    Publish { qos, packet_id: PacketId::new(id), ..publish(topic, payload) }
+}
+
+pub fn with(publish: Publish, change: impl FnOnce(&mut PublishProperties)) -> Publish {
+    let mut properties = publish.properties.clone().unwrap_or_default();
+    change(&mut properties);
+    Publish { properties: Some(properties), ..publish }
+}
+
+pub fn subscribe(packet_id: u16, filter: &str, options: SubscriptionOptions) -> Packet {
+    Packet::Subscribe(Box::new(Subscribe {
+        packet_id: PacketId::new(packet_id).unwrap(),
+        subscription_id: None,
+        user_properties: Vec::new(),
+        filters: vec![(Text::from(filter), options)],
+    }))
+}
+
+pub fn unsubscribe(packet_id: u16, filter: &str) -> Packet {
+    Packet::Unsubscribe(Box::new(Unsubscribe {
+        packet_id: PacketId::new(packet_id).unwrap(),
+        user_properties: Vec::new(),
+        filters: vec![Text::from(filter)],
+    }))
+}
+
+pub fn ack(id: u16) -> Ack {
+    Ack { packet_id: PacketId::new(id).unwrap(), reason: ReasonCode::SUCCESS, properties: None }
+}
+
+pub fn disconnect(reason: ReasonCode) -> Packet {
+    Packet::Disconnect(Disconnect { reason, properties: None })
+}
+
+pub fn publish_of(packet: &Packet) -> Option<&Publish> {
+    match packet {
+        Packet::Publish(p) => Some(p),
+        _ => None,
+    }
+}
