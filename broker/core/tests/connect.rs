@@ -3,7 +3,9 @@
 mod common;
 
 use common::*;
-use headgate_codec::{ConnAck, Disconnect, DisconnectProperties, Packet, QoS, ReasonCode, Text, Version, Will};
+use headgate_codec::{
+    ConnAck, Disconnect, DisconnectProperties, Packet, QoS, ReasonCode, Text, Version, Will,
+};
 use headgate_core::{Input, RetainedLimits, WorkerSlot};
 
 fn connack(packet: Packet) -> ConnAck {
@@ -15,7 +17,14 @@ fn connack(packet: Packet) -> ConnAck {
 
 fn will(topic: &str, delay_s: Option<u32>) -> Option<Will> {
     let payload = bytes::Bytes::from_static(b"gone");
-    Some(Will { qos: QoS::AtMostOnce, retain: false, topic: Text::from(topic), payload, delay_s, properties: None })
+    Some(Will {
+        qos: QoS::AtMostOnce,
+        retain: false,
+        topic: Text::from(topic),
+        payload,
+        delay_s,
+        properties: None,
+    })
 }
 
 fn refused(world: &mut World, id: Id, reason: ReasonCode) {
@@ -28,7 +37,11 @@ fn refused(world: &mut World, id: Id, reason: ReasonCode) {
 #[test]
 fn anything_before_connect_closes_without_a_word() {
     let mut world = World::new(1);
-    for packet in [Packet::PingReq, Packet::Publish(publish("a", "x")), disconnect(ReasonCode::SUCCESS)] {
+    for packet in [
+        Packet::PingReq,
+        Packet::Publish(publish("a", "x")),
+        disconnect(ReasonCode::SUCCESS),
+    ] {
         let id = world.open(0);
         world.send(id, packet);
         assert_eq!(world.wires[id].closed, Some(ReasonCode::PROTOCOL_ERROR));
@@ -57,25 +70,46 @@ fn an_empty_identifier_is_assigned_where_the_version_allows() {
         let id = world.open(worker);
         world.send(id, Packet::Connect(Box::new(connect(""))));
         let answer = connack(world.read_one(id));
-        names.push(answer.properties.assigned_client_id.expect("assigned").to_string());
+        names.push(
+            answer
+                .properties
+                .assigned_client_id
+                .expect("assigned")
+                .to_string(),
+        );
     }
     names.dedup();
     assert_eq!(names.len(), 3);
     assert!(names.iter().all(|n| world.directory.contains_key(n)));
-    for (version, clean_start, ok) in
-        [(Version::V311, true, true), (Version::V311, false, false), (Version::V31, true, false)]
-    {
+    for (version, clean_start, ok) in [
+        (Version::V311, true, true),
+        (Version::V311, false, false),
+        (Version::V31, true, false),
+    ] {
         let id = world.open(0);
-        world.send(id, Packet::Connect(Box::new(headgate_codec::Connect { version, clean_start, ..connect("") })));
+        world.send(
+            id,
+            Packet::Connect(Box::new(headgate_codec::Connect {
+                version,
+                clean_start,
+                ..connect("")
+            })),
+        );
         let reason = connack(world.read_one(id)).reason;
-        assert_eq!(reason == ReasonCode::SUCCESS, ok, "{version:?} {clean_start}");
+        assert_eq!(
+            reason == ReasonCode::SUCCESS,
+            ok,
+            "{version:?} {clean_start}"
+        );
         assert_eq!(world.wires[id].closed.is_none(), ok);
     }
 }
 
 #[test]
 fn connects_that_cannot_be_served_are_refused_with_a_reason() {
-    let mut world = World::with(1, RetainedLimits::default(), |c| c.limits.client_id_bytes = 30);
+    let mut world = World::with(1, RetainedLimits::default(), |c| {
+        c.limits.client_id_bytes = 30
+    });
     let mut long = connect(&"x".repeat(31));
     let id = world.open(0);
     world.send(id, Packet::Connect(Box::new(long.clone())));
@@ -95,7 +129,10 @@ fn connects_that_cannot_be_served_are_refused_with_a_reason() {
     assert_eq!(world.counters(0).limit_client_id, 1);
     // [MQTT-3.1.3-5]
     let id = world.open(0);
-    world.send(id, Packet::Connect(Box::new(connect("0123456789abcdefghijABC"))));
+    world.send(
+        id,
+        Packet::Connect(Box::new(connect("0123456789abcdefghijABC"))),
+    );
     assert_eq!(connack(world.read_one(id)).reason, ReasonCode::SUCCESS);
 }
 
@@ -163,12 +200,27 @@ fn a_session_ends_when_its_expiry_interval_has_passed() {
     // A week is the most by default; the client is told.
     let id = world.open(0);
     world.send(id, Packet::Connect(Box::new(lasting("c", u32::MAX))));
-    assert_eq!(connack(world.read_one(id)).properties.session_expiry_s, Some(604_800));
+    assert_eq!(
+        connack(world.read_one(id)).properties.session_expiry_s,
+        Some(604_800)
+    );
     // 3.x: Clean Session 0 lasts as long as configured.
-    let (id, _) = world.connect(0, headgate_codec::Connect { version: Version::V311, ..lasting("d", 0) });
+    let (id, _) = world.connect(
+        0,
+        headgate_codec::Connect {
+            version: Version::V311,
+            ..lasting("d", 0)
+        },
+    );
     world.lose(id);
     world.advance_s(604_700);
-    let (_, present) = world.connect(0, headgate_codec::Connect { version: Version::V311, ..lasting("d", 0) });
+    let (_, present) = world.connect(
+        0,
+        headgate_codec::Connect {
+            version: Version::V311,
+            ..lasting("d", 0)
+        },
+    );
     assert!(present);
 }
 
@@ -176,8 +228,14 @@ fn a_session_ends_when_its_expiry_interval_has_passed() {
 fn disconnect_can_shorten_the_session_and_not_create_one() {
     let mut world = World::new(1);
     let expiry = |s| {
-        let properties = DisconnectProperties { session_expiry_s: Some(s), ..DisconnectProperties::default() };
-        Packet::Disconnect(Disconnect { reason: ReasonCode::SUCCESS, properties: Some(Box::new(properties)) })
+        let properties = DisconnectProperties {
+            session_expiry_s: Some(s),
+            ..DisconnectProperties::default()
+        };
+        Packet::Disconnect(Disconnect {
+            reason: ReasonCode::SUCCESS,
+            properties: Some(Box::new(properties)),
+        })
     };
     let (id, _) = world.connect(0, lasting("a", 100));
     world.send(id, expiry(5));
@@ -198,9 +256,19 @@ fn a_newer_connection_takes_the_session_over_wherever_it_comes() {
             let mut world = World::new(2);
             let (old, _) = world.connect(first, lasting("a", expiry));
             let (_, present) = world.connect(second, lasting("a", expiry));
-            assert_eq!(present, expiry > 0, "a session without expiry ends with its connection");
-            assert_eq!(world.read_one(old), disconnect(ReasonCode::SESSION_TAKEN_OVER));
-            assert_eq!(world.wires[old].closed, Some(ReasonCode::SESSION_TAKEN_OVER));
+            assert_eq!(
+                present,
+                expiry > 0,
+                "a session without expiry ends with its connection"
+            );
+            assert_eq!(
+                world.read_one(old),
+                disconnect(ReasonCode::SESSION_TAKEN_OVER)
+            );
+            assert_eq!(
+                world.wires[old].closed,
+                Some(ReasonCode::SESSION_TAKEN_OVER)
+            );
             assert_eq!((world.sum(|c| c.sessions), world.directory.len()), (1, 1));
             assert_eq!(world.directory["a"].worker, WorkerSlot(second as u8));
         }
@@ -234,14 +302,19 @@ fn silence_closes_after_one_and_a_half_keep_alives() {
     }
     world.advance_s(91);
     assert_eq!(world.wires[id].closed, Some(ReasonCode::KEEP_ALIVE_TIMEOUT));
-    assert_eq!(world.read_one(id), disconnect(ReasonCode::KEEP_ALIVE_TIMEOUT));
+    assert_eq!(
+        world.read_one(id),
+        disconnect(ReasonCode::KEEP_ALIVE_TIMEOUT)
+    );
     assert_eq!(world.counters(0).keep_alive_timeouts, 1);
 }
 
 /// Keep Alive 0 gets the ceiling; a 5.0 client is told [MQTT-3.2.2-22].
 #[test]
 fn without_keep_alive_the_ceiling_counts() {
-    let mut world = World::with(1, RetainedLimits::default(), |c| c.limits.idle_ceiling_s = 300);
+    let mut world = World::with(1, RetainedLimits::default(), |c| {
+        c.limits.idle_ceiling_s = 300
+    });
     for (version, asked, told) in [
         (Version::V5, 0, Some(200)),
         (Version::V5, 1_000, Some(200)),
@@ -249,9 +322,16 @@ fn without_keep_alive_the_ceiling_counts() {
         (Version::V311, 0, None),
     ] {
         let id = world.open(0);
-        let c = headgate_codec::Connect { version, keep_alive_s: asked, ..connect("a") };
+        let c = headgate_codec::Connect {
+            version,
+            keep_alive_s: asked,
+            ..connect("a")
+        };
         world.send(id, Packet::Connect(Box::new(c)));
-        assert_eq!(connack(world.read_one(id)).properties.server_keep_alive_s, told);
+        assert_eq!(
+            connack(world.read_one(id)).properties.server_keep_alive_s,
+            told
+        );
         let limit = if asked == 100 { 150 } else { 300 };
         world.advance_s(limit - 1);
         assert!(world.wires[id].closed.is_none());
@@ -285,7 +365,15 @@ fn packets_behind_connect_wait_for_the_session_within_bounds() {
     world.run();
     let packets = world.read(id);
     assert!(
-        matches!(&packets[..], [Packet::ConnAck(_), Packet::SubAck(_), Packet::Publish(_), Packet::PingResp]),
+        matches!(
+            &packets[..],
+            [
+                Packet::ConnAck(_),
+                Packet::SubAck(_),
+                Packet::Publish(_),
+                Packet::PingResp
+            ]
+        ),
         "{packets:?}"
     );
     assert!(world.wires[id].reading);
@@ -306,7 +394,13 @@ fn malformed_bytes_are_answered_as_the_version_allows() {
     let id = world.client(0, "a");
     world.malformed(id, ReasonCode::PACKET_TOO_LARGE);
     assert_eq!(world.read_one(id), disconnect(ReasonCode::PACKET_TOO_LARGE));
-    let (id, _) = world.connect(0, headgate_codec::Connect { version: Version::V311, ..connect("a") });
+    let (id, _) = world.connect(
+        0,
+        headgate_codec::Connect {
+            version: Version::V311,
+            ..connect("a")
+        },
+    );
     world.malformed(id, ReasonCode::MALFORMED_PACKET);
     assert!(world.read(id).is_empty() && world.wires[id].closed.is_some());
     // [MQTT-3.1.2-2]
@@ -317,7 +411,10 @@ fn malformed_bytes_are_answered_as_the_version_allows() {
     world.malformed(id, ReasonCode::MALFORMED_PACKET);
     assert!(world.read(id).is_empty() && world.wires[id].closed.is_some());
     assert_eq!(world.counters(0).protocol_errors, 4);
-    assert_eq!((world.counters(0).connections, world.counters(0).clients), (0, 0));
+    assert_eq!(
+        (world.counters(0).connections, world.counters(0).clients),
+        (0, 0)
+    );
 }
 
 /// [MQTT-3.1.2-8] [MQTT-3.14.4-3] [MQTT-3.1.2-10]
@@ -330,9 +427,15 @@ fn the_will_is_published_unless_the_client_says_goodbye() {
     let endings: [(Ending, bool); 7] = [
         (|w, id| w.lose(id), true),
         (|w, id| w.send(id, disconnect(ReasonCode::SUCCESS)), false),
-        (|w, id| w.send(id, disconnect(ReasonCode::DISCONNECT_WITH_WILL)), true),
+        (
+            |w, id| w.send(id, disconnect(ReasonCode::DISCONNECT_WITH_WILL)),
+            true,
+        ),
         (|w, id| w.malformed(id, ReasonCode::MALFORMED_PACKET), true),
-        (|w, id| w.send(id, Packet::Connect(Box::new(connect("a")))), true),
+        (
+            |w, id| w.send(id, Packet::Connect(Box::new(connect("a")))),
+            true,
+        ),
         (
             |w, _| {
                 w.client(1, "a");
@@ -351,7 +454,11 @@ fn the_will_is_published_unless_the_client_says_goodbye() {
         c.will = will("will/a", None);
         let (id, _) = world.connect(0, c);
         end(&mut world, id);
-        assert_eq!(world.payloads(watcher).len(), usize::from(is_published), "ending {i}");
+        assert_eq!(
+            world.payloads(watcher).len(),
+            usize::from(is_published),
+            "ending {i}"
+        );
         for wire in 0..world.wires.len() {
             if wire != watcher && world.wires[wire].closed.is_none() && !world.wires[wire].gone {
                 world.send(wire, disconnect(ReasonCode::SUCCESS));
@@ -400,7 +507,10 @@ fn a_will_waits_for_its_delay_or_the_end_of_the_session() {
         assert!(present);
         world.send(watcher, Packet::PingReq);
         world.advance_s(40);
-        assert!(world.payloads(watcher).is_empty(), "back on worker {worker}");
+        assert!(
+            world.payloads(watcher).is_empty(),
+            "back on worker {worker}"
+        );
         world.send(id, disconnect(ReasonCode::SUCCESS));
     }
     // Clean Start ends the session, and the will with it is due.
@@ -428,12 +538,25 @@ fn a_will_may_be_retained() {
 fn shutdown_says_so_and_closes() {
     let mut world = World::new(1);
     let (five, _) = world.connect(0, lasting("a", 100));
-    let (three, _) = world.connect(0, headgate_codec::Connect { version: Version::V311, ..connect("b") });
+    let (three, _) = world.connect(
+        0,
+        headgate_codec::Connect {
+            version: Version::V311,
+            ..connect("b")
+        },
+    );
     let new = world.open(0);
     world.handle(0, Input::Shutdown);
-    assert_eq!(world.read_one(five), disconnect(ReasonCode::SERVER_SHUTTING_DOWN));
+    assert_eq!(
+        world.read_one(five),
+        disconnect(ReasonCode::SERVER_SHUTTING_DOWN)
+    );
     assert!(world.read(three).is_empty() && world.read(new).is_empty());
-    assert!([five, three, new].iter().all(|id| world.wires[*id].closed == Some(ReasonCode::SERVER_SHUTTING_DOWN)));
+    assert!(
+        [five, three, new]
+            .iter()
+            .all(|id| world.wires[*id].closed == Some(ReasonCode::SERVER_SHUTTING_DOWN))
+    );
     let late = world.open(0);
     assert!(world.wires[late].closed.is_some());
     assert_eq!(world.counters(0).connections, 0);
@@ -455,11 +578,21 @@ fn a_connect_that_is_abandoned_leaves_nothing() {
         }
         world.lose(id);
         world.run();
-        assert_eq!((world.sum(|c| c.sessions), world.directory.len()), (1, 1), "after {steps} steps");
-        assert_eq!(world.sum(|c| c.clients) + u64::from(world.wires[0].closed.is_some()), 1);
+        assert_eq!(
+            (world.sum(|c| c.sessions), world.directory.len()),
+            (1, 1),
+            "after {steps} steps"
+        );
+        assert_eq!(
+            world.sum(|c| c.clients) + u64::from(world.wires[0].closed.is_some()),
+            1
+        );
         world.manual = false;
         assert!(world.connect(1, lasting("a", 100)).1);
-        assert_eq!((world.sum(|c| c.sessions), world.sum(|c| c.connections)), (1, 1));
+        assert_eq!(
+            (world.sum(|c| c.sessions), world.sum(|c| c.connections)),
+            (1, 1)
+        );
     }
 }
 
@@ -471,12 +604,25 @@ fn a_worker_that_is_gone_holds_nobody_up() {
     world.manual = true;
     let id = world.open(1);
     world.send(id, Packet::Connect(Box::new(lasting("a", 100))));
-    while let Some(event) = world.events().iter().copied().find(|e| !matches!(e, Event::Mesh(_))) {
+    while let Some(event) = world
+        .events()
+        .iter()
+        .copied()
+        .find(|e| !matches!(e, Event::Mesh(_)))
+    {
         world.happen(event);
     }
     assert!(world.read(id).is_empty());
     world.wires[0].gone = true;
-    world.handle(1, Input::WorkerGone { worker: WorkerSlot(0) });
+    world.handle(
+        1,
+        Input::WorkerGone {
+            worker: WorkerSlot(0),
+        },
+    );
     let answer = connack(world.read_one(id));
-    assert_eq!((answer.reason, answer.session_present), (ReasonCode::SUCCESS, false));
+    assert_eq!(
+        (answer.reason, answer.session_present),
+        (ReasonCode::SUCCESS, false)
+    );
 }

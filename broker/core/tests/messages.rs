@@ -4,14 +4,18 @@ mod common;
 
 use common::*;
 use headgate_codec::{
-    Connect, Disconnect, Packet, PacketId, Publish, QoS, ReasonCode, SubscriptionOptions, Text, UserProperty, Version,
+    Connect, Disconnect, Packet, PacketId, Publish, QoS, ReasonCode, SubscriptionOptions, Text,
+    UserProperty, Version,
 };
 use headgate_core::RetainedLimits;
 
 const QOS: [QoS; 3] = [QoS::AtMostOnce, QoS::AtLeastOnce, QoS::ExactlyOnce];
 
 fn options(qos: QoS) -> SubscriptionOptions {
-    SubscriptionOptions { qos, ..SubscriptionOptions::default() }
+    SubscriptionOptions {
+        qos,
+        ..SubscriptionOptions::default()
+    }
 }
 
 /// The one PUBLISH that the client reads.
@@ -33,13 +37,30 @@ fn id_of(packet: &Packet) -> u16 {
 /// [MQTT-3.8.4-8] [MQTT-3.3.1-3] [MQTT-4.3.1-1] [MQTT-2.2.1-5]: every pair of QoS, between workers too.
 #[test]
 fn a_message_is_delivered_with_the_lower_qos_and_acknowledged_with_its_own() {
-    for (home, version) in [(0, Version::V5), (1, Version::V5), (0, Version::V311), (1, Version::V31)] {
+    for (home, version) in [
+        (0, Version::V5),
+        (1, Version::V5),
+        (0, Version::V311),
+        (1, Version::V31),
+    ] {
         for published in QOS {
             for granted in QOS {
                 let mut world = World::new(2);
-                let (s, _) = world.connect(home, Connect { version, ..connect("s") });
+                let (s, _) = world.connect(
+                    home,
+                    Connect {
+                        version,
+                        ..connect("s")
+                    },
+                );
                 world.subscribe(s, "a/+", granted);
-                let (p, _) = world.connect(0, Connect { version, ..connect("p") });
+                let (p, _) = world.connect(
+                    0,
+                    Connect {
+                        version,
+                        ..connect("p")
+                    },
+                );
                 let message = match published {
                     QoS::AtMostOnce => publish("a/b", "x"),
                     qos => publish_acked("a/b", "x", qos, 77),
@@ -52,7 +73,9 @@ fn a_message_is_delivered_with_the_lower_qos_and_acknowledged_with_its_own() {
                 }
                 let got = one(&mut world, s);
                 assert_eq!(got.qos, published.min(granted));
-                assert!(!got.dup && !got.retain && &*got.payload == b"x" && got.topic.as_str() == "a/b");
+                assert!(
+                    !got.dup && !got.retain && &*got.payload == b"x" && got.topic.as_str() == "a/b"
+                );
             }
         }
     }
@@ -67,7 +90,13 @@ fn qos_2_is_delivered_once_until_it_is_released() {
     let p = world.client(0, "p");
     let message = publish_acked("a", "x", QoS::ExactlyOnce, 5);
     for dup in [false, true, true] {
-        world.send(p, Packet::Publish(Publish { dup, ..message.clone() }));
+        world.send(
+            p,
+            Packet::Publish(Publish {
+                dup,
+                ..message.clone()
+            }),
+        );
         assert_eq!(world.read_one(p), Packet::PubRec(ack(5)));
     }
     let got = Packet::Publish(one(&mut world, s));
@@ -80,7 +109,10 @@ fn qos_2_is_delivered_once_until_it_is_released() {
     assert_eq!(world.read_one(p), Packet::PubComp(ack(5)));
     // Unknown now, on both sides (§3.6.2.1, §3.7.2.1).
     world.send(p, Packet::PubRel(ack(5)));
-    let unknown = headgate_codec::Ack { reason: ReasonCode::PACKET_IDENTIFIER_NOT_FOUND, ..ack(5) };
+    let unknown = headgate_codec::Ack {
+        reason: ReasonCode::PACKET_IDENTIFIER_NOT_FOUND,
+        ..ack(5)
+    };
     assert_eq!(world.read_one(p), Packet::PubComp(unknown.clone()));
     world.send(p, Packet::PubRec(ack(5)));
     assert_eq!(world.read_one(p), Packet::PubRel(unknown));
@@ -99,9 +131,19 @@ fn what_was_not_acknowledged_is_sent_again_in_order() {
         let (s, _) = world.connect(0, lasting("s", 100));
         world.subscribe(s, "#", QoS::ExactlyOnce);
         let p = world.client(0, "p");
-        for (i, qos) in [QoS::AtLeastOnce, QoS::ExactlyOnce, QoS::AtLeastOnce, QoS::ExactlyOnce].into_iter().enumerate()
+        for (i, qos) in [
+            QoS::AtLeastOnce,
+            QoS::ExactlyOnce,
+            QoS::AtLeastOnce,
+            QoS::ExactlyOnce,
+        ]
+        .into_iter()
+        .enumerate()
         {
-            world.send(p, Packet::Publish(publish_acked("a", &i.to_string(), qos, i as u16 + 1)));
+            world.send(
+                p,
+                Packet::Publish(publish_acked("a", &i.to_string(), qos, i as u16 + 1)),
+            );
         }
         let sent = world.read(s);
         let ids: Vec<u16> = sent.iter().map(id_of).collect();
@@ -110,7 +152,10 @@ fn what_was_not_acknowledged_is_sent_again_in_order() {
         world.lose(s);
         // Offline: QoS 0 isn't kept, QoS 1 is.
         world.send(p, Packet::Publish(publish("a", "lost")));
-        world.send(p, Packet::Publish(publish_acked("a", "late", QoS::AtLeastOnce, 9)));
+        world.send(
+            p,
+            Packet::Publish(publish_acked("a", "late", QoS::AtLeastOnce, 9)),
+        );
         let (s, present) = world.connect(back, lasting("s", 100));
         assert!(present);
         let again = world.read(s);
@@ -118,7 +163,10 @@ fn what_was_not_acknowledged_is_sent_again_in_order() {
         assert!(matches!(again[0], Packet::PubRel(_)));
         for (i, packet) in [(2, &again[1]), (3, &again[2])] {
             let p = publish_of(packet).expect("PUBLISH");
-            assert!(p.dup && p.payload == i.to_string() && id_of(packet) == ids[i], "{packet:?}");
+            assert!(
+                p.dup && p.payload == i.to_string() && id_of(packet) == ids[i],
+                "{packet:?}"
+            );
         }
         let late = publish_of(&again[3]).expect("PUBLISH");
         assert!(!late.dup && &*late.payload == b"late" && !ids[1..].contains(&id_of(&again[3])));
@@ -137,7 +185,10 @@ fn no_more_than_receive_maximum_are_on_their_way() {
     world.subscribe(s, "a", QoS::ExactlyOnce);
     let p = world.client(0, "p");
     for i in 1..=5 {
-        world.send(p, Packet::Publish(publish_acked("a", &i.to_string(), QoS::ExactlyOnce, i)));
+        world.send(
+            p,
+            Packet::Publish(publish_acked("a", &i.to_string(), QoS::ExactlyOnce, i)),
+        );
     }
     world.send(p, Packet::Publish(publish("a", "zero")));
     let got = world.read(s);
@@ -145,7 +196,10 @@ fn no_more_than_receive_maximum_are_on_their_way() {
     assert_eq!(got.len(), 3);
     assert_eq!(&*publish_of(&got[2]).unwrap().payload, b"zero");
     // PUBREC with an error ends a message; PUBCOMP ends the other.
-    let refused = headgate_codec::Ack { reason: ReasonCode::UNSPECIFIED_ERROR, ..ack(id_of(&got[0])) };
+    let refused = headgate_codec::Ack {
+        reason: ReasonCode::UNSPECIFIED_ERROR,
+        ..ack(id_of(&got[0]))
+    };
     world.send(s, Packet::PubRec(refused));
     assert_eq!(world.payloads(s), ["3"]);
     world.send(s, Packet::PubRec(ack(id_of(&got[1]))));
@@ -158,16 +212,27 @@ fn no_more_than_receive_maximum_are_on_their_way() {
 /// [MQTT-3.3.4-7]
 #[test]
 fn a_client_that_exceeds_our_receive_maximum_is_disconnected() {
-    let mut world = World::with(1, RetainedLimits::default(), |c| c.limits.receive_maximum = 3);
+    let mut world = World::with(1, RetainedLimits::default(), |c| {
+        c.limits.receive_maximum = 3
+    });
     let p = world.client(0, "p");
     for i in 1..=10 {
-        world.send(p, Packet::Publish(publish_acked("a", "x", QoS::AtLeastOnce, i)));
+        world.send(
+            p,
+            Packet::Publish(publish_acked("a", "x", QoS::AtLeastOnce, i)),
+        );
     }
     assert!(world.wires[p].closed.is_none());
     for i in 11..=14 {
-        world.send(p, Packet::Publish(publish_acked("a", "x", QoS::ExactlyOnce, i)));
+        world.send(
+            p,
+            Packet::Publish(publish_acked("a", "x", QoS::ExactlyOnce, i)),
+        );
     }
-    assert_eq!(world.wires[p].closed, Some(ReasonCode::RECEIVE_MAXIMUM_EXCEEDED));
+    assert_eq!(
+        world.wires[p].closed,
+        Some(ReasonCode::RECEIVE_MAXIMUM_EXCEEDED)
+    );
     assert_eq!(world.counters(0).limit_receive_maximum, 1);
 }
 
@@ -180,8 +245,14 @@ fn acknowledgements_wait_for_storage_in_order() {
         world.subscribe(s, "kept", QoS::AtLeastOnce);
         let p = world.client(0, "p");
         world.storage_stuck = true;
-        world.send(p, Packet::Publish(publish_acked("kept", "1", QoS::AtLeastOnce, 1)));
-        world.send(p, Packet::Publish(publish_acked("other", "2", QoS::ExactlyOnce, 2)));
+        world.send(
+            p,
+            Packet::Publish(publish_acked("kept", "1", QoS::AtLeastOnce, 1)),
+        );
+        world.send(
+            p,
+            Packet::Publish(publish_acked("other", "2", QoS::ExactlyOnce, 2)),
+        );
         world.send(p, subscribe(3, "x", options(QoS::AtMostOnce)));
         assert!(world.read(p).is_empty(), "home {home}");
         assert_eq!(world.payloads(s), ["1"], "delivery doesn't wait");
@@ -197,14 +268,19 @@ fn acknowledgements_wait_for_storage_in_order() {
         );
         // Sessions without expiry need no storage.
         world.storage_stuck = true;
-        world.send(p, Packet::Publish(publish_acked("other", "2", QoS::AtLeastOnce, 4)));
+        world.send(
+            p,
+            Packet::Publish(publish_acked("other", "2", QoS::AtLeastOnce, 4)),
+        );
         assert_eq!(world.read(p).len(), 1);
     }
 }
 
 #[test]
 fn a_client_that_outruns_storage_is_not_read() {
-    let mut world = World::with(1, RetainedLimits::default(), |c| c.limits.receive_maximum = 16);
+    let mut world = World::with(1, RetainedLimits::default(), |c| {
+        c.limits.receive_maximum = 16
+    });
     let (p, _) = world.connect(0, lasting("p", 100));
     world.storage_stuck = true;
     for i in 1..=40 {
@@ -224,18 +300,27 @@ fn overlapping_subscriptions_get_one_publish_with_the_highest_qos_and_all_ids() 
     for home in [0, 1] {
         let mut world = World::new(2);
         let s = world.client(home, "s");
-        for (i, (filter, qos)) in
-            [("a/b", QoS::AtMostOnce), ("a/+", QoS::ExactlyOnce), ("#", QoS::AtLeastOnce), ("b", QoS::AtLeastOnce)]
-                .into_iter()
-                .enumerate()
+        for (i, (filter, qos)) in [
+            ("a/b", QoS::AtMostOnce),
+            ("a/+", QoS::ExactlyOnce),
+            ("#", QoS::AtLeastOnce),
+            ("b", QoS::AtLeastOnce),
+        ]
+        .into_iter()
+        .enumerate()
         {
-            let Packet::Subscribe(mut packet) = subscribe(1, filter, options(qos)) else { unreachable!() };
+            let Packet::Subscribe(mut packet) = subscribe(1, filter, options(qos)) else {
+                unreachable!()
+            };
             packet.subscription_id = Some(10 + i as u32);
             world.send(s, Packet::Subscribe(packet));
             world.read(s);
         }
         let p = world.client(0, "p");
-        world.send(p, Packet::Publish(publish_acked("a/b", "x", QoS::ExactlyOnce, 1)));
+        world.send(
+            p,
+            Packet::Publish(publish_acked("a/b", "x", QoS::ExactlyOnce, 1)),
+        );
         let got = one(&mut world, s);
         assert_eq!(got.qos, QoS::ExactlyOnce);
         let mut ids = got.properties.expect("identifiers").subscription_ids;
@@ -250,8 +335,28 @@ fn no_local_keeps_a_message_from_its_publisher() {
     let mut world = World::new(1);
     let (a, b) = (world.client(0, "a"), world.client(0, "b"));
     for id in [a, b] {
-        world.send(id, subscribe(1, "t/#", SubscriptionOptions { no_local: true, ..options(QoS::AtMostOnce) }));
-        world.send(id, subscribe(2, "t/x", SubscriptionOptions { no_local: true, ..options(QoS::AtMostOnce) }));
+        world.send(
+            id,
+            subscribe(
+                1,
+                "t/#",
+                SubscriptionOptions {
+                    no_local: true,
+                    ..options(QoS::AtMostOnce)
+                },
+            ),
+        );
+        world.send(
+            id,
+            subscribe(
+                2,
+                "t/x",
+                SubscriptionOptions {
+                    no_local: true,
+                    ..options(QoS::AtMostOnce)
+                },
+            ),
+        );
         world.read(id);
     }
     world.send(a, Packet::Publish(publish("t/x", "1")));
@@ -268,12 +373,21 @@ fn retain_is_kept_only_where_it_was_asked_for() {
     let mut world = World::new(2);
     let (a, b) = (world.client(0, "a"), world.client(1, "b"));
     world.subscribe(a, "t", QoS::AtMostOnce);
-    let asked = SubscriptionOptions { retain_as_published: true, ..options(QoS::AtMostOnce) };
+    let asked = SubscriptionOptions {
+        retain_as_published: true,
+        ..options(QoS::AtMostOnce)
+    };
     world.send(b, subscribe(1, "t", asked));
     world.read(b);
     let p = world.client(0, "p");
     for retain in [true, false] {
-        world.send(p, Packet::Publish(Publish { retain, ..publish("t", "x") }));
+        world.send(
+            p,
+            Packet::Publish(Publish {
+                retain,
+                ..publish("t", "x")
+            }),
+        );
         assert!(!one(&mut world, a).retain);
         assert_eq!(one(&mut world, b).retain, retain);
     }
@@ -284,21 +398,54 @@ fn retain_is_kept_only_where_it_was_asked_for() {
 fn retained_messages_come_with_new_subscriptions() {
     let mut world = World::new(2);
     let p = world.client(0, "p");
-    let retained = |topic, payload, qos, id| Publish { retain: true, ..publish_acked(topic, payload, qos, id) };
-    world.send(p, Packet::Publish(retained("a/1", "old", QoS::AtLeastOnce, 1)));
-    world.send(p, Packet::Publish(retained("a/1", "one", QoS::ExactlyOnce, 2)));
-    world.send(p, Packet::Publish(Publish { retain: true, ..publish("a/2", "two") }));
-    world.send(p, Packet::Publish(Publish { retain: true, ..publish("a/3", "three") }));
-    world.send(p, Packet::Publish(Publish { retain: true, ..publish("a/3", "") }));
+    let retained = |topic, payload, qos, id| Publish {
+        retain: true,
+        ..publish_acked(topic, payload, qos, id)
+    };
+    world.send(
+        p,
+        Packet::Publish(retained("a/1", "old", QoS::AtLeastOnce, 1)),
+    );
+    world.send(
+        p,
+        Packet::Publish(retained("a/1", "one", QoS::ExactlyOnce, 2)),
+    );
+    world.send(
+        p,
+        Packet::Publish(Publish {
+            retain: true,
+            ..publish("a/2", "two")
+        }),
+    );
+    world.send(
+        p,
+        Packet::Publish(Publish {
+            retain: true,
+            ..publish("a/3", "three")
+        }),
+    );
+    world.send(
+        p,
+        Packet::Publish(Publish {
+            retain: true,
+            ..publish("a/3", "")
+        }),
+    );
     world.send(p, Packet::Publish(publish("a/2", "not retained")));
     let s = world.client(1, "s");
-    let ask = |retain_handling| SubscriptionOptions { retain_handling, ..options(QoS::AtLeastOnce) };
+    let ask = |retain_handling| SubscriptionOptions {
+        retain_handling,
+        ..options(QoS::AtLeastOnce)
+    };
     for (handling, expected) in [(2, 0), (1, 0), (0, 2), (0, 2), (1, 0)] {
         world.send(s, subscribe(1, "a/+", ask(handling)));
         let got = world.read(s);
         let messages: Vec<&Publish> = got.iter().filter_map(publish_of).collect();
         assert_eq!(messages.len(), expected, "handling {handling}");
-        for (message, qos) in messages.into_iter().zip([QoS::AtLeastOnce, QoS::AtMostOnce]) {
+        for (message, qos) in messages
+            .into_iter()
+            .zip([QoS::AtLeastOnce, QoS::AtMostOnce])
+        {
             assert!(message.retain && message.qos == qos);
         }
     }
@@ -324,7 +471,13 @@ fn retained_messages_come_as_the_connection_takes_them() {
             QoS::AtMostOnce => publish(&format!("r/{i}"), &payload),
             _ => publish_acked(&format!("r/{i}"), &payload, qos, 1 + i as u16),
         };
-        world.send(p, Packet::Publish(Publish { retain: true, ..message }));
+        world.send(
+            p,
+            Packet::Publish(Publish {
+                retain: true,
+                ..message
+            }),
+        );
     }
     let s = world.client(0, "s");
     world.wires[s].stalled = true;
@@ -350,21 +503,57 @@ fn retained_messages_come_as_the_connection_takes_them() {
     all.sort();
     all.dedup();
     assert_eq!(all.len(), 500);
-    assert_eq!(world.counters(0).dropped_queue_full + world.counters(0).dropped_queue_full_qos0, 0);
+    assert_eq!(
+        world.counters(0).dropped_queue_full + world.counters(0).dropped_queue_full_qos0,
+        0
+    );
 }
 
 #[test]
 fn a_full_retained_store_refuses_or_delivers_without_storing() {
-    let mut world = World::with(1, RetainedLimits { messages: 1, bytes: 1_000_000 }, |_| {});
+    let mut world = World::with(
+        1,
+        RetainedLimits {
+            messages: 1,
+            bytes: 1_000_000,
+        },
+        |_| {},
+    );
     let s = world.client(0, "s");
     world.subscribe(s, "#", QoS::AtLeastOnce);
     let p = world.client(0, "p");
-    world.send(p, Packet::Publish(Publish { retain: true, ..publish("a", "1") }));
-    world.send(p, Packet::Publish(Publish { retain: true, ..publish("b", "2") }));
-    world.send(p, Packet::Publish(Publish { retain: true, ..publish_acked("b", "3", QoS::AtLeastOnce, 1) }));
-    assert!(matches!(world.read_one(p), Packet::PubAck(a) if a.reason == ReasonCode::QUOTA_EXCEEDED));
+    world.send(
+        p,
+        Packet::Publish(Publish {
+            retain: true,
+            ..publish("a", "1")
+        }),
+    );
+    world.send(
+        p,
+        Packet::Publish(Publish {
+            retain: true,
+            ..publish("b", "2")
+        }),
+    );
+    world.send(
+        p,
+        Packet::Publish(Publish {
+            retain: true,
+            ..publish_acked("b", "3", QoS::AtLeastOnce, 1)
+        }),
+    );
+    assert!(
+        matches!(world.read_one(p), Packet::PubAck(a) if a.reason == ReasonCode::QUOTA_EXCEEDED)
+    );
     assert_eq!(world.payloads(s), ["1", "2"]);
-    assert_eq!((world.counters(0).limit_retained, world.shared.retained.len()), (2, 1));
+    assert_eq!(
+        (
+            world.counters(0).limit_retained,
+            world.shared.retained.len()
+        ),
+        (2, 1)
+    );
 }
 
 /// [MQTT-3.3.2-5] [MQTT-3.3.2-6]
@@ -378,7 +567,13 @@ fn messages_expire_while_they_wait() {
     for (id, expiry) in [(1, 10), (2, 50)] {
         let message = publish_acked("a", &expiry.to_string(), QoS::AtLeastOnce, id);
         let message = with(message, |p| p.message_expiry_s = Some(expiry));
-        world.send(p, Packet::Publish(Publish { retain: true, ..message }));
+        world.send(
+            p,
+            Packet::Publish(Publish {
+                retain: true,
+                ..message
+            }),
+        );
     }
     world.advance_s(20);
     let (s, _) = world.connect(0, lasting("s", 1_000));
@@ -399,8 +594,9 @@ fn properties_reach_the_subscriber_unaltered() {
         let mut world = World::new(2);
         let s = world.client(home, "s");
         world.subscribe(s, "a", QoS::AtMostOnce);
-        let user: Vec<UserProperty> =
-            [("k", "1"), ("a", "2"), ("k", "0")].map(|(k, v)| (Text::from(k), Text::from(v))).into();
+        let user: Vec<UserProperty> = [("k", "1"), ("a", "2"), ("k", "0")]
+            .map(|(k, v)| (Text::from(k), Text::from(v)))
+            .into();
         let message = with(publish("a", "x"), |p| {
             p.payload_format_utf8 = Some(true);
             p.response_topic = Some(Text::from("answer"));
@@ -425,8 +621,14 @@ fn nothing_larger_than_the_client_takes_is_sent() {
     let p = world.client(0, "p");
     let large = "x".repeat(60);
     world.send(p, Packet::Publish(publish("a", &large)));
-    world.send(p, Packet::Publish(publish_acked("a", &large, QoS::AtLeastOnce, 1)));
-    world.send(p, Packet::Publish(publish_acked("a", "small", QoS::AtLeastOnce, 2)));
+    world.send(
+        p,
+        Packet::Publish(publish_acked("a", &large, QoS::AtLeastOnce, 1)),
+    );
+    world.send(
+        p,
+        Packet::Publish(publish_acked("a", "small", QoS::AtLeastOnce, 2)),
+    );
     assert_eq!(world.payloads(s), ["small"]);
     assert_eq!(world.counters(0).dropped_too_large, 2);
     let mut tiny = connect("t");
@@ -445,22 +647,45 @@ fn every_filter_has_its_reason() {
         c.limits.topic_levels = 4;
     });
     let s = world.client(0, "s");
-    let Packet::Subscribe(mut packet) = subscribe(9, "a", options(QoS::AtMostOnce)) else { unreachable!() };
-    packet.filters = ["a", "a/#/b", "$share/g/a", "b/+", "1/2/3/4/5", "a", "c", "d"]
-        .iter()
-        .zip([0, 1, 1, 2, 0, 1, 0, 0])
-        .map(|(f, q)| (Text::from(*f), options(QOS[q])))
-        .collect();
+    let Packet::Subscribe(mut packet) = subscribe(9, "a", options(QoS::AtMostOnce)) else {
+        unreachable!()
+    };
+    packet.filters = [
+        "a",
+        "a/#/b",
+        "$share/g/a",
+        "b/+",
+        "1/2/3/4/5",
+        "a",
+        "c",
+        "d",
+    ]
+    .iter()
+    .zip([0, 1, 1, 2, 0, 1, 0, 0])
+    .map(|(f, q)| (Text::from(*f), options(QOS[q])))
+    .collect();
     world.send(s, Packet::Subscribe(packet));
-    let Packet::SubAck(suback) = world.read_one(s) else { panic!("SUBACK expected") };
+    let Packet::SubAck(suback) = world.read_one(s) else {
+        panic!("SUBACK expected")
+    };
     assert_eq!(suback.packet_id, PacketId::new(9).unwrap());
     let reasons: Vec<u8> = suback.reasons.iter().map(|r| r.0).collect();
     assert_eq!(reasons, [0, 0x8f, 0x9e, 2, 0x97, 1, 0, 0x97]);
-    assert_eq!((world.counters(0).subscriptions, world.counters(0).limit_subscriptions), (3, 2));
-    let Packet::Unsubscribe(mut packet) = unsubscribe(8, "a") else { unreachable!() };
+    assert_eq!(
+        (
+            world.counters(0).subscriptions,
+            world.counters(0).limit_subscriptions
+        ),
+        (3, 2)
+    );
+    let Packet::Unsubscribe(mut packet) = unsubscribe(8, "a") else {
+        unreachable!()
+    };
     packet.filters = ["a", "zzz", "a/#/b", "a"].map(Text::from).into();
     world.send(s, Packet::Unsubscribe(packet));
-    let Packet::UnsubAck(unsuback) = world.read_one(s) else { panic!("UNSUBACK expected") };
+    let Packet::UnsubAck(unsuback) = world.read_one(s) else {
+        panic!("UNSUBACK expected")
+    };
     let reasons: Vec<u8> = unsuback.reasons.iter().map(|r| r.0).collect();
     assert_eq!(reasons, [0, 0x11, 0x8f, 0x11]);
     world.send(s, Packet::Publish(publish("a", "x")));
@@ -471,9 +696,13 @@ fn every_filter_has_its_reason() {
 #[test]
 fn what_a_client_must_not_publish_disconnects_it() {
     let mut world = World::new(1);
-    let alias = with(publish("a", "x"), |p| p.topic_alias = std::num::NonZeroU16::new(1));
+    let alias = with(publish("a", "x"), |p| {
+        p.topic_alias = std::num::NonZeroU16::new(1)
+    });
     let ids = with(publish("a", "x"), |p| p.subscription_ids = vec![1]);
-    let response = with(publish("a", "x"), |p| p.response_topic = Some(Text::from("a/#")));
+    let response = with(publish("a", "x"), |p| {
+        p.response_topic = Some(Text::from("a/#"))
+    });
     for (message, reason) in [
         (alias, ReasonCode::TOPIC_ALIAS_INVALID),
         // [MQTT-3.3.4-6]
@@ -486,7 +715,13 @@ fn what_a_client_must_not_publish_disconnects_it() {
     ] {
         let id = world.client(0, "p");
         world.send(id, Packet::Publish(message));
-        assert_eq!(world.read_one(id), Packet::Disconnect(Disconnect { reason, properties: None }));
+        assert_eq!(
+            world.read_one(id),
+            Packet::Disconnect(Disconnect {
+                reason,
+                properties: None
+            })
+        );
         assert_eq!(world.wires[id].closed, Some(reason));
     }
 }
@@ -518,7 +753,11 @@ fn a_client_that_does_not_read_costs_a_bounded_amount() {
             }
         }
     }
-    assert!(world.wires[slow].unflushed <= 12_000, "{}", world.wires[slow].unflushed);
+    assert!(
+        world.wires[slow].unflushed <= 12_000,
+        "{}",
+        world.wires[slow].unflushed
+    );
     let counters = world.counters(0);
     assert!(counters.dropped_queue_full > 0 && counters.dropped_queue_full_qos0 > 0);
     let queued = counters.queued;
@@ -535,7 +774,14 @@ fn a_client_that_does_not_read_costs_a_bounded_amount() {
         }
         for packet in packets {
             if let Some(p) = publish_of(&packet) {
-                after.push(String::from_utf8_lossy(&p.payload).split(' ').next().unwrap().parse().unwrap());
+                after.push(
+                    String::from_utf8_lossy(&p.payload)
+                        .split(' ')
+                        .next()
+                        .unwrap()
+                        .parse()
+                        .unwrap(),
+                );
                 if let Some(id) = p.packet_id {
                     world.send(slow, Packet::PubAck(ack(id.get())));
                 }
@@ -549,7 +795,9 @@ fn a_client_that_does_not_read_costs_a_bounded_amount() {
 /// A client that asks and doesn't read the answers isn't read.
 #[test]
 fn a_client_that_does_not_take_its_answers_is_not_read() {
-    let mut world = World::with(1, RetainedLimits::default(), |c| c.limits.send_buffer_bytes = 1_000);
+    let mut world = World::with(1, RetainedLimits::default(), |c| {
+        c.limits.send_buffer_bytes = 1_000
+    });
     let id = world.client(0, "a");
     world.wires[id].stalled = true;
     for _ in 0..5_000 {
@@ -572,21 +820,35 @@ fn a_move_keeps_messages_in_order() {
     let p = world.client(0, "p");
     world.manual = true;
     let publish = |world: &mut World, i: u16| {
-        world.send(p, Packet::Publish(publish_acked("a", &i.to_string(), QoS::AtLeastOnce, i + 1)));
+        world.send(
+            p,
+            Packet::Publish(publish_acked("a", &i.to_string(), QoS::AtLeastOnce, i + 1)),
+        );
     };
     publish(&mut world, 0);
     // The session moves from 1 to 2 while the message is on its way from 0 to 1.
     let s = world.open(2);
     world.send(s, Packet::Connect(Box::new(lasting("s", 100))));
-    while let Some(event) = world.events().into_iter().find(|e| *e != Event::Mesh((0, 1))) {
+    while let Some(event) = world
+        .events()
+        .into_iter()
+        .find(|e| *e != Event::Mesh((0, 1)))
+    {
         world.happen(event);
     }
     publish(&mut world, 1);
-    while let Some(event) = world.events().into_iter().find(|e| *e != Event::Mesh((0, 1))) {
+    while let Some(event) = world
+        .events()
+        .into_iter()
+        .find(|e| *e != Event::Mesh((0, 1)))
+    {
         world.happen(event);
     }
     let early = world.payloads(s);
-    assert!(early.is_empty(), "{early:?} came before what was sent first");
+    assert!(
+        early.is_empty(),
+        "{early:?} came before what was sent first"
+    );
     world.run();
     assert_eq!(world.payloads(s), ["0", "1"]);
     assert_eq!(world.sum(|c| c.mesh_forwarded), 1);
@@ -606,7 +868,10 @@ fn a_fence_that_is_lost_is_not_waited_for() {
     while let Some(event) = world.events().into_iter().find(|e| !deaf(e)) {
         world.happen(event);
     }
-    world.send(p, Packet::Publish(publish_acked("a", "x", QoS::AtLeastOnce, 1)));
+    world.send(
+        p,
+        Packet::Publish(publish_acked("a", "x", QoS::AtLeastOnce, 1)),
+    );
     while let Some(event) = world.events().into_iter().find(|e| !deaf(e)) {
         world.happen(event);
     }

@@ -3,12 +3,12 @@
 
 use bytes::{Bytes, BytesMut};
 use headgate_codec::{
-    Ack, Connect, ConnectProperties, Disconnect, Packet, PacketId, Publish, PublishProperties, QoS, ReasonCode,
-    Subscribe, SubscriptionOptions, Text, Unsubscribe, Version, decode,
+    Ack, Connect, ConnectProperties, Disconnect, Packet, PacketId, Publish, PublishProperties, QoS,
+    ReasonCode, Subscribe, SubscriptionOptions, Text, Unsubscribe, Version, decode,
 };
 use headgate_core::{
-    Completion, ConnId, Core, CoreConfig, Counters, Frame, Input, Mesh, OpId, Output, Owner, Peer, RetainedLimits,
-    Shared, Time, Transport, WorkerSlot,
+    Completion, ConnId, Core, CoreConfig, Counters, Frame, Input, Mesh, OpId, Output, Owner, Peer,
+    RetainedLimits, Shared, Time, Transport, WorkerSlot,
 };
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -127,8 +127,15 @@ impl World {
                 }
             }
             Output::Mesh { to, message, .. } => {
-                assert_ne!(usize::from(to.0), worker, "a core doesn't send to itself: {message:?}");
-                self.mesh.entry((worker, usize::from(to.0))).or_default().push_back(message);
+                assert_ne!(
+                    usize::from(to.0),
+                    worker,
+                    "a core doesn't send to itself: {message:?}"
+                );
+                self.mesh
+                    .entry((worker, usize::from(to.0)))
+                    .or_default()
+                    .push_back(message);
             }
             Output::Persist { op, .. } => {
                 assert!(self.nodes[worker].persist < Some(op), "operations count up");
@@ -140,19 +147,30 @@ impl World {
     }
 
     fn wire(&mut self, worker: usize, conn: ConnId) -> Option<&mut Wire> {
-        self.wires.iter_mut().rev().find(|w| w.worker == worker && w.conn == conn)
+        self.wires
+            .iter_mut()
+            .rev()
+            .find(|w| w.worker == worker && w.conn == conn)
     }
 
     fn transmit(&mut self, worker: usize, conn: ConnId, frame: Frame) {
-        let Some(wire) = self.wire(worker, conn) else { panic!("a Send to nobody") };
+        let Some(wire) = self.wire(worker, conn) else {
+            panic!("a Send to nobody")
+        };
         assert!(wire.closed.is_none(), "nothing is sent after Close");
         let before = wire.unread.len();
         match frame {
             Frame::Bytes(bytes) => wire.unread.extend_from_slice(&bytes),
-            Frame::Publish { head, packet_id, dup, tail } => {
+            Frame::Publish {
+                head,
+                packet_id,
+                dup,
+                tail,
+            } => {
                 wire.unread.extend_from_slice(&head);
                 wire.unread[before] |= u8::from(dup) << 3;
-                wire.unread.extend_from_slice(&packet_id.get().to_be_bytes());
+                wire.unread
+                    .extend_from_slice(&packet_id.get().to_be_bytes());
                 wire.unread.extend_from_slice(&tail);
             }
         }
@@ -163,7 +181,11 @@ impl World {
             wire.connected = true;
             let (client_id, conn) = (wire.client_id.clone(), (worker, conn));
             let others = self.wires.iter().filter(|w| {
-                w.client_id == client_id && !client_id.is_empty() && w.connected && w.closed.is_none() && !w.gone
+                w.client_id == client_id
+                    && !client_id.is_empty()
+                    && w.connected
+                    && w.closed.is_none()
+                    && !w.gone
             });
             let others = others.filter(|w| (w.worker, w.conn) != conn).count();
             assert_eq!(others, 0, "two connections own {client_id}");
@@ -172,7 +194,15 @@ impl World {
 
     /// Answers a claim as the driver would.
     fn execute_claim(&mut self, worker: usize) {
-        let Some(Output::Claim { op, client_id, expected, new }) = self.nodes[worker].claims.pop_front() else { return };
+        let Some(Output::Claim {
+            op,
+            client_id,
+            expected,
+            new,
+        }) = self.nodes[worker].claims.pop_front()
+        else {
+            return;
+        };
         let current = self.directory.get(client_id.as_str()).copied();
         let result = if current == expected {
             match new {
@@ -183,13 +213,19 @@ impl World {
         } else {
             Err(current)
         };
-        self.nodes[worker].completions.push_back(Completion::Claimed { op, result });
+        self.nodes[worker]
+            .completions
+            .push_back(Completion::Claimed { op, result });
     }
 
     /// What may happen next, in a fixed order.
     pub fn events(&self) -> Vec<Event> {
-        let mut events: Vec<Event> =
-            self.mesh.iter().filter(|(_, q)| !q.is_empty()).map(|(pair, _)| Event::Mesh(*pair)).collect();
+        let mut events: Vec<Event> = self
+            .mesh
+            .iter()
+            .filter(|(_, q)| !q.is_empty())
+            .map(|(pair, _)| Event::Mesh(*pair))
+            .collect();
         for (i, node) in self.nodes.iter().enumerate() {
             if !node.claims.is_empty() {
                 events.push(Event::Claim(i));
@@ -215,8 +251,17 @@ impl World {
     pub fn happen(&mut self, event: Event) {
         match event {
             Event::Mesh((from, to)) => {
-                let Some(message) = self.mesh.get_mut(&(from, to)).and_then(VecDeque::pop_front) else { return };
-                self.feed(to, Input::Mesh { from: WorkerSlot(from as u8), message });
+                let Some(message) = self.mesh.get_mut(&(from, to)).and_then(VecDeque::pop_front)
+                else {
+                    return;
+                };
+                self.feed(
+                    to,
+                    Input::Mesh {
+                        from: WorkerSlot(from as u8),
+                        message,
+                    },
+                );
             }
             Event::Claim(i) => self.execute_claim(i),
             Event::Complete(i) => {
@@ -231,7 +276,8 @@ impl World {
             }
             Event::Flush(id) => {
                 let wire = &mut self.wires[id];
-                let (worker, conn, bytes) = (wire.worker, wire.conn, std::mem::take(&mut wire.unflushed));
+                let (worker, conn, bytes) =
+                    (wire.worker, wire.conn, std::mem::take(&mut wire.unflushed));
                 self.feed(worker, Input::Flushed { conn, bytes });
             }
             Event::Read(id) => {
@@ -276,8 +322,12 @@ impl World {
     pub fn advance_ms(&mut self, ms: u64) {
         let until = self.now.after_ms(ms);
         loop {
-            let due = (0..self.nodes.len()).filter_map(|i| self.nodes[i].core.next_timeout().map(|at| (at, i))).min();
-            let Some((at, i)) = due.filter(|(at, _)| *at <= until) else { break };
+            let due = (0..self.nodes.len())
+                .filter_map(|i| self.nodes[i].core.next_timeout().map(|at| (at, i)))
+                .min();
+            let Some((at, i)) = due.filter(|(at, _)| *at <= until) else {
+                break;
+            };
             self.now = self.now.max(at);
             self.handle(i, Input::Timeout);
         }
@@ -291,7 +341,10 @@ impl World {
     pub fn open(&mut self, worker: usize) -> Id {
         let index = self.nodes[worker].conns;
         self.nodes[worker].conns += 1;
-        let conn = ConnId { index, generation: index + 9 };
+        let conn = ConnId {
+            index,
+            generation: index + 9,
+        };
         self.wires.push(Wire {
             worker,
             conn,
@@ -306,7 +359,10 @@ impl World {
             connected: false,
             gone: false,
         });
-        let peer = Peer { address: ([192, 0, 2, 1], 7).into(), transport: Transport::Tcp };
+        let peer = Peer {
+            address: ([192, 0, 2, 1], 7).into(),
+            transport: Transport::Tcp,
+        };
         self.handle(worker, Input::Opened { conn, peer });
         self.wires.len() - 1
     }
@@ -354,7 +410,9 @@ impl World {
         let wire = &mut self.wires[id];
         let mut bytes: Bytes = wire.unread.split().freeze();
         let mut packets = Vec::new();
-        while let Some(packet) = decode(&mut bytes, Some(wire.version), u32::MAX).expect("the server sends MQTT") {
+        while let Some(packet) =
+            decode(&mut bytes, Some(wire.version), u32::MAX).expect("the server sends MQTT")
+        {
             packets.push(packet);
         }
         assert!(bytes.is_empty(), "the server sends whole packets");
@@ -371,7 +429,11 @@ impl World {
     /// The payloads of PUBLISH packets that the client reads.
     pub fn payloads(&mut self, id: Id) -> Vec<String> {
         let packets = self.read(id);
-        packets.iter().filter_map(|p| publish_of(p)).map(|p| String::from_utf8_lossy(&p.payload).into_owned()).collect()
+        packets
+            .iter()
+            .filter_map(|p| publish_of(p))
+            .map(|p| String::from_utf8_lossy(&p.payload).into_owned())
+            .collect()
     }
 
     /// Opens a connection, connects, and asserts that it succeeds; the CONNACK's Session Present.
@@ -399,9 +461,22 @@ impl World {
     }
 
     pub fn subscribe(&mut self, id: Id, filter: &str, qos: QoS) {
-        self.send(id, subscribe(1, filter, SubscriptionOptions { qos, ..SubscriptionOptions::default() }));
+        self.send(
+            id,
+            subscribe(
+                1,
+                filter,
+                SubscriptionOptions {
+                    qos,
+                    ..SubscriptionOptions::default()
+                },
+            ),
+        );
         let packets = self.read(id);
-        assert!(matches!(packets.first(), Some(Packet::SubAck(a)) if a.reasons[0].0 < 0x80), "{packets:?}");
+        assert!(
+            matches!(packets.first(), Some(Packet::SubAck(a)) if a.reasons[0].0 < 0x80),
+            "{packets:?}"
+        );
         let version = self.wires[id].version;
         for packet in &packets[1..] {
             headgate_codec::encode(packet, version, &mut self.wires[id].unread);
@@ -454,13 +529,20 @@ pub fn publish(topic: &str, payload: &str) -> Publish {
 }
 
 pub fn publish_acked(topic: &str, payload: &str, qos: QoS, id: u16) -> Publish {
-    Publish { qos, packet_id: PacketId::new(id), ..publish(topic, payload) }
+    Publish {
+        qos,
+        packet_id: PacketId::new(id),
+        ..publish(topic, payload)
+    }
 }
 
 pub fn with(publish: Publish, change: impl FnOnce(&mut PublishProperties)) -> Publish {
     let mut properties = publish.properties.clone().unwrap_or_default();
     change(&mut properties);
-    Publish { properties: Some(properties), ..publish }
+    Publish {
+        properties: Some(properties),
+        ..publish
+    }
 }
 
 pub fn subscribe(packet_id: u16, filter: &str, options: SubscriptionOptions) -> Packet {
@@ -481,11 +563,18 @@ pub fn unsubscribe(packet_id: u16, filter: &str) -> Packet {
 }
 
 pub fn ack(id: u16) -> Ack {
-    Ack { packet_id: PacketId::new(id).unwrap(), reason: ReasonCode::SUCCESS, properties: None }
+    Ack {
+        packet_id: PacketId::new(id).unwrap(),
+        reason: ReasonCode::SUCCESS,
+        properties: None,
+    }
 }
 
 pub fn disconnect(reason: ReasonCode) -> Packet {
-    Packet::Disconnect(Disconnect { reason, properties: None })
+    Packet::Disconnect(Disconnect {
+        reason,
+        properties: None,
+    })
 }
 
 pub fn publish_of(packet: &Packet) -> Option<&Publish> {
