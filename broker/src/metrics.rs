@@ -193,19 +193,22 @@ enum Kind {
     Gauge,
 }
 
+/// Takes the label's name and text, if there is one, and the value.
+type Visit<'a> = &'a mut dyn FnMut(Option<(&str, &str)>, u64);
+
 /// A field of [`WorkerMetrics`]: one number or one per label.
 trait Series {
-    fn visit(&self, visit: &mut dyn FnMut(Option<(&str, &str)>, u64));
+    fn visit(&self, visit: Visit<'_>);
 }
 
 impl Series for Number {
-    fn visit(&self, visit: &mut dyn FnMut(Option<(&str, &str)>, u64)) {
+    fn visit(&self, visit: Visit<'_>) {
         visit(None, self.get());
     }
 }
 
 impl<L: Label> Series for PerLabel<L> {
-    fn visit(&self, visit: &mut dyn FnMut(Option<(&str, &str)>, u64)) {
+    fn visit(&self, visit: Visit<'_>) {
         for label in L::ALL {
             visit(Some((L::NAME, label.text())), self[*label].get());
         }

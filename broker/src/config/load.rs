@@ -30,11 +30,11 @@ pub struct Sources {
 #[derive(Clone, Debug)]
 pub struct Flag {
     /// As it is written: `--workers`.
-    pub flag: &'static str,
+    pub flag: String,
     /// The section of the key.
-    pub section: &'static str,
+    pub section: String,
     /// The key.
-    pub key: &'static str,
+    pub key: String,
     /// The value as it was given; items of lists are separated by commas.
     pub value: String,
 }
@@ -50,6 +50,16 @@ pub struct Loaded {
 impl Sources {
     /// Reads all sources and checks how the values fit together. Lists every problem.
     pub fn load(self) -> Result<Loaded, ConfigError> {
+        let loaded = self.load_unchecked()?;
+        let problems = super::check::fit_together(&loaded);
+        match problems.is_empty() {
+            true => Ok(loaded),
+            false => Err(ConfigError { problems }),
+        }
+    }
+
+    /// Reads all sources; each value by itself is allowed, but they may not fit together.
+    pub fn load_unchecked(self) -> Result<Loaded, ConfigError> {
         let mut loader = Loader {
             loaded: Loaded {
                 config: self.base,
@@ -65,9 +75,6 @@ impl Sources {
         }
         for flag in &self.flags {
             loader.flag(flag);
-        }
-        if loader.problems.is_empty() {
-            loader.problems = super::check::fit_together(&loader.loaded);
         }
         match loader.problems.is_empty() {
             true => Ok(loader.loaded),
@@ -184,16 +191,7 @@ impl Loader {
     ) {
         let origin = source.at(span);
         let problem = if matches!(value, DeValue::Table(_)) {
-            let names = || SECTIONS.iter().map(|section| section.name);
-            let mut problem = Problem::new(
-                format!("unknown section [{name}]"),
-                origin,
-                format!("sections: {}", names().collect::<Vec<_>>().join(", ")),
-            );
-            if let Some(near) = nearest(name, names()) {
-                problem.help.insert(0, format!("did you mean [{near}]?"));
-            }
-            problem
+            unknown_section(name, origin)
         } else {
             let homes = homes(name);
             let help = match homes.as_slice() {
@@ -267,28 +265,14 @@ impl Loader {
     }
 
     fn flag(&mut self, flag: &Flag) {
-        let found = SECTIONS
-            .iter()
-            .find(|section| section.name == flag.section)
-            .and_then(|section| {
-                Some((
-                    section,
-                    section.keys.iter().find(|key| key.name == flag.key)?,
-                ))
-            });
-        let origin = Origin::Flag(flag.flag.to_owned());
-        match found {
-            Some((section, key)) => {
-                self.set(section, key, Raw::Text(&flag.value), &flag.value, origin);
-            }
-            None => self.problems.push(Problem::new(
-                format!(
-                    "{} stands for {}.{}, which does not exist",
-                    flag.flag, flag.section, flag.key
-                ),
-                origin,
-                "this is a bug in headgate: please report it",
-            )),
+        let origin = Origin::Flag(flag.flag.clone());
+        let Some(section) = SECTIONS.iter().find(|section| section.name == flag.section) else {
+            self.problems.push(unknown_section(&flag.section, origin));
+            return;
+        };
+        match section.keys.iter().find(|key| key.name == flag.key) {
+            Some(key) => self.set(section, key, Raw::Text(&flag.value), &flag.value, origin),
+            None => self.problems.push(unknown_key(section, &flag.key, origin)),
         }
     }
 }
@@ -315,6 +299,19 @@ fn read(path: &Path) -> Result<String, ConfigError> {
             "it has to be a text file (UTF-8) that this user may read",
         )
     })
+}
+
+fn unknown_section(name: &str, origin: Origin) -> Problem {
+    let names = || SECTIONS.iter().map(|section| section.name);
+    let mut problem = Problem::new(
+        format!("unknown section [{name}]"),
+        origin,
+        format!("sections: {}", names().collect::<Vec<_>>().join(", ")),
+    );
+    if let Some(near) = nearest(name, names()) {
+        problem.help.insert(0, format!("did you mean [{near}]?"));
+    }
+    problem
 }
 
 fn unknown_key(section: &SectionSpec, name: &str, origin: Origin) -> Problem {

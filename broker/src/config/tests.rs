@@ -365,12 +365,13 @@ fn a_problem_is_drawn_below_its_text() {
     assert_eq!(error.to_string(), expected);
 }
 
-fn flag(section: &'static str, key: &'static str, value: &str) -> Flag {
+fn flag(section: &str, key: &str, value: &str) -> Flag {
+    let [flag, section, key, value] = ["--test", section, key, value].map(str::to_owned);
     Flag {
-        flag: "--test",
+        flag,
         section,
         key,
-        value: value.to_owned(),
+        value,
     }
 }
 
