@@ -1,1 +1,221 @@
-//! Executes the outputs of the core.
+//! Executes the outputs of the core, in order, and brings the completions back as inputs.
+
+use crate::{
+    cluster::Directory,
+    mesh::{Mesh, Post},
+    metrics::WorkerMetrics,
+    store::Store,
+    worker::conns::Conns,
+};
+use headgate_codec::QoS;
+use headgate_core::{
+    Completion, ConnId, Core, Counters, Input, Mesh as CoreMessage, Output, Time, WorkerSlot,
+};
+use std::{collections::VecDeque, sync::Arc};
+
+/// How long deliveries to a worker that takes nothing are kept before those with QoS 0 are
+/// dropped, milliseconds.
+pub const MESH_STALL_MS_MAX: u64 = 5_000;
+
+/// Messages that may wait for one worker beyond its ring. The publishers are not read from
+/// meanwhile, so that this is reached only by what they had in flight.
+pub const MESH_SPOOL_MESSAGES_MAX: usize = 16_384;
+
+/// What waits for room in a ring.
+struct Spooled {
+    post: Post,
+    since: Time,
+}
+
+/// The way to one other worker while its ring is full.
+#[derive(Default)]
+struct Spool {
+    posts: VecDeque<Spooled>,
+    /// Publishers that are not read from meanwhile.
+    held: Vec<ConnId>,
+}
+
+/// One worker's core with everything that its outputs need.
+pub struct Driver {
+    slot: WorkerSlot,
+    core: Core,
+    out: Vec<Output>,
+    /// The list that is being executed; swapped with `out`.
+    executing: Vec<Output>,
+    completions: Vec<Completion>,
+    store: Box<dyn Store>,
+    directory: Arc<dyn Directory>,
+    mesh: Arc<Mesh>,
+    spools: Vec<Spool>,
+    spooled: usize,
+    metrics: Arc<WorkerMetrics>,
+}
+
+impl Driver {
+    /// A driver for the worker in `slot`.
+    pub fn new(
+        slot: WorkerSlot,
+        core: Core,
+        store: Box<dyn Store>,
+        directory: Arc<dyn Directory>,
+        mesh: Arc<Mesh>,
+        metrics: Arc<WorkerMetrics>,
+    ) -> Self {
+        let spools = (0..mesh.workers()).map(|_| Spool::default()).collect();
+        Self {
+            slot,
+            core,
+            out: Vec::with_capacity(256),
+            executing: Vec::with_capacity(256),
+            completions: Vec::new(),
+            store,
+            directory,
+            mesh,
+            spools,
+            spooled: 0,
+            metrics,
+        }
+    }
+
+    /// Tells the core something and does what it wants done.
+    pub fn input(&mut self, conns: &mut Conns, input: Input, now: Time) {
+        self.core.handle(input, now, &mut self.out);
+        self.execute(conns, now);
+    }
+
+    /// When the core wants [`Input::Timeout`].
+    pub fn next_timeout(&self) -> Option<Time> {
+        self.core.next_timeout()
+    }
+
+    /// What the core has counted.
+    pub fn counters(&self) -> &Counters {
+        self.core.counters()
+    }
+
+    /// Whether something waits for room in another worker's ring.
+    pub fn has_spooled(&self) -> bool {
+        self.spooled > 0
+    }
+
+    fn execute(&mut self, conns: &mut Conns, now: Time) {
+        loop {
+            std::mem::swap(&mut self.out, &mut self.executing);
+            let mut executing = std::mem::take(&mut self.executing);
+            for output in executing.drain(..) {
+                self.perform(conns, output, now);
+            }
+            self.executing = executing;
+            if let Some(up_to) = self.store.persisted_up_to() {
+                self.completions.push(Completion::Persisted { up_to });
+            }
+            if self.completions.is_empty() && self.out.is_empty() {
+                return;
+            }
+            for completion in std::mem::take(&mut self.completions) {
+                self.core.handle(Input::Completed(completion), now, &mut self.out);
+            }
+        }
+    }
+
+    fn perform(&mut self, conns: &mut Conns, output: Output, now: Time) {
+        match output {
+            Output::Send { conn, frame } => conns.send(conn, frame),
+            Output::Close { conn, reason } => {
+                if let Some(conn) = conns.get(conn) {
+                    conn.closing = Some(reason);
+                    conn.open = false;
+                    let index = conn.id.index;
+                    conns.schedule(index);
+                }
+            }
+            Output::Read { conn, enabled } => {
+                if let Some(conn) = conns.get(conn) {
+                    conn.reading = enabled;
+                    let index = conn.id.index;
+                    if enabled {
+                        conns.schedule(index);
+                    }
+                }
+            }
+            Output::Mesh { to, origin, message } => self.post(conns, to, origin, message, now),
+            Output::Persist { op, session, epoch, sequence, record } => {
+                self.store.persist(op, session, epoch, sequence, record);
+            }
+            Output::Claim { op, client_id, expected, new } => {
+                self.directory.claim(op, client_id, expected, new, &mut self.completions);
+            }
+        }
+    }
+
+    fn post(
+        &mut self,
+        conns: &mut Conns,
+        to: WorkerSlot,
+        origin: Option<ConnId>,
+        message: CoreMessage,
+        now: Time,
+    ) {
+        let Some(spool) = self.spools.get_mut(usize::from(to.0)) else {
+            debug_assert!(false, "the core names workers that exist");
+            return;
+        };
+        let mut post = Post::Core(message);
+        // What waits already goes first: the order within a pair holds.
+        if spool.posts.is_empty() {
+            match self.mesh.send(self.slot, to, post) {
+                Ok(()) => return,
+                Err(back) => post = back,
+            }
+        }
+        self.metrics.mesh_ring_full.add(1);
+        if let Some(conn) = origin.and_then(|id| conns.get(id)) {
+            conn.held += 1;
+            spool.held.push(conn.id);
+        }
+        let control = matches!(&post, Post::Core(message) if message.is_control());
+        if !control && spool.posts.len() >= MESH_SPOOL_MESSAGES_MAX {
+            self.metrics.mesh_dropped.add(1);
+            return;
+        }
+        spool.posts.push_back(Spooled { post, since: now });
+        self.spooled += 1;
+    }
+
+    /// Tries again to pass on what found no room; drops what is too old.
+    pub fn drain_spools(&mut self, conns: &mut Conns, now: Time) {
+        if self.spooled == 0 {
+            return;
+        }
+        for to in 0..self.spools.len() {
+            let spool = &mut self.spools[to];
+            let before = spool.posts.len();
+            while let Some(front) = spool.posts.pop_front() {
+                if let Err(post) = self.mesh.send(self.slot, WorkerSlot(to as u8), front.post) {
+                    spool.posts.push_front(Spooled { post, since: front.since });
+                    break;
+                }
+            }
+            let stalled = |s: &Spooled| now.0.saturating_sub(s.since.0) > MESH_STALL_MS_MAX;
+            if spool.posts.front().is_some_and(stalled) {
+                let waiting = spool.posts.len();
+                spool.posts.retain(|s| !(stalled(s) && is_qos0(&s.post)));
+                self.metrics.mesh_dropped.add((waiting - spool.posts.len()) as u64);
+            }
+            self.spooled -= before - spool.posts.len();
+            if spool.posts.is_empty() {
+                for id in spool.held.drain(..) {
+                    if let Some(conn) = conns.get(id) {
+                        conn.held = conn.held.saturating_sub(1);
+                        let index = conn.id.index;
+                        conns.schedule(index);
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn is_qos0(post: &Post) -> bool {
+    matches!(post, Post::Core(CoreMessage::Deliver(d)) if d.message.qos() == QoS::AtMostOnce)
+}

@@ -1,1 +1,5 @@
 //! Who owns which session: the directory.
+
+mod directory;
+
+pub use directory::{Directory, LocalDirectory};

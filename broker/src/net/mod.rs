@@ -1,6 +1,7 @@
 //! Transports: each moves bytes and knows nothing of sessions.
 
 pub mod cid;
+pub mod framing;
 pub mod quic;
 pub mod tcp;
 pub mod timer;

@@ -1,1 +1,467 @@
-//! QUIC connections of one worker.
+//! QUIC connections of one worker: quinn-proto driven directly.
+//!
+//! MQTT runs on the first client-initiated bidirectional stream, the control stream. Its end is
+//! the end of the connection.
+
+use crate::{
+    limits::Admission,
+    mesh::ForeignDatagram,
+    metrics::WorkerMetrics,
+    net::{
+        framing::Inbox,
+        udp::{Datagram, SendBatch, UdpSocket},
+    },
+    worker::{
+        Clock,
+        conns::{Conn, Conns, Link, Outbox, append_frame},
+    },
+};
+use bytes::{Bytes, BytesMut};
+use headgate_codec::ReasonCode;
+use headgate_core::ConnId;
+use quinn_proto::{
+    Connection, ConnectionHandle, DatagramEvent, Dir, Endpoint, Event, Incoming, Side, StreamEvent,
+    StreamId, VarInt, WriteError,
+};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+/// Datagrams of one connection that leave in one GSO batch, at most.
+const GSO_DATAGRAMS_MAX: usize = 32;
+
+/// How long a closing connection may take to have its last bytes acknowledged.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// The control stream: the first that the client opens.
+fn control_stream() -> StreamId {
+    StreamId::new(Side::Client, Dir::Bi, 0)
+}
+
+/// Application error codes on CONNECTION_CLOSE, as the field has them.
+pub mod error_code {
+    /// Normal end.
+    pub const NORMAL: u32 = 0;
+    /// The control stream went down, or MQTT ended with an error.
+    pub const CONTROL_STREAM_DOWN: u32 = 1;
+    /// The server has no room.
+    pub const OVERLOADED: u32 = 2;
+}
+
+fn application_error(reason: ReasonCode) -> u32 {
+    match reason {
+        ReasonCode::SUCCESS | ReasonCode::SERVER_SHUTTING_DOWN | ReasonCode::SESSION_TAKEN_OVER => {
+            error_code::NORMAL
+        }
+        ReasonCode::SERVER_BUSY
+        | ReasonCode::SERVER_UNAVAILABLE
+        | ReasonCode::QUOTA_EXCEEDED
+        | ReasonCode::MESSAGE_RATE_TOO_HIGH
+        | ReasonCode::CONNECTION_RATE_EXCEEDED => error_code::OVERLOADED,
+        _ => error_code::CONTROL_STREAM_DOWN,
+    }
+}
+
+/// A QUIC connection.
+#[derive(Debug)]
+pub struct QuicLink {
+    handle: ConnectionHandle,
+    connection: Connection,
+    /// The client has opened the control stream.
+    control: bool,
+    /// The control stream may have something to read.
+    readable: bool,
+    /// What was written last has not been taken; wait for `Writable`.
+    blocked: bool,
+    /// FIN is written; close at the latest then.
+    linger: Option<Instant>,
+    /// Handshake confirmed (counted).
+    connected: bool,
+}
+
+/// What became of a connection when it was served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// Goes on.
+    Alive,
+    /// The peer or the network has ended it: the core must hear of it.
+    Lost,
+    /// Nothing is left of it: remove it.
+    Drained,
+}
+
+/// The QUIC half of a worker.
+pub struct QuicSide {
+    endpoint: Endpoint,
+    socket: Arc<UdpSocket>,
+    send: SendBatch,
+    /// quinn-proto's handle → place in the slab.
+    places: Vec<u32>,
+    /// What quinn-proto writes datagrams into.
+    buffer: Vec<u8>,
+    /// Small frames of one connection, joined.
+    joined: Vec<u8>,
+    accepting: bool,
+}
+
+/// A datagram that quinn-proto shall see.
+#[derive(Debug)]
+pub struct Arrival<'a> {
+    /// Sender.
+    pub source: SocketAddr,
+    /// Address that it was sent to.
+    pub destination: Option<IpAddr>,
+    /// ECN codepoint.
+    pub ecn: Option<quinn_proto::EcnCodepoint>,
+    /// UDP payload.
+    pub data: &'a [u8],
+}
+
+impl<'a> From<&'a ForeignDatagram> for Arrival<'a> {
+    fn from(d: &'a ForeignDatagram) -> Self {
+        Self { source: d.source, destination: d.destination, ecn: d.ecn, data: &d.data }
+    }
+}
+
+impl<'a> From<Datagram<'a>> for Arrival<'a> {
+    fn from(d: Datagram<'a>) -> Self {
+        Self { source: d.source, destination: d.destination_ip, ecn: d.ecn, data: d.data }
+    }
+}
+
+impl QuicSide {
+    /// Sends through the worker's socket of the reuseport group.
+    pub fn new(endpoint: Endpoint, socket: Arc<UdpSocket>) -> Self {
+        Self {
+            endpoint,
+            socket,
+            send: SendBatch::new(),
+            places: Vec::new(),
+            buffer: Vec::with_capacity(64 * 1024),
+            joined: Vec::with_capacity(64 * 1024),
+            accepting: true,
+        }
+    }
+
+    /// No new connections from now on: the server shuts down.
+    pub fn stop_accepting(&mut self) {
+        self.accepting = false;
+    }
+
+    /// Shows quinn-proto a datagram. Returns the connection if this one is new.
+    pub fn arrived(
+        &mut self,
+        arrival: Arrival<'_>,
+        conns: &mut Conns,
+        admission: &Admission,
+        metrics: &WorkerMetrics,
+        clock: Clock,
+    ) -> Option<ConnId> {
+        self.buffer.clear();
+        let event = self.endpoint.handle(
+            clock.now,
+            arrival.source,
+            arrival.destination,
+            arrival.ecn,
+            BytesMut::from(arrival.data),
+            &mut self.buffer,
+        );
+        match event? {
+            DatagramEvent::ConnectionEvent(handle, event) => {
+                let index = *self.places.get(handle.0)?;
+                if let Some(Conn { link: Link::Quic(link), .. }) = conns.at(index) {
+                    link.connection.handle_event(event);
+                    conns.schedule(index);
+                }
+                None
+            }
+            DatagramEvent::NewConnection(incoming) => {
+                self.incoming(incoming, conns, admission, metrics, clock)
+            }
+            DatagramEvent::Response(transmit) => {
+                metrics.stateless_responses.add(1);
+                self.send.push(&transmit, &self.buffer);
+                None
+            }
+        }
+    }
+
+    fn incoming(
+        &mut self,
+        incoming: Incoming,
+        conns: &mut Conns,
+        admission: &Admission,
+        metrics: &WorkerMetrics,
+        clock: Clock,
+    ) -> Option<ConnId> {
+        let peer = incoming.remote_address();
+        self.buffer.clear();
+        if !self.accepting {
+            let refusal = self.endpoint.refuse(incoming, &mut self.buffer);
+            self.send.push(&refusal, &self.buffer);
+            return None;
+        }
+        if let Err(limit) = admission.admit(peer.ip(), clock.now) {
+            metrics.refused(limit);
+            if limit.is_rate() {
+                // The client repeats its Initial, so silence delays it; an answer would turn it away.
+                self.endpoint.ignore(incoming);
+            } else {
+                let refusal = self.endpoint.refuse(incoming, &mut self.buffer);
+                self.send.push(&refusal, &self.buffer);
+            }
+            return None;
+        }
+        match self.endpoint.accept(incoming, clock.now, &mut self.buffer, None) {
+            Ok((handle, connection)) => {
+                let link = QuicLink {
+                    handle,
+                    connection,
+                    control: false,
+                    readable: false,
+                    blocked: false,
+                    linger: None,
+                    connected: false,
+                };
+                let id = conns.insert(|id| Conn {
+                    id,
+                    admitted: peer,
+                    version: None,
+                    open: true,
+                    reading: true,
+                    held: 0,
+                    flushed_in: 0,
+                    closing: None,
+                    scheduled: false,
+                    inbox: Inbox::default(),
+                    outbox: Outbox::default(),
+                    link: Link::Quic(Box::new(link)),
+                });
+                if self.places.len() <= handle.0 {
+                    self.places.resize(handle.0 + 1, u32::MAX);
+                }
+                self.places[handle.0] = id.index;
+                conns.schedule(id.index);
+                Some(id)
+            }
+            Err(error) => {
+                admission.release(peer.ip());
+                metrics.handshakes_failed.add(1);
+                if let Some(transmit) = error.response {
+                    self.send.push(&transmit, &self.buffer);
+                }
+                None
+            }
+        }
+    }
+
+    /// Takes what quinn-proto has to say about a connection.
+    pub fn poll_events(&mut self, link: &mut QuicLink, metrics: &WorkerMetrics) -> Progress {
+        let mut progress = Progress::Alive;
+        while let Some(event) = link.connection.poll() {
+            match event {
+                Event::Connected => {
+                    link.connected = true;
+                    metrics.handshakes.add(1);
+                }
+                Event::Stream(StreamEvent::Opened { dir: Dir::Bi }) => self.accept_streams(link, metrics),
+                Event::Stream(StreamEvent::Readable { id }) if id == control_stream() => {
+                    link.readable = true;
+                }
+                Event::Stream(StreamEvent::Writable { id }) if id == control_stream() => {
+                    link.blocked = false;
+                }
+                Event::Stream(StreamEvent::Finished { id }) if id == control_stream() => {
+                    // All that we said has been acknowledged: no need to linger.
+                    link.linger = link.linger.map(|_| Instant::now());
+                }
+                Event::Stream(StreamEvent::Stopped { id, .. }) if id == control_stream() => {
+                    progress = Progress::Lost;
+                }
+                Event::ConnectionLost { reason } => {
+                    tracing::debug!(%reason, "connection lost");
+                    if !link.connected {
+                        metrics.handshakes_failed.add(1);
+                    }
+                    progress = Progress::Lost;
+                }
+                _ => {}
+            }
+        }
+        self.endpoint_events(link);
+        progress
+    }
+
+    fn accept_streams(&mut self, link: &mut QuicLink, metrics: &WorkerMetrics) {
+        while let Some(id) = link.connection.streams().accept(Dir::Bi) {
+            if id == control_stream() {
+                link.control = true;
+                link.readable = true;
+            } else {
+                // Data streams are not served yet; say so on the stream and nowhere else.
+                metrics.streams_refused.add(1);
+                let code = VarInt::from_u32(error_code::CONTROL_STREAM_DOWN);
+                let _already_gone = link.connection.recv_stream(id).stop(code);
+                let _already_gone = link.connection.send_stream(id).reset(code);
+            }
+        }
+    }
+
+    fn endpoint_events(&mut self, link: &mut QuicLink) {
+        while let Some(event) = link.connection.poll_endpoint_events() {
+            if let Some(event) = self.endpoint.handle_event(link.handle, event) {
+                link.connection.handle_event(event);
+            }
+        }
+    }
+
+    /// The next chunk of the control stream: `Ok(None)` when there is none now, `Err` at its end.
+    pub fn read(link: &mut QuicLink, bytes_max: usize) -> Result<Option<Bytes>, StreamEnd> {
+        if !link.control || !link.readable {
+            return Ok(None);
+        }
+        let mut stream = link.connection.recv_stream(control_stream());
+        let mut chunks = match stream.read(true) {
+            Ok(chunks) => chunks,
+            Err(_) => return Err(StreamEnd),
+        };
+        let next = chunks.next(bytes_max);
+        // Window updates go out with the poll_transmit at the end of the turn.
+        let _ = chunks.finalize();
+        match next {
+            Ok(Some(chunk)) => Ok(Some(chunk.bytes)),
+            Ok(None) | Err(quinn_proto::ReadError::Reset(_)) => Err(StreamEnd),
+            Err(quinn_proto::ReadError::Blocked) => {
+                link.readable = false;
+                Ok(None)
+            }
+        }
+    }
+
+    /// Gives the transport what waits; returns how many bytes it has taken.
+    pub fn write(&mut self, link: &mut QuicLink, outbox: &mut Outbox) -> Result<usize, StreamEnd> {
+        if !link.control || link.blocked || outbox.is_empty() {
+            return Ok(0);
+        }
+        let mut stream = link.connection.send_stream(control_stream());
+        let mut taken = 0;
+        let mut write = |bytes: Bytes, rest: &mut Bytes| -> Result<bool, StreamEnd> {
+            let length = bytes.len();
+            let mut chunk = [bytes];
+            match stream.write_chunks(&mut chunk) {
+                Ok(written) => {
+                    taken += written.bytes;
+                    if written.bytes < length {
+                        let [left] = chunk;
+                        *rest = left;
+                        return Ok(false);
+                    }
+                    Ok(true)
+                }
+                Err(WriteError::Blocked) => {
+                    let [left] = chunk;
+                    *rest = left;
+                    Ok(false)
+                }
+                Err(WriteError::Stopped(_) | WriteError::ClosedStream) => Err(StreamEnd),
+            }
+        };
+        let mut open = true;
+        if !outbox.rest.is_empty() {
+            open = write(std::mem::take(&mut outbox.rest), &mut outbox.rest)?;
+        }
+        if open && !outbox.frames.is_empty() {
+            open = if let [headgate_core::Frame::Bytes(only)] = outbox.frames.as_slice() {
+                // Shared with all its other receivers, as it is.
+                write(only.clone(), &mut outbox.rest)?
+            } else {
+                self.joined.clear();
+                for frame in &outbox.frames {
+                    append_frame(frame, &mut self.joined);
+                }
+                write(Bytes::copy_from_slice(&self.joined), &mut outbox.rest)?
+            };
+            outbox.frames.clear();
+        }
+        link.blocked = !open;
+        Ok(taken)
+    }
+
+    /// Ends a connection for `reason` once all that was written has been acknowledged.
+    pub fn finish(&mut self, link: &mut QuicLink, reason: ReasonCode, clock: Clock) {
+        match link.linger {
+            None if link.control && !link.connection.is_closed() => {
+                let _already_reset = link.connection.send_stream(control_stream()).finish();
+                link.linger = Some(clock.now + LINGER);
+            }
+            Some(until) if clock.now < until => {}
+            _ => self.close(link, application_error(reason), clock),
+        }
+    }
+
+    /// Closes the connection at once.
+    pub fn close(&mut self, link: &mut QuicLink, code: u32, clock: Clock) {
+        if !link.connection.is_closed() {
+            link.connection.close(clock.now, VarInt::from_u32(code), Bytes::new());
+        }
+    }
+
+    /// Lets the connection send. Returns when its timer is due, and whether it is over.
+    pub fn transmit(&mut self, link: &mut QuicLink, clock: Clock) -> (Option<Instant>, Progress) {
+        loop {
+            self.buffer.clear();
+            let transmit = link.connection.poll_transmit(clock.now, GSO_DATAGRAMS_MAX, &mut self.buffer);
+            let Some(transmit) = transmit else { break };
+            self.send.push(&transmit, &self.buffer);
+            if self.send.is_full() {
+                self.flush();
+            }
+        }
+        self.endpoint_events(link);
+        if link.connection.is_drained() {
+            return (None, Progress::Drained);
+        }
+        let timeout = match (link.connection.poll_timeout(), link.linger) {
+            (Some(a), Some(b)) if !link.connection.is_closed() => Some(a.min(b)),
+            (a, _) => a,
+        };
+        (timeout, Progress::Alive)
+    }
+
+    /// A timer of the connection may be due.
+    pub fn timeout(link: &mut QuicLink, clock: Clock) {
+        if link.connection.poll_timeout().is_some_and(|at| at <= clock.now) {
+            link.connection.handle_timeout(clock.now);
+        }
+    }
+
+    /// Forgets a drained connection.
+    pub fn forget(&mut self, link: &QuicLink) {
+        if let Some(place) = self.places.get_mut(link.handle.0) {
+            *place = u32::MAX;
+        }
+    }
+
+    /// Sends what has been collected.
+    pub fn flush(&mut self) {
+        if let Err(error) = self.send.flush(&self.socket) {
+            tracing::debug!(%error, "UDP send failed; QUIC repeats what was lost");
+        }
+    }
+
+    /// Whether the socket was full: what is unsent goes with the next flush.
+    pub fn has_unsent(&self) -> bool {
+        !self.send.is_empty()
+    }
+
+    /// What the sender has counted.
+    pub fn send_batch(&self) -> &SendBatch {
+        &self.send
+    }
+}
+
+/// The control stream has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StreamEnd;

@@ -1,1 +1,458 @@
-//! The per-core worker: one thread, one loop.
+//! The per-core worker: one thread, one loop, no task or lock for any connection.
+//!
+//! A turn of the loop serves its sources in a fixed order of priority, each with a budget, so
+//! that none starves another: mail of other workers, UDP, TCP, timers; then every connection
+//! that something happened to; then one flush of everything that leaves.
+
+pub mod conns;
+mod serve;
+
+use crate::{
+    cluster::Directory,
+    driver::Driver,
+    limits::Admission,
+    mesh::{ForeignDatagram, Mesh, Post},
+    metrics::WorkerMetrics,
+    net::{
+        quic::{Arrival, QuicSide},
+        tcp::TcpSide,
+        timer::Wheel,
+        udp::{RecvBatch, UdpSocket},
+    },
+    store::Store,
+};
+use bytes::Bytes;
+use conns::{Conns, Link};
+use headgate_core::{ConnId, Core, Input, Peer, Time, Transport, WorkerSlot};
+use headgate_common::route::Routes;
+use mio::{Events, Interest, Poll, Token, unix::SourceFd};
+use std::{
+    io,
+    os::fd::AsRawFd,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU8, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+/// The time of a turn: read once, used by all.
+#[derive(Clone, Copy, Debug)]
+pub struct Clock {
+    /// Now.
+    pub now: Instant,
+    /// When the server started: the core's zero.
+    pub start: Instant,
+}
+
+impl Clock {
+    /// Reads the clock.
+    pub fn read(start: Instant) -> Self {
+        Self { now: Instant::now(), start }
+    }
+
+    /// Now, as the core has it.
+    pub fn time(self) -> Time {
+        Time(self.now.saturating_duration_since(self.start).as_millis() as u64)
+    }
+
+    /// A deadline in milliseconds, rounded up so that it has passed when it fires.
+    fn deadline_ms(self, at: Instant) -> u64 {
+        at.saturating_duration_since(self.start).as_nanos().div_ceil(1_000_000) as u64
+    }
+}
+
+/// What the supervisor tells a worker.
+#[derive(Debug, Default)]
+pub struct Control {
+    phase: AtomicU8,
+    panic: AtomicBool,
+}
+
+const RUNNING: u8 = 0;
+const DRAINING: u8 = 1;
+const STOPPING: u8 = 2;
+
+impl Control {
+    /// Say goodbye to every client and end when all are gone.
+    pub fn drain(&self) {
+        self.phase.fetch_max(DRAINING, Ordering::Relaxed);
+    }
+
+    /// End now.
+    pub fn stop(&self) {
+        self.phase.store(STOPPING, Ordering::Relaxed);
+    }
+
+    /// Panic in the next turn. For the test that shows that only this worker restarts.
+    pub fn panic(&self) {
+        self.panic.store(true, Ordering::Relaxed);
+    }
+
+    fn is_stopping(&self) -> bool {
+        self.phase.load(Ordering::Relaxed) == STOPPING
+    }
+}
+
+/// All that a worker is made of.
+pub struct Parts {
+    /// Its index in the `workers` map.
+    pub slot: WorkerSlot,
+    /// The server's start.
+    pub start: Instant,
+    /// Sessions.
+    pub core: Core,
+    /// Where Persist outputs go.
+    pub store: Box<dyn Store>,
+    /// Who owns which session.
+    pub directory: Arc<dyn Directory>,
+    /// Rings to the other workers.
+    pub mesh: Arc<Mesh>,
+    /// Limits that all workers share.
+    pub admission: Arc<Admission>,
+    /// This worker's counters.
+    pub metrics: Arc<WorkerMetrics>,
+    /// Which worker a datagram belongs to.
+    pub routes: Arc<Routes>,
+    /// QUIC: quinn-proto's endpoint, this worker's socket and what it receives into.
+    pub quic: Option<(quinn_proto::Endpoint, Arc<UdpSocket>, RecvBatch)>,
+    /// This worker's TCP listener.
+    pub tcp: Option<std::net::TcpListener>,
+    /// Packets above this are refused, bytes.
+    pub packet_bytes_max: u32,
+    /// The supervisor's word.
+    pub control: Arc<Control>,
+}
+
+const WAKER: Token = Token(0);
+const UDP: Token = Token(1);
+const TCP_LISTENER: Token = Token(2);
+const FIRST_CONN: usize = 3;
+
+fn conn_token(index: u32) -> Token {
+    Token(index as usize + FIRST_CONN)
+}
+
+/// Messages taken from each ring in a turn.
+const MAIL_PER_RING: usize = 1024;
+/// Receive batches in a turn.
+const UDP_BATCHES: usize = 4;
+/// Rounds of serving within a turn.
+const ROUNDS: usize = 8;
+/// Longest sleep: counters are published at least this often.
+const SLEEP_MAX: Duration = Duration::from_secs(1);
+/// How soon a full socket or ring is tried again.
+const RETRY: Duration = Duration::from_millis(1);
+
+/// A worker.
+pub struct Worker {
+    slot: WorkerSlot,
+    start: Instant,
+    poll: Poll,
+    events: Events,
+    conns: Conns,
+    driver: Driver,
+    quic: Option<QuicSide>,
+    recv: Option<(RecvBatch, Arc<UdpSocket>)>,
+    udp_readable: bool,
+    tcp: Option<TcpSide>,
+    timers: Wheel,
+    mesh: Arc<Mesh>,
+    admission: Arc<Admission>,
+    metrics: Arc<WorkerMetrics>,
+    routes: Arc<Routes>,
+    packet_bytes_max: u32,
+    control: Arc<Control>,
+    draining: bool,
+    round: u32,
+    /// Connections served in this round.
+    serving: Vec<u32>,
+    /// Connections that used up their budget: served in the next turn.
+    again: Vec<u32>,
+    due: Vec<u32>,
+    opened: Vec<ConnId>,
+    published: Instant,
+}
+
+impl Worker {
+    /// Puts a worker together on the thread that will run it.
+    pub fn new(parts: Parts) -> io::Result<Self> {
+        let poll = Poll::new()?;
+        let waker = mio::Waker::new(poll.registry(), WAKER)?;
+        parts.mesh.set_waker(parts.slot, waker);
+        let (quic, recv) = match parts.quic {
+            Some((endpoint, socket, recv)) => {
+                poll.registry().register(&mut SourceFd(&socket.as_raw_fd()), UDP, Interest::READABLE)?;
+                (Some(QuicSide::new(endpoint, Arc::clone(&socket))), Some((recv, socket)))
+            }
+            None => (None, None),
+        };
+        let tcp = match parts.tcp {
+            Some(listener) => Some(TcpSide::new(listener, poll.registry(), TCP_LISTENER)?),
+            None => None,
+        };
+        let metrics = Arc::clone(&parts.metrics);
+        Ok(Self {
+            slot: parts.slot,
+            start: parts.start,
+            poll,
+            events: Events::with_capacity(1024),
+            conns: Conns::default(),
+            driver: Driver::new(
+                parts.slot,
+                parts.core,
+                parts.store,
+                parts.directory,
+                Arc::clone(&parts.mesh),
+                metrics,
+            ),
+            quic,
+            recv,
+            udp_readable: true,
+            tcp,
+            timers: Wheel::new(0),
+            mesh: parts.mesh,
+            admission: parts.admission,
+            metrics: parts.metrics,
+            routes: parts.routes,
+            packet_bytes_max: parts.packet_bytes_max,
+            control: parts.control,
+            draining: false,
+            round: 0,
+            serving: Vec::new(),
+            again: Vec::new(),
+            due: Vec::new(),
+            opened: Vec::new(),
+            published: parts.start,
+        })
+    }
+
+    /// Runs until the supervisor stops it, or until it is drained.
+    pub fn run(&mut self) -> io::Result<()> {
+        loop {
+            let clock = Clock::read(self.start);
+            self.turn(clock);
+            if self.control.is_stopping() || (self.draining && self.conns.is_empty()) {
+                self.publish(clock);
+                return Ok(());
+            }
+            self.sleep()?;
+        }
+    }
+
+    fn turn(&mut self, clock: Clock) {
+        self.metrics.loop_turns.add(1);
+        self.obey(clock);
+        self.mail(clock);
+        self.udp(clock);
+        self.accept(clock);
+        self.timers(clock);
+        for index in std::mem::take(&mut self.again) {
+            self.conns.schedule(index);
+        }
+        for _ in 0..ROUNDS {
+            if !self.conns.has_scheduled() {
+                break;
+            }
+            self.serve_round(clock);
+        }
+        self.driver.drain_spools(&mut self.conns, clock.time());
+        if let Some(quic) = &mut self.quic {
+            quic.flush();
+        }
+        if clock.now.duration_since(self.published) >= SLEEP_MAX {
+            self.publish(clock);
+        }
+    }
+
+    /// What the supervisor says.
+    fn obey(&mut self, clock: Clock) {
+        if self.control.panic.swap(false, Ordering::Relaxed) {
+            panic!("asked to panic");
+        }
+        if self.draining || self.control.phase.load(Ordering::Relaxed) == RUNNING {
+            return;
+        }
+        self.draining = true;
+        if let Some(quic) = &mut self.quic {
+            quic.stop_accepting();
+        }
+        if let Some(tcp) = &mut self.tcp {
+            tcp.stop_accepting(self.poll.registry());
+        }
+        self.driver.input(&mut self.conns, Input::Shutdown, clock.time());
+        // Whoever has not come as far as CONNECT is closed too.
+        let indices: Vec<u32> = self.conns.indices().collect();
+        for index in indices {
+            if let Some(conn) = self.conns.at(index) {
+                conn.closing.get_or_insert(headgate_codec::ReasonCode::SERVER_SHUTTING_DOWN);
+            }
+            self.conns.schedule(index);
+        }
+    }
+
+    fn mail(&mut self, clock: Clock) {
+        for from in (0..self.mesh.workers()).map(|from| WorkerSlot(from as u8)) {
+            for _ in 0..MAIL_PER_RING {
+                match self.mesh.receive(from, self.slot) {
+                    Some(Post::Core(message)) => {
+                        let input = Input::Mesh { from, message };
+                        self.driver.input(&mut self.conns, input, clock.time());
+                    }
+                    Some(Post::Datagram(datagram)) => {
+                        self.metrics.datagrams_handed_over.add(1);
+                        if let Some(quic) = &mut self.quic {
+                            let arrival = Arrival::from(&*datagram);
+                            let new = quic.arrived(
+                                arrival,
+                                &mut self.conns,
+                                &self.admission,
+                                &self.metrics,
+                                clock,
+                            );
+                            self.opened.extend(new);
+                        }
+                        self.open(Transport::Quic, clock);
+                    }
+                    None => break,
+                }
+            }
+        }
+    }
+
+    fn udp(&mut self, clock: Clock) {
+        let (Some(quic), Some((recv, socket))) = (&mut self.quic, &mut self.recv) else { return };
+        if !self.udp_readable {
+            return;
+        }
+        let alone = self.mesh.workers() == 1;
+        for _ in 0..UDP_BATCHES {
+            let received = recv.recv(socket, |datagram| {
+                self.metrics.datagrams_received.add(1);
+                self.metrics.bytes_received.add(datagram.data.len() as u64);
+                let owner = if alone { self.slot } else { self.routes.owner(datagram.data, self.slot) };
+                if owner == self.slot {
+                    let arrival = Arrival::from(datagram);
+                    let new =
+                        quic.arrived(arrival, &mut self.conns, &self.admission, &self.metrics, clock);
+                    self.opened.extend(new);
+                } else {
+                    self.metrics.datagrams_at_wrong_worker.add(1);
+                    let foreign = ForeignDatagram {
+                        source: datagram.source,
+                        destination: datagram.destination_ip,
+                        ecn: datagram.ecn,
+                        data: Bytes::copy_from_slice(datagram.data),
+                    };
+                    if self.mesh.send(self.slot, owner, Post::Datagram(Box::new(foreign))).is_err() {
+                        // As good as lost in the network: QUIC repeats it.
+                        self.metrics.mesh_dropped.add(1);
+                    }
+                }
+            });
+            match received {
+                Ok(0) => {
+                    self.udp_readable = false;
+                    break;
+                }
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.udp_readable = false;
+                    break;
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "UDP receive failed");
+                    break;
+                }
+            }
+        }
+        self.open(Transport::Quic, clock);
+    }
+
+    fn accept(&mut self, clock: Clock) {
+        let Some(tcp) = &mut self.tcp else { return };
+        if !tcp.is_acceptable() {
+            return;
+        }
+        let registry = (self.poll.registry(), conn_token as fn(u32) -> Token);
+        let opened = &mut self.opened;
+        tcp.accept(&mut self.conns, registry, &self.admission, &self.metrics, clock, opened);
+        self.open(Transport::Tcp, clock);
+    }
+
+    /// Tells the core of new connections.
+    fn open(&mut self, transport: Transport, clock: Clock) {
+        for conn in std::mem::take(&mut self.opened) {
+            let Some(address) = self.conns.get(conn).map(|c| c.admitted) else { continue };
+            self.metrics.opened(transport);
+            let input = Input::Opened { conn, peer: Peer { address, transport } };
+            self.driver.input(&mut self.conns, input, clock.time());
+            self.conns.schedule(conn.index);
+        }
+    }
+
+    fn timers(&mut self, clock: Clock) {
+        let time = clock.time();
+        self.timers.advance(time.0, &mut self.due);
+        for index in std::mem::take(&mut self.due) {
+            if let Some(conn) = self.conns.at(index) {
+                if let Link::Quic(link) = &mut conn.link {
+                    QuicSide::timeout(link, clock);
+                }
+                self.conns.schedule(index);
+            }
+        }
+        if self.driver.next_timeout().is_some_and(|at| at <= time) {
+            self.driver.input(&mut self.conns, Input::Timeout, time);
+        }
+    }
+
+    fn busy(&self) -> bool {
+        self.udp_readable && self.quic.is_some()
+            || self.tcp.as_ref().is_some_and(TcpSide::is_acceptable)
+            || !self.again.is_empty()
+            || self.conns.has_scheduled()
+            || self.mesh.has_mail(self.slot)
+    }
+
+    fn sleep(&mut self) -> io::Result<()> {
+        let mut timeout = SLEEP_MAX;
+        if self.quic.as_ref().is_some_and(QuicSide::has_unsent) || self.driver.has_spooled() {
+            timeout = RETRY;
+        }
+        let now = Clock::read(self.start).time().0;
+        for at in [self.timers.next_ms(), self.driver.next_timeout().map(|t| t.0)].into_iter().flatten() {
+            timeout = timeout.min(Duration::from_millis(at.saturating_sub(now)));
+        }
+        self.mesh.set_sleeping(self.slot, true);
+        if self.busy() {
+            timeout = Duration::ZERO;
+        }
+        let polled = self.poll.poll(&mut self.events, Some(timeout));
+        self.mesh.set_sleeping(self.slot, false);
+        match polled {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(()),
+            other => other?,
+        }
+        for event in &self.events {
+            match event.token() {
+                WAKER => {}
+                UDP => self.udp_readable = true,
+                TCP_LISTENER => {
+                    if let Some(tcp) = &mut self.tcp {
+                        tcp.set_acceptable();
+                    }
+                }
+                Token(token) => {
+                    let index = (token - FIRST_CONN) as u32;
+                    if let Some(conns::Conn { link: Link::Tcp(link), .. }) = self.conns.at(index) {
+                        let ended = event.is_read_closed() || event.is_error();
+                        link.ready(event.is_readable() || ended, event.is_writable() || ended);
+                        self.conns.schedule(index);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}

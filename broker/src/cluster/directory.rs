@@ -1,0 +1,130 @@
+//! The directory: Client Identifier → {node, worker, slot, epoch}.
+//!
+//! The only way to change an entry is an asynchronous compare-and-set, so that an engine shared
+//! by several nodes can stand behind the same trait later.
+
+use dashmap::{DashMap, Entry};
+use headgate_core::{Completion, OpId, Owner, WorkerSlot};
+use headgate_codec::Text;
+
+/// An asynchronous compare-and-set register per Client Identifier.
+pub trait Directory: Send + Sync {
+    /// Sets the owner of `client_id` to `new` (`None`: removes it) if it is `expected` now.
+    ///
+    /// The answer is a [`Completion::Claimed`] with `op`, pushed to `done` now or delivered to
+    /// the worker later.
+    fn claim(
+        &self,
+        op: OpId,
+        client_id: Text,
+        expected: Option<Owner>,
+        new: Option<Owner>,
+        done: &mut Vec<Completion>,
+    );
+
+    /// Forgets everything that `worker` of this node owned: it was restarted after a panic.
+    fn forget_worker(&self, worker: WorkerSlot);
+
+    /// How many sessions have an owner.
+    fn len(&self) -> usize;
+
+    /// Whether no session has an owner.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// The directory of a single node: a concurrent map, which answers at once.
+#[derive(Debug, Default)]
+pub struct LocalDirectory {
+    owners: DashMap<Text, Owner>,
+}
+
+impl Directory for LocalDirectory {
+    fn claim(
+        &self,
+        op: OpId,
+        client_id: Text,
+        expected: Option<Owner>,
+        new: Option<Owner>,
+        done: &mut Vec<Completion>,
+    ) {
+        let result = match self.owners.entry(client_id) {
+            Entry::Occupied(mut entry) => {
+                let current = *entry.get();
+                if expected != Some(current) {
+                    Err(Some(current))
+                } else {
+                    match new {
+                        Some(owner) => {
+                            entry.insert(owner);
+                        }
+                        None => {
+                            entry.remove();
+                        }
+                    }
+                    Ok(())
+                }
+            }
+            Entry::Vacant(entry) => {
+                if expected.is_some() {
+                    Err(None)
+                } else {
+                    if let Some(owner) = new {
+                        entry.insert(owner);
+                    }
+                    Ok(())
+                }
+            }
+        };
+        done.push(Completion::Claimed { op, result });
+    }
+
+    fn forget_worker(&self, worker: WorkerSlot) {
+        self.owners.retain(|_, owner| owner.worker != worker);
+    }
+
+    fn len(&self) -> usize {
+        self.owners.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn owner(worker: u8, epoch: u32) -> Owner {
+        Owner { node: 0, worker: WorkerSlot(worker), slot: 7, epoch }
+    }
+
+    fn claim(d: &LocalDirectory, expected: Option<Owner>, new: Option<Owner>) -> Result<(), Option<Owner>> {
+        let mut done = Vec::new();
+        d.claim(OpId(1), Text::from("c"), expected, new, &mut done);
+        match done.pop() {
+            Some(Completion::Claimed { op: OpId(1), result }) => result,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn only_the_expected_owner_is_replaced() {
+        let d = LocalDirectory::default();
+        assert_eq!(claim(&d, Some(owner(0, 1)), Some(owner(1, 2))), Err(None));
+        assert_eq!(claim(&d, None, Some(owner(0, 1))), Ok(()));
+        assert_eq!(claim(&d, None, Some(owner(1, 1))), Err(Some(owner(0, 1))));
+        assert_eq!(claim(&d, Some(owner(0, 1)), Some(owner(1, 2))), Ok(()));
+        assert_eq!(claim(&d, Some(owner(0, 1)), None), Err(Some(owner(1, 2))));
+        assert_eq!(claim(&d, Some(owner(1, 2)), None), Ok(()));
+        assert!(d.is_empty());
+    }
+
+    #[test]
+    fn a_restarted_worker_owns_nothing() {
+        let d = LocalDirectory::default();
+        assert_eq!(claim(&d, None, Some(owner(3, 1))), Ok(()));
+        d.forget_worker(WorkerSlot(2));
+        assert_eq!(d.len(), 1);
+        d.forget_worker(WorkerSlot(3));
+        assert_eq!(d.len(), 0);
+    }
+}

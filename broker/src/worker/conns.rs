@@ -1,0 +1,233 @@
+//! The slab of a worker's connections: no task, mutex or channel for any of them.
+
+use crate::net::{framing::Inbox, quic::QuicLink, tcp::TcpLink};
+use bytes::Bytes;
+use headgate_codec::{ReasonCode, Version};
+use headgate_core::{ConnId, Frame};
+use std::net::SocketAddr;
+
+/// One network connection with its transport.
+#[derive(Debug)]
+pub struct Conn {
+    /// This connection's name in the core.
+    pub id: ConnId,
+    /// The peer's address when it connected: what admission counted.
+    pub admitted: SocketAddr,
+    /// Known once CONNECT was decoded.
+    pub version: Option<Version>,
+    /// The core knows of it.
+    pub open: bool,
+    /// The core lets us read.
+    pub reading: bool,
+    /// Messages of this publisher that wait for room towards another worker: not read meanwhile.
+    pub held: u32,
+    /// The round in which it was last flushed.
+    pub flushed_in: u32,
+    /// The core wants it closed when everything has left.
+    pub closing: Option<ReasonCode>,
+    /// It stands in the list of connections to be served in this turn.
+    pub scheduled: bool,
+    /// Bytes that came and are no whole packet yet.
+    pub inbox: Inbox,
+    /// Frames that the transport has not taken yet.
+    pub outbox: Outbox,
+    /// What carries it.
+    pub link: Link,
+}
+
+/// What carries a connection.
+#[derive(Debug)]
+pub enum Link {
+    /// QUIC.
+    Quic(Box<QuicLink>),
+    /// TCP.
+    Tcp(TcpLink),
+}
+
+/// What waits for the transport of one connection. Its size is bounded by the core, which counts
+/// each byte from Send to Flushed.
+#[derive(Debug, Default)]
+pub struct Outbox {
+    /// The rest of something that the transport took in part; goes first.
+    pub rest: Bytes,
+    /// Frames since the last turn.
+    pub frames: Vec<Frame>,
+}
+
+impl Outbox {
+    /// Nothing waits.
+    pub fn is_empty(&self) -> bool {
+        self.rest.is_empty() && self.frames.is_empty()
+    }
+}
+
+/// The bytes of a frame, appended to `to`.
+pub fn append_frame(frame: &Frame, to: &mut Vec<u8>) {
+    match frame {
+        Frame::Bytes(bytes) => to.extend_from_slice(bytes),
+        Frame::Publish { head, packet_id, dup, tail } => {
+            let at = to.len();
+            to.extend_from_slice(head);
+            if *dup && let Some(first) = to.get_mut(at) {
+                *first |= 0x08; // DUP (MQTT 5.0 §3.3.1.1)
+            }
+            to.extend_from_slice(&packet_id.get().to_be_bytes());
+            to.extend_from_slice(tail);
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Place {
+    generation: u32,
+    conn: Option<Box<Conn>>,
+}
+
+/// All connections of a worker, in places that are reused. A place is 16 bytes, so that growth
+/// moves little.
+#[derive(Debug, Default)]
+pub struct Conns {
+    places: Vec<Place>,
+    free: Vec<u32>,
+    /// To be served in this turn, each once.
+    scheduled: Vec<u32>,
+    /// Empty frame lists, so that a delivery allocates none.
+    spare: Vec<Vec<Frame>>,
+    count: usize,
+}
+
+/// Frame lists kept for reuse, at most.
+const SPARE_LISTS: usize = 4096;
+/// A list that grew beyond this is not kept.
+const SPARE_LIST_FRAMES: usize = 256;
+
+impl Conns {
+    /// How many connections there are.
+    pub fn len(&self) -> usize {
+        self.count
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// Takes a place for a connection that `make` builds for it.
+    pub fn insert(&mut self, make: impl FnOnce(ConnId) -> Conn) -> ConnId {
+        let index = self.free.pop().unwrap_or_else(|| {
+            self.places.push(Place { generation: 0, conn: None });
+            (self.places.len() - 1) as u32
+        });
+        let place = &mut self.places[index as usize];
+        let id = ConnId { index, generation: place.generation };
+        place.conn = Some(Box::new(make(id)));
+        self.count += 1;
+        id
+    }
+
+    /// Gives the place back.
+    pub fn remove(&mut self, index: u32) -> Option<Box<Conn>> {
+        let place = self.places.get_mut(index as usize)?;
+        let conn = place.conn.take()?;
+        place.generation = place.generation.wrapping_add(1);
+        self.free.push(index);
+        self.count -= 1;
+        Some(conn)
+    }
+
+    /// The connection in a place.
+    pub fn at(&mut self, index: u32) -> Option<&mut Conn> {
+        self.places.get_mut(index as usize)?.conn.as_deref_mut()
+    }
+
+    /// The connection that `id` names, unless it is gone.
+    pub fn get(&mut self, id: ConnId) -> Option<&mut Conn> {
+        let place = self.places.get_mut(id.index as usize)?;
+        if place.generation != id.generation {
+            return None;
+        }
+        place.conn.as_deref_mut()
+    }
+
+    /// Serves the connection in this turn.
+    pub fn schedule(&mut self, index: u32) {
+        if let Some(conn) = self.places.get_mut(index as usize).and_then(|p| p.conn.as_deref_mut())
+            && !conn.scheduled
+        {
+            conn.scheduled = true;
+            self.scheduled.push(index);
+        }
+    }
+
+    /// Appends to what `id` sends and serves it in this turn. A connection that is gone, or that
+    /// is being closed, sends nothing more.
+    pub fn send(&mut self, id: ConnId, frame: Frame) {
+        let Some(place) = self.places.get_mut(id.index as usize) else { return };
+        let (true, Some(conn)) = (place.generation == id.generation, place.conn.as_deref_mut()) else {
+            return;
+        };
+        if conn.closing.is_some() {
+            return;
+        }
+        if conn.outbox.frames.capacity() == 0
+            && let Some(list) = self.spare.pop()
+        {
+            conn.outbox.frames = list;
+        }
+        conn.outbox.frames.push(frame);
+        if !conn.scheduled {
+            conn.scheduled = true;
+            self.scheduled.push(id.index);
+        }
+    }
+
+    /// Takes an emptied list back.
+    pub fn recycle(&mut self, mut list: Vec<Frame>) {
+        if self.spare.len() < SPARE_LISTS && (1..=SPARE_LIST_FRAMES).contains(&list.capacity()) {
+            list.clear();
+            self.spare.push(list);
+        }
+    }
+
+    /// Moves what is scheduled to the end of `to`; each of them can be scheduled again at once.
+    pub fn take_scheduled(&mut self, to: &mut Vec<u32>) {
+        for &index in &self.scheduled {
+            if let Some(conn) = self.places[index as usize].conn.as_deref_mut() {
+                conn.scheduled = false;
+            }
+        }
+        to.append(&mut self.scheduled);
+    }
+
+    /// Whether anything waits to be served.
+    pub fn has_scheduled(&self) -> bool {
+        !self.scheduled.is_empty()
+    }
+
+    /// Every place that is taken.
+    pub fn indices(&self) -> impl Iterator<Item = u32> + '_ {
+        self.places.iter().enumerate().filter(|(_, p)| p.conn.is_some()).map(|(i, _)| i as u32)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::num::NonZeroU16;
+
+    #[test]
+    fn a_publish_frame_gets_its_packet_id_and_dup_flag() {
+        let frame = |dup| Frame::Publish {
+            head: Bytes::from_static(&[0x32, 8, 0, 1, b'a']),
+            packet_id: NonZeroU16::new(0x0102).unwrap(),
+            dup,
+            tail: Bytes::from_static(b"\0hi"),
+        };
+        let mut bytes = vec![0xff];
+        append_frame(&frame(false), &mut bytes);
+        append_frame(&frame(true), &mut bytes);
+        assert_eq!(bytes[..1], [0xff]);
+        assert_eq!(bytes[1..11], [0x32, 8, 0, 1, b'a', 1, 2, 0, b'h', b'i']);
+        assert_eq!(bytes[11..], [0x3a, 8, 0, 1, b'a', 1, 2, 0, b'h', b'i']);
+    }
+}

@@ -1,0 +1,245 @@
+//! Serving the connections that something happened to: reading, then writing, in rounds, so that
+//! all that a turn produces for one connection leaves together.
+
+use super::{
+    Clock, Worker,
+    conns::{Conn, Link},
+};
+use crate::net::{
+    quic::{Progress, QuicSide, error_code},
+    tcp::TcpSide,
+};
+use headgate_codec::{Packet, ReasonCode};
+use headgate_core::Input;
+
+/// Packets taken from one connection before the others have their turn.
+const PACKETS_PER_SERVE: usize = 1024;
+/// Bytes taken from a stream at a time.
+const READ_BYTES: usize = 64 * 1024;
+
+/// Whether a connection has more to be read.
+enum Reading {
+    /// Nothing more now.
+    Done,
+    /// The budget is used up.
+    Again,
+    /// The stream has ended.
+    Ended,
+}
+
+impl Worker {
+    /// One round: everything scheduled is read, then everything touched is flushed.
+    pub(super) fn serve_round(&mut self, clock: Clock) {
+        self.round = self.round.wrapping_add(1);
+        let mut serving = std::mem::take(&mut self.serving);
+        let mut served = 0;
+        loop {
+            self.conns.take_scheduled(&mut serving);
+            if served == serving.len() {
+                break;
+            }
+            while served < serving.len() {
+                self.ingest(serving[served], clock);
+                served += 1;
+            }
+        }
+        for &index in &serving {
+            let Some(conn) = self.conns.at(index) else { continue };
+            if conn.flushed_in != self.round {
+                conn.flushed_in = self.round;
+                self.flush(index, clock);
+            }
+        }
+        serving.clear();
+        self.serving = serving;
+    }
+
+    /// Takes what has arrived on a connection to the core.
+    fn ingest(&mut self, index: u32, clock: Clock) {
+        let Some(conn) = self.conns.at(index) else { return };
+        if let Link::Quic(link) = &mut conn.link {
+            let Some(quic) = &mut self.quic else { return };
+            if quic.poll_events(link, &self.metrics) == Progress::Lost {
+                quic.close(link, error_code::CONTROL_STREAM_DOWN, clock);
+                self.lost(index, clock);
+                return;
+            }
+        }
+        match self.read(index, clock) {
+            Reading::Done => {}
+            Reading::Again => self.again.push(index),
+            Reading::Ended => {
+                if let Some(Conn { link: Link::Quic(link), .. }) = self.conns.at(index)
+                    && let Some(quic) = &mut self.quic
+                {
+                    quic.close(link, error_code::CONTROL_STREAM_DOWN, clock);
+                }
+                self.lost(index, clock);
+            }
+        }
+    }
+
+    /// The connection is gone without the core having said so.
+    fn lost(&mut self, index: u32, clock: Clock) {
+        let Some(conn) = self.conns.at(index) else { return };
+        conn.closing.get_or_insert(ReasonCode::UNSPECIFIED_ERROR);
+        conn.outbox = super::conns::Outbox::default();
+        if std::mem::take(&mut conn.open) {
+            let conn = conn.id;
+            self.driver.input(&mut self.conns, Input::Closed { conn }, clock.time());
+        }
+        if let Some(Conn { link: Link::Tcp(_), .. }) = self.conns.at(index) {
+            self.remove(index);
+        }
+    }
+
+    fn read(&mut self, index: u32, clock: Clock) -> Reading {
+        let time = clock.time();
+        for _ in 0..PACKETS_PER_SERVE {
+            let Some(conn) = self.conns.at(index) else { return Reading::Done };
+            if conn.closing.is_some() {
+                return discard(conn, self.tcp.as_mut());
+            }
+            if !conn.open || !conn.reading || conn.held > 0 {
+                return Reading::Done;
+            }
+            match conn.inbox.next(conn.version, self.packet_bytes_max) {
+                Ok(Some(packet)) => {
+                    if let Packet::Connect(connect) = &packet {
+                        conn.version.get_or_insert(connect.version);
+                    }
+                    let conn = conn.id;
+                    self.driver.input(&mut self.conns, Input::Packet { conn, packet }, time);
+                }
+                Ok(None) => {
+                    let chunk = match &mut conn.link {
+                        Link::Quic(link) => QuicSide::read(link, READ_BYTES).map_err(|_| ()),
+                        Link::Tcp(link) => match &mut self.tcp {
+                            Some(tcp) => tcp.read(link).map_err(|_| ()),
+                            None => Err(()),
+                        },
+                    };
+                    match chunk {
+                        Ok(Some(chunk)) => {
+                            self.metrics.stream_bytes_received.add(chunk.len() as u64);
+                            conn.inbox.push(chunk);
+                        }
+                        Ok(None) => return Reading::Done,
+                        Err(()) => return Reading::Ended,
+                    }
+                }
+                Err(error) => {
+                    tracing::debug!(peer = %conn.admitted, %error, "malformed packet");
+                    let (conn, reason) = (conn.id, error.reason());
+                    self.driver.input(&mut self.conns, Input::Malformed { conn, reason }, time);
+                    return Reading::Done;
+                }
+            }
+        }
+        Reading::Again
+    }
+
+    /// Gives the transport what waits, lets it send, and arms its timer.
+    fn flush(&mut self, index: u32, clock: Clock) {
+        let Some(conn) = self.conns.at(index) else { return };
+        let taken = match &mut conn.link {
+            Link::Quic(link) => match &mut self.quic {
+                Some(quic) => quic.write(link, &mut conn.outbox).map_err(|_| ()),
+                None => Err(()),
+            },
+            Link::Tcp(link) => match &mut self.tcp {
+                Some(tcp) => tcp.write(link, &mut conn.outbox).map_err(|_| ()),
+                None => Err(()),
+            },
+        };
+        let Ok(taken) = taken else {
+            if let Link::Quic(link) = &mut conn.link
+                && let Some(quic) = &mut self.quic
+            {
+                quic.close(link, error_code::CONTROL_STREAM_DOWN, clock);
+                self.conns.schedule(index);
+            }
+            self.lost(index, clock);
+            return;
+        };
+        let (id, empty, open) = (conn.id, conn.outbox.is_empty(), conn.open);
+        if empty && conn.outbox.frames.capacity() > 0 {
+            let list = std::mem::take(&mut conn.outbox.frames);
+            self.conns.recycle(list);
+        }
+        if taken > 0 {
+            self.metrics.stream_bytes_sent.add(taken as u64);
+            if open {
+                let input = Input::Flushed { conn: id, bytes: taken as u32 };
+                self.driver.input(&mut self.conns, input, clock.time());
+            }
+        }
+        self.settle(index, clock);
+    }
+
+    /// Closing, transmission, timer.
+    fn settle(&mut self, index: u32, clock: Clock) {
+        let Some(conn) = self.conns.at(index) else { return };
+        let closing = conn.closing.filter(|_| conn.outbox.is_empty());
+        let (timeout, over) = match &mut conn.link {
+            Link::Quic(link) => {
+                let Some(quic) = &mut self.quic else { return };
+                if let Some(reason) = closing {
+                    quic.finish(link, reason, clock);
+                }
+                let (timeout, progress) = quic.transmit(link, clock);
+                (timeout, progress == Progress::Drained)
+            }
+            Link::Tcp(link) => match closing {
+                Some(reason) => {
+                    let until = TcpSide::finish(link, reason, clock);
+                    (until, until.is_none())
+                }
+                None => (None, false),
+            },
+        };
+        if over {
+            self.remove(index);
+        } else if let Some(at) = timeout {
+            self.timers.arm(index, clock.deadline_ms(at));
+        }
+    }
+
+    fn remove(&mut self, index: u32) {
+        let Some(mut conn) = self.conns.remove(index) else { return };
+        match &mut conn.link {
+            Link::Quic(link) => {
+                if let Some(quic) = &mut self.quic {
+                    quic.forget(link);
+                }
+                self.metrics.closed(headgate_core::Transport::Quic);
+            }
+            Link::Tcp(link) => {
+                TcpSide::forget(link, self.poll.registry());
+                self.metrics.closed(headgate_core::Transport::Tcp);
+            }
+        }
+        self.admission.release(conn.admitted.ip());
+    }
+
+    /// Shows the counters to whoever reads the metrics.
+    pub(super) fn publish(&mut self, clock: Clock) {
+        self.published = clock.now;
+        self.metrics.publish_core(self.driver.counters());
+        if let Some(quic) = &self.quic {
+            self.metrics.publish_sender(quic.send_batch());
+        }
+    }
+}
+
+/// A connection that is being closed: what it still sends is read and forgotten, so that a TCP
+/// reset does not overtake our last bytes.
+fn discard(conn: &mut Conn, tcp: Option<&mut TcpSide>) -> Reading {
+    match (&mut conn.link, tcp) {
+        (Link::Tcp(link), Some(tcp)) => match tcp.discard(link) {
+            Ok(()) => Reading::Done,
+            Err(_) => Reading::Ended,
+        },
+        _ => Reading::Done,
+    }
+}
