@@ -3,13 +3,14 @@
 use crate::{
     cluster::Directory,
     mesh::{Mesh, Post},
-    metrics::WorkerMetrics,
+    metrics::{MessageDrop, WorkerMetrics},
     store::Store,
     worker::conns::Conns,
 };
 use headgate_codec::QoS;
 use headgate_core::{
-    Completion, ConnId, Core, Counters, Input, Mesh as CoreMessage, Output, Time, WorkerSlot,
+    Completion, ConnId, Core, Counters, Input, Mesh as CoreMessage, Output, Receipt, Time,
+    WorkerSlot,
 };
 use std::{collections::VecDeque, sync::Arc};
 
@@ -48,6 +49,8 @@ pub struct Driver {
     mesh: Arc<Mesh>,
     spools: Vec<Spool>,
     spooled: usize,
+    /// Deliveries that were dropped although somebody waits for their receipt.
+    refused: Vec<(WorkerSlot, Receipt)>,
     metrics: Arc<WorkerMetrics>,
 }
 
@@ -73,6 +76,7 @@ impl Driver {
             mesh,
             spools,
             spooled: 0,
+            refused: Vec::new(),
             metrics,
         }
     }
@@ -109,8 +113,12 @@ impl Driver {
             if let Some(up_to) = self.store.persisted_up_to() {
                 self.completions.push(Completion::Persisted { up_to });
             }
-            if self.completions.is_empty() && self.out.is_empty() {
+            if self.completions.is_empty() && self.out.is_empty() && self.refused.is_empty() {
                 return;
+            }
+            for (from, receipt) in std::mem::take(&mut self.refused) {
+                let message = CoreMessage::Stored { receipt, stored: false };
+                self.core.handle(Input::Mesh { from, message }, now, &mut self.out);
             }
             for completion in std::mem::take(&mut self.completions) {
                 self.core.handle(Input::Completed(completion), now, &mut self.out);
@@ -168,18 +176,29 @@ impl Driver {
                 Err(back) => post = back,
             }
         }
-        self.metrics.mesh_ring_full.add(1);
+        self.metrics.mesh_full.inc();
         if let Some(conn) = origin.and_then(|id| conns.get(id)) {
             conn.held += 1;
             spool.held.push(conn.id);
         }
         let control = matches!(&post, Post::Core(message) if message.is_control());
         if !control && spool.posts.len() >= MESH_SPOOL_MESSAGES_MAX {
-            self.metrics.mesh_dropped.add(1);
+            self.metrics.messages_dropped[MessageDrop::MeshFull].inc();
+            self.refuse(to, post);
             return;
         }
         spool.posts.push_back(Spooled { post, since: now });
         self.spooled += 1;
+    }
+
+    /// A delivery that is dropped here answers for its receiver, so that the publisher's
+    /// acknowledgement does not wait for ever.
+    fn refuse(&mut self, by: WorkerSlot, post: Post) {
+        if let Post::Core(CoreMessage::Deliver(delivery)) = post
+            && let Some(receipt) = delivery.receipt
+        {
+            self.refused.push((by, receipt));
+        }
     }
 
     /// Tries again to pass on what found no room; drops what is too old.
@@ -200,7 +219,8 @@ impl Driver {
             if spool.posts.front().is_some_and(stalled) {
                 let waiting = spool.posts.len();
                 spool.posts.retain(|s| !(stalled(s) && is_qos0(&s.post)));
-                self.metrics.mesh_dropped.add((waiting - spool.posts.len()) as u64);
+                self.metrics.messages_dropped[MessageDrop::MeshFull]
+                    .add((waiting - spool.posts.len()) as u64);
             }
             self.spooled -= before - spool.posts.len();
             if spool.posts.is_empty() {
@@ -217,5 +237,5 @@ impl Driver {
 }
 
 fn is_qos0(post: &Post) -> bool {
-    matches!(post, Post::Core(CoreMessage::Deliver(d)) if d.message.qos() == QoS::AtMostOnce)
+    matches!(post, Post::Core(CoreMessage::Deliver(d)) if d.message.qos == QoS::AtMostOnce)
 }

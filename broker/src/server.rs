@@ -1,1 +1,275 @@
-//! Starts the workers and supervises them.
+//! Starts the workers and supervises them: a worker that panics is restarted alone.
+
+mod affinity;
+mod settings;
+mod supervisor;
+
+use crate::{
+    cluster::LocalDirectory,
+    config::{Config, UdpGro},
+    kernel::{KernelError, Shield, ShieldStatus},
+    keys::{KeyError, Keys},
+    metrics::Metrics,
+    net::{
+        tcp,
+        tls::{TlsError, TlsIdentity},
+        udp::{UdpOptions, UdpSocket},
+    },
+};
+use headgate_core::WorkerSlot;
+use serde::Serialize;
+use std::{
+    io,
+    net::SocketAddr,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use supervisor::{Supervised, WorkerSockets, Workshop};
+
+/// Why the server did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// A listener's address can't be used.
+    #[error("can't listen on {address} ({transport}): {source}{}", hint(.source))]
+    Listen {
+        /// QUIC or TCP.
+        transport: &'static str,
+        /// The address of the configuration.
+        address: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The state folder can't be used.
+    #[error("can't use the state folder {}: {source}", path.display())]
+    State {
+        /// `node.state_dir`.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The master secret can't be used.
+    #[error(transparent)]
+    Keys(#[from] KeyError),
+    /// The certificate or its key can't be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The kernel part was demanded (`kernel.mode`) and can't be had.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// A worker's thread could not be started.
+    #[error("can't start worker {slot}: {source}")]
+    Worker {
+        /// Its slot.
+        slot: u8,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Nothing to listen on.
+    #[error("no listener is configured: set listen.quic or listen.tcp")]
+    NoListener,
+}
+
+fn hint(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            " (is another broker running? `headgate status` asks it; or choose another address in [listen])"
+        }
+        io::ErrorKind::PermissionDenied => " (ports below 1024 need root or CAP_NET_BIND_SERVICE)",
+        io::ErrorKind::AddrNotAvailable => " (no interface of this machine has this address)",
+        _ => "",
+    }
+}
+
+/// An address that the server listens on.
+#[derive(Clone, Debug, Serialize)]
+pub struct Listener {
+    /// `quic` or `tcp`.
+    pub transport: &'static str,
+    /// As bound.
+    pub address: SocketAddr,
+}
+
+/// What a running server says of itself.
+#[derive(Clone, Debug, Serialize)]
+pub struct ServerStatus {
+    /// The broker's version.
+    pub version: &'static str,
+    /// Seconds since the start.
+    pub uptime_s: u64,
+    /// Node id.
+    pub node: u16,
+    /// Number of workers.
+    pub workers: usize,
+    /// What it listens on.
+    pub listeners: Vec<Listener>,
+    /// Open connections.
+    pub connections: u64,
+    /// Sessions, connected or not.
+    pub sessions: u64,
+    /// Subscriptions in the topic table.
+    pub subscriptions: u64,
+    /// The kernel part.
+    pub kernel: ShieldStatus,
+}
+
+/// A running server.
+pub struct Server {
+    start: Instant,
+    node: u16,
+    listeners: Vec<Listener>,
+    workers: Vec<Supervised>,
+    workshop: Arc<Workshop>,
+    shield: Arc<Shield>,
+}
+
+impl Server {
+    /// Binds the listeners, loads the kernel part and starts the workers.
+    pub fn start(config: Arc<Config>, metrics: Arc<Metrics>) -> Result<Self, ServerError> {
+        let start = Instant::now();
+        let state_dir = &config.node.state_dir;
+        std::fs::create_dir_all(state_dir)
+            .map_err(|source| ServerError::State { path: state_dir.clone(), source })?;
+        let keys = Keys::load_or_create(state_dir)?;
+        let cpus = affinity::allowed_cpus();
+        let count = worker_count(&config, cpus.len());
+        if config.listen.quic.is_none() && config.listen.tcp.is_none() {
+            return Err(ServerError::NoListener);
+        }
+        let identity = match config.listen.quic {
+            Some(_) => Some(TlsIdentity::load(&config.tls.certificate, &config.tls.key)?),
+            None => None,
+        };
+        let sockets = bind(&config, count)?;
+        let listeners = listeners(&sockets);
+        let shield = Arc::new(start_shield(&config, &keys, &sockets, &cpus)?);
+        let reader = Arc::clone(&shield);
+        metrics.register_kernel(move || reader.counters().into());
+        let directory = Arc::new(LocalDirectory::default());
+        let parts = (start, count);
+        let workshop = Workshop::new(&config, &keys, identity.as_ref(), parts, metrics, directory)?;
+        let workshop = Arc::new(workshop);
+        let mut workers = Vec::with_capacity(count);
+        for (index, sockets) in sockets.into_iter().enumerate() {
+            let slot = WorkerSlot(index as u8);
+            let cpu = config.node.pin_threads.then(|| cpus.get(index).copied()).flatten();
+            let worker = Supervised::spawn(slot, sockets, Arc::clone(&workshop), cpu)
+                .map_err(|source| ServerError::Worker { slot: slot.0, source })?;
+            workers.push(worker);
+        }
+        Ok(Self { start, node: config.node.id, listeners, workers, workshop, shield })
+    }
+
+    /// What it is and how it does.
+    pub fn status(&self) -> ServerStatus {
+        let metrics = &self.workshop.metrics;
+        ServerStatus {
+            version: env!("CARGO_PKG_VERSION"),
+            uptime_s: self.start.elapsed().as_secs(),
+            node: self.node,
+            workers: self.workers.len(),
+            listeners: self.listeners.clone(),
+            connections: metrics.sum(|m| m.connections.sum()),
+            sessions: metrics.sum(|m| m.sessions.get()),
+            subscriptions: self.workshop.shared.topics.len() as u64,
+            kernel: self.shield.status(),
+        }
+    }
+
+    /// What it listens on.
+    pub fn listeners(&self) -> &[Listener] {
+        &self.listeners
+    }
+
+    /// The kernel part.
+    pub fn shield(&self) -> &Shield {
+        &self.shield
+    }
+
+    /// Makes one worker panic. For the test that shows that only this worker restarts.
+    #[doc(hidden)]
+    pub fn inject_panic(&self, worker: usize) {
+        let slot = WorkerSlot(worker as u8);
+        self.workshop.control(slot).panic();
+        self.workshop.mesh.ring_doorbell(slot);
+    }
+
+    /// Says DISCONNECT 0x8B (Server shutting down) to every client, waits for them to be gone, at
+    /// most `grace`, then ends the workers and takes the kernel part down. Returns how many
+    /// connections had to be cut.
+    pub fn shutdown(mut self, grace: Duration) -> u64 {
+        let deadline = Instant::now() + grace;
+        for worker in &self.workers {
+            self.workshop.control(worker.slot).drain();
+            self.workshop.mesh.ring_doorbell(worker.slot);
+        }
+        while Instant::now() < deadline && self.workers.iter().any(|w| !w.is_finished()) {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let cut = self.workshop.metrics.sum(|m| m.connections.sum());
+        for worker in &self.workers {
+            self.workshop.control(worker.slot).stop();
+            self.workshop.mesh.ring_doorbell(worker.slot);
+        }
+        for worker in self.workers.drain(..) {
+            worker.join();
+        }
+        if let Err(error) = self.shield.stop() {
+            tracing::warn!(%error, "the kernel part could not be taken down entirely");
+        }
+        cut
+    }
+}
+
+fn bind(config: &Config, count: usize) -> Result<Vec<WorkerSockets>, ServerError> {
+    let mut sockets: Vec<WorkerSockets> = Vec::with_capacity(count);
+    let options = UdpOptions {
+        reuse_port: true,
+        gro: gro(&config, count),
+        ..UdpOptions::default()
+    };
+    for _ in 0..count {
+        let mut own = WorkerSockets::default();
+        // Port 0 lets the system choose; the other workers then share the first one's port.
+        let first = sockets.first();
+        if let Some(address) = config.listen.quic {
+            let address = first.and_then(|f| f.quic.as_ref()?.local_addr().ok()).unwrap_or(address);
+            let socket = UdpSocket::bind(address, &options)
+                .map_err(|source| ServerError::Listen { transport: "quic", address, source })?;
+            own.quic = Some(Arc::new(socket));
+        }
+        if let Some(address) = config.listen.tcp {
+            let address = first.and_then(|f| f.tcp.as_ref()?.local_addr().ok()).unwrap_or(address);
+            let listener = tcp::listen(address)
+                .map_err(|source| ServerError::Listen { transport: "tcp", address, source })?;
+            own.tcp = Some(listener);
+        }
+        sockets.push(own);
+    }
+    Ok(sockets)
+}
+
+fn listeners(sockets: &[WorkerSockets]) -> Vec<Listener> {
+    let Some(first) = sockets.first() else { return Vec::new() };
+    let quic = first.quic.as_ref().and_then(|s| s.local_addr().ok());
+    let tcp = first.tcp.as_ref().and_then(|s| s.local_addr().ok());
+    let quic = quic.map(|address| Listener { transport: "quic", address });
+    let tcp = tcp.map(|address| Listener { transport: "tcp", address });
+    quic.into_iter().chain(tcp).collect()
+}
+
+
+fn worker_count(config: &Config, cpus: usize) -> usize {
+    match config.node.workers {
+        0 => cpus.min(usize::from(headgate_common::route::NO_SLOT)),
+        count => usize::from(count),
+    }
+}
+
+fn gro(config: &Config, workers: usize) -> bool {
+    match config.listen.udp_gro {
+        UdpGro::Auto => workers == 1,
+        UdpGro::On => true,
+        UdpGro::Off => false,
+    }
+}

@@ -4,11 +4,12 @@
 //! the end of the connection.
 
 use crate::{
-    limits::Admission,
+    limits::{Admission, Limit},
     mesh::ForeignDatagram,
-    metrics::WorkerMetrics,
+    metrics::{Transport, WorkerMetrics},
     net::{
         framing::Inbox,
+        tcp::canonical,
         udp::{Datagram, SendBatch, UdpSocket},
     },
     worker::{
@@ -155,7 +156,7 @@ impl QuicSide {
         &mut self,
         arrival: Arrival<'_>,
         conns: &mut Conns,
-        admission: &Admission,
+        admission: &Arc<Admission>,
         metrics: &WorkerMetrics,
         clock: Clock,
     ) -> Option<ConnId> {
@@ -181,7 +182,7 @@ impl QuicSide {
                 self.incoming(incoming, conns, admission, metrics, clock)
             }
             DatagramEvent::Response(transmit) => {
-                metrics.stateless_responses.add(1);
+                metrics.stateless_responses.inc();
                 self.send.push(&transmit, &self.buffer);
                 None
             }
@@ -192,7 +193,7 @@ impl QuicSide {
         &mut self,
         incoming: Incoming,
         conns: &mut Conns,
-        admission: &Admission,
+        admission: &Arc<Admission>,
         metrics: &WorkerMetrics,
         clock: Clock,
     ) -> Option<ConnId> {
@@ -203,17 +204,21 @@ impl QuicSide {
             self.send.push(&refusal, &self.buffer);
             return None;
         }
-        if let Err(limit) = admission.admit(peer.ip(), clock.now) {
-            metrics.refused(limit);
-            if limit.is_rate() {
-                // The client repeats its Initial, so silence delays it; an answer would turn it away.
-                self.endpoint.ignore(incoming);
-            } else {
-                let refusal = self.endpoint.refuse(incoming, &mut self.buffer);
-                self.send.push(&refusal, &self.buffer);
+        let permit = match admission.admit(peer.ip().to_canonical(), clock.now) {
+            Ok(permit) => permit,
+            Err(limit) => {
+                metrics.refused[limit].inc();
+                if limit == Limit::HandshakesPerSecond {
+                    // The client repeats its Initial: silence delays it, an answer turns it away.
+                    self.endpoint.ignore(incoming);
+                } else {
+                    let refusal = self.endpoint.refuse(incoming, &mut self.buffer);
+                    self.send.push(&refusal, &self.buffer);
+                }
+                return None;
             }
-            return None;
-        }
+        };
+        metrics.handshakes[Transport::Quic].inc();
         match self.endpoint.accept(incoming, clock.now, &mut self.buffer, None) {
             Ok((handle, connection)) => {
                 let link = QuicLink {
@@ -227,13 +232,15 @@ impl QuicSide {
                 };
                 let id = conns.insert(|id| Conn {
                     id,
-                    admitted: peer,
+                    peer: canonical(peer),
+                    permit,
                     version: None,
                     open: true,
                     reading: true,
                     held: 0,
                     flushed_in: 0,
                     closing: None,
+                    close_by: None,
                     scheduled: false,
                     inbox: Inbox::default(),
                     outbox: Outbox::default(),
@@ -247,8 +254,7 @@ impl QuicSide {
                 Some(id)
             }
             Err(error) => {
-                admission.release(peer.ip());
-                metrics.handshakes_failed.add(1);
+                metrics.handshakes_failed[Transport::Quic].inc();
                 if let Some(transmit) = error.response {
                     self.send.push(&transmit, &self.buffer);
                 }
@@ -264,7 +270,7 @@ impl QuicSide {
             match event {
                 Event::Connected => {
                     link.connected = true;
-                    metrics.handshakes.add(1);
+                    metrics.connections_opened[Transport::Quic].inc();
                 }
                 Event::Stream(StreamEvent::Opened { dir: Dir::Bi }) => self.accept_streams(link, metrics),
                 Event::Stream(StreamEvent::Readable { id }) if id == control_stream() => {
@@ -283,7 +289,7 @@ impl QuicSide {
                 Event::ConnectionLost { reason } => {
                     tracing::debug!(%reason, "connection lost");
                     if !link.connected {
-                        metrics.handshakes_failed.add(1);
+                        metrics.handshakes_failed[Transport::Quic].inc();
                     }
                     progress = Progress::Lost;
                 }
@@ -301,7 +307,7 @@ impl QuicSide {
                 link.readable = true;
             } else {
                 // Data streams are not served yet; say so on the stream and nowhere else.
-                metrics.streams_refused.add(1);
+                metrics.refused[Limit::StreamsPerConnection].inc();
                 let code = VarInt::from_u32(error_code::CONTROL_STREAM_DOWN);
                 let _already_gone = link.connection.recv_stream(id).stop(code);
                 let _already_gone = link.connection.send_stream(id).reset(code);

@@ -2,7 +2,7 @@
 
 use crate::{
     limits::Admission,
-    metrics::WorkerMetrics,
+    metrics::{Transport, WorkerMetrics},
     net::framing::Inbox,
     worker::{
         Clock,
@@ -20,6 +20,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use std::{
     io::{self, ErrorKind, Read, Write},
     net::{Ipv6Addr, Shutdown, SocketAddr},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -105,7 +106,7 @@ impl TcpSide {
         &mut self,
         conns: &mut Conns,
         (registry, token): (&Registry, fn(u32) -> Token),
-        admission: &Admission,
+        admission: &Arc<Admission>,
         metrics: &WorkerMetrics,
         clock: Clock,
         opened: &mut Vec<ConnId>,
@@ -120,17 +121,21 @@ impl TcpSide {
                 Err(error) if error.kind() == ErrorKind::ConnectionAborted => continue,
                 Err(error) => {
                     // Out of descriptors, most likely; the level is looked at again next turn.
-                    metrics.accept_errors.add(1);
+                    metrics.accept_errors.inc();
                     tracing::warn!(%error, "accept failed; raise the limit of open files (LimitNOFILE=) if it is that");
                     self.acceptable = false;
                     return;
                 }
             };
             let peer = canonical(peer);
-            if let Err(limit) = admission.admit(peer.ip(), clock.now) {
-                metrics.refused(limit);
-                continue;
-            }
+            let permit = match admission.admit(peer.ip(), clock.now) {
+                Ok(permit) => permit,
+                Err(limit) => {
+                    metrics.refused[limit].inc();
+                    continue;
+                }
+            };
+            metrics.connections_opened[Transport::Tcp].inc();
             let _latency_only = stream.set_nodelay(true);
             let id = conns.insert(|id| {
                 let registered = registry.register(
@@ -143,13 +148,15 @@ impl TcpSide {
                 }
                 Conn {
                     id,
-                    admitted: peer,
+                    peer,
+                    permit,
                     version: None,
                     open: true,
                     reading: true,
                     held: 0,
                     flushed_in: 0,
                     closing: None,
+                    close_by: None,
                     scheduled: false,
                     inbox: Inbox::default(),
                     outbox: Outbox::default(),

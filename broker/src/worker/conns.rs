@@ -1,18 +1,24 @@
 //! The slab of a worker's connections: no task, mutex or channel for any of them.
 
-use crate::net::{framing::Inbox, quic::QuicLink, tcp::TcpLink};
+use crate::{
+    limits::Permit,
+    metrics,
+    net::{framing::Inbox, quic::QuicLink, tcp::TcpLink},
+};
 use bytes::Bytes;
 use headgate_codec::{ReasonCode, Version};
 use headgate_core::{ConnId, Frame};
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Instant};
 
 /// One network connection with its transport.
 #[derive(Debug)]
 pub struct Conn {
     /// This connection's name in the core.
     pub id: ConnId,
-    /// The peer's address when it connected: what admission counted.
-    pub admitted: SocketAddr,
+    /// The peer's address when it connected.
+    pub peer: SocketAddr,
+    /// Its place among the connections that the limits allow.
+    pub permit: Permit,
     /// Known once CONNECT was decoded.
     pub version: Option<Version>,
     /// The core knows of it.
@@ -23,8 +29,10 @@ pub struct Conn {
     pub held: u32,
     /// The round in which it was last flushed.
     pub flushed_in: u32,
-    /// The core wants it closed when everything has left.
+    /// It is to be closed when everything has left.
     pub closing: Option<ReasonCode>,
+    /// It is closed then, whatever has not left.
+    pub close_by: Option<Instant>,
     /// It stands in the list of connections to be served in this turn.
     pub scheduled: bool,
     /// Bytes that came and are no whole packet yet.
@@ -42,6 +50,16 @@ pub enum Link {
     Quic(Box<QuicLink>),
     /// TCP.
     Tcp(TcpLink),
+}
+
+impl Link {
+    /// Its name in the metrics.
+    pub fn transport(&self) -> metrics::Transport {
+        match self {
+            Self::Quic(_) => metrics::Transport::Quic,
+            Self::Tcp(_) => metrics::Transport::Tcp,
+        }
+    }
 }
 
 /// What waits for the transport of one connection. Its size is bounded by the core, which counts

@@ -12,7 +12,7 @@ use crate::{
     driver::Driver,
     limits::Admission,
     mesh::{ForeignDatagram, Mesh, Post},
-    metrics::WorkerMetrics,
+    metrics::{DatagramDrop, WorkerMetrics},
     net::{
         quic::{Arrival, QuicSide},
         tcp::TcpSide,
@@ -24,13 +24,13 @@ use crate::{
 use bytes::Bytes;
 use conns::{Conns, Link};
 use headgate_core::{ConnId, Core, Input, Peer, Time, Transport, WorkerSlot};
-use headgate_common::route::Routes;
+use headgate_common::route::Router;
 use mio::{Events, Interest, Poll, Token, unix::SourceFd};
 use std::{
     io,
     os::fd::AsRawFd,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU8, Ordering},
     },
     time::{Duration, Instant},
@@ -67,6 +67,8 @@ impl Clock {
 pub struct Control {
     phase: AtomicU8,
     panic: AtomicBool,
+    any_gone: AtomicBool,
+    gone: Mutex<Vec<WorkerSlot>>,
 }
 
 const RUNNING: u8 = 0;
@@ -87,6 +89,17 @@ impl Control {
     /// Panic in the next turn. For the test that shows that only this worker restarts.
     pub fn panic(&self) {
         self.panic.store(true, Ordering::Relaxed);
+    }
+
+    /// Another worker has panicked and lost what it had.
+    pub fn worker_gone(&self, worker: WorkerSlot) {
+        self.gone.lock().unwrap_or_else(PoisonError::into_inner).push(worker);
+        self.any_gone.store(true, Ordering::Release);
+    }
+
+    /// Whether the worker has been told to end.
+    pub fn is_ending(&self) -> bool {
+        self.phase.load(Ordering::Relaxed) != RUNNING
     }
 
     fn is_stopping(&self) -> bool {
@@ -113,7 +126,7 @@ pub struct Parts {
     /// This worker's counters.
     pub metrics: Arc<WorkerMetrics>,
     /// Which worker a datagram belongs to.
-    pub routes: Arc<Routes>,
+    pub router: Arc<Router>,
     /// QUIC: quinn-proto's endpoint, this worker's socket and what it receives into.
     pub quic: Option<(quinn_proto::Endpoint, Arc<UdpSocket>, RecvBatch)>,
     /// This worker's TCP listener.
@@ -160,7 +173,7 @@ pub struct Worker {
     mesh: Arc<Mesh>,
     admission: Arc<Admission>,
     metrics: Arc<WorkerMetrics>,
-    routes: Arc<Routes>,
+    router: Arc<Router>,
     packet_bytes_max: u32,
     control: Arc<Control>,
     draining: bool,
@@ -214,7 +227,7 @@ impl Worker {
             mesh: parts.mesh,
             admission: parts.admission,
             metrics: parts.metrics,
-            routes: parts.routes,
+            router: parts.router,
             packet_bytes_max: parts.packet_bytes_max,
             control: parts.control,
             draining: false,
@@ -241,7 +254,7 @@ impl Worker {
     }
 
     fn turn(&mut self, clock: Clock) {
-        self.metrics.loop_turns.add(1);
+        self.metrics.loop_turns.inc();
         self.obey(clock);
         self.mail(clock);
         self.udp(clock);
@@ -269,6 +282,14 @@ impl Worker {
     fn obey(&mut self, clock: Clock) {
         if self.control.panic.swap(false, Ordering::Relaxed) {
             panic!("asked to panic");
+        }
+        if self.control.any_gone.swap(false, Ordering::Acquire) {
+            let gone = std::mem::take(
+                &mut *self.control.gone.lock().unwrap_or_else(PoisonError::into_inner),
+            );
+            for worker in gone {
+                self.driver.input(&mut self.conns, Input::WorkerGone { worker }, clock.time());
+            }
         }
         if self.draining || self.control.phase.load(Ordering::Relaxed) == RUNNING {
             return;
@@ -300,7 +321,7 @@ impl Worker {
                         self.driver.input(&mut self.conns, input, clock.time());
                     }
                     Some(Post::Datagram(datagram)) => {
-                        self.metrics.datagrams_handed_over.add(1);
+                        self.metrics.datagrams_handed_over.inc();
                         if let Some(quic) = &mut self.quic {
                             let arrival = Arrival::from(&*datagram);
                             let new = quic.arrived(
@@ -328,16 +349,18 @@ impl Worker {
         let alone = self.mesh.workers() == 1;
         for _ in 0..UDP_BATCHES {
             let received = recv.recv(socket, |datagram| {
-                self.metrics.datagrams_received.add(1);
-                self.metrics.bytes_received.add(datagram.data.len() as u64);
-                let owner = if alone { self.slot } else { self.routes.owner(datagram.data, self.slot) };
+                self.metrics.datagrams_received.inc();
+                let owner = match self.router.route(datagram.data).slot() {
+                    Some(slot) if !alone => WorkerSlot(slot),
+                    _ => self.slot,
+                };
                 if owner == self.slot {
                     let arrival = Arrival::from(datagram);
                     let new =
                         quic.arrived(arrival, &mut self.conns, &self.admission, &self.metrics, clock);
                     self.opened.extend(new);
                 } else {
-                    self.metrics.datagrams_at_wrong_worker.add(1);
+                    self.metrics.datagrams_wrong_worker.inc();
                     let foreign = ForeignDatagram {
                         source: datagram.source,
                         destination: datagram.destination_ip,
@@ -346,7 +369,7 @@ impl Worker {
                     };
                     if self.mesh.send(self.slot, owner, Post::Datagram(Box::new(foreign))).is_err() {
                         // As good as lost in the network: QUIC repeats it.
-                        self.metrics.mesh_dropped.add(1);
+                        self.metrics.datagrams_dropped[DatagramDrop::MeshFull].inc();
                     }
                 }
             });
@@ -383,8 +406,9 @@ impl Worker {
     /// Tells the core of new connections.
     fn open(&mut self, transport: Transport, clock: Clock) {
         for conn in std::mem::take(&mut self.opened) {
-            let Some(address) = self.conns.get(conn).map(|c| c.admitted) else { continue };
-            self.metrics.opened(transport);
+            let Some(opened) = self.conns.get(conn) else { continue };
+            self.metrics.connections[opened.link.transport()].inc();
+            let address = opened.peer;
             let input = Input::Opened { conn, peer: Peer { address, transport } };
             self.driver.input(&mut self.conns, input, clock.time());
             self.conns.schedule(conn.index);

@@ -3,7 +3,7 @@
 
 use super::{
     Clock, Worker,
-    conns::{Conn, Link},
+    conns::{Conn, Link, Outbox},
 };
 use crate::net::{
     quic::{Progress, QuicSide, error_code},
@@ -11,11 +11,15 @@ use crate::net::{
 };
 use headgate_codec::{Packet, ReasonCode};
 use headgate_core::Input;
+use std::time::Duration;
 
 /// Packets taken from one connection before the others have their turn.
 const PACKETS_PER_SERVE: usize = 1024;
 /// Bytes taken from a stream at a time.
 const READ_BYTES: usize = 64 * 1024;
+
+/// How long a connection that is to be closed may take to accept what was sent to it before.
+const CLOSE_TIME_MAX: Duration = Duration::from_secs(2);
 
 /// Whether a connection has more to be read.
 enum Reading {
@@ -83,7 +87,7 @@ impl Worker {
     fn lost(&mut self, index: u32, clock: Clock) {
         let Some(conn) = self.conns.at(index) else { return };
         conn.closing.get_or_insert(ReasonCode::UNSPECIFIED_ERROR);
-        conn.outbox = super::conns::Outbox::default();
+        conn.outbox = Outbox::default();
         if std::mem::take(&mut conn.open) {
             let conn = conn.id;
             self.driver.input(&mut self.conns, Input::Closed { conn }, clock.time());
@@ -121,7 +125,8 @@ impl Worker {
                     };
                     match chunk {
                         Ok(Some(chunk)) => {
-                            self.metrics.stream_bytes_received.add(chunk.len() as u64);
+                            let transport = conn.link.transport();
+                            self.metrics.bytes_received[transport].add(chunk.len() as u64);
                             conn.inbox.push(chunk);
                         }
                         Ok(None) => return Reading::Done,
@@ -129,7 +134,7 @@ impl Worker {
                     }
                 }
                 Err(error) => {
-                    tracing::debug!(peer = %conn.admitted, %error, "malformed packet");
+                    tracing::debug!(peer = %conn.peer, %error, "malformed packet");
                     let (conn, reason) = (conn.id, error.reason());
                     self.driver.input(&mut self.conns, Input::Malformed { conn, reason }, time);
                     return Reading::Done;
@@ -163,12 +168,13 @@ impl Worker {
             return;
         };
         let (id, empty, open) = (conn.id, conn.outbox.is_empty(), conn.open);
+        let transport = conn.link.transport();
         if empty && conn.outbox.frames.capacity() > 0 {
             let list = std::mem::take(&mut conn.outbox.frames);
             self.conns.recycle(list);
         }
         if taken > 0 {
-            self.metrics.stream_bytes_sent.add(taken as u64);
+            self.metrics.bytes_sent[transport].add(taken as u64);
             if open {
                 let input = Input::Flushed { conn: id, bytes: taken as u32 };
                 self.driver.input(&mut self.conns, input, clock.time());
@@ -180,6 +186,14 @@ impl Worker {
     /// Closing, transmission, timer.
     fn settle(&mut self, index: u32, clock: Clock) {
         let Some(conn) = self.conns.at(index) else { return };
+        let mut by = None;
+        if conn.closing.is_some() {
+            let until = *conn.close_by.get_or_insert(clock.now + CLOSE_TIME_MAX);
+            by = Some(until);
+            if until <= clock.now {
+                conn.outbox = Outbox::default();
+            }
+        }
         let closing = conn.closing.filter(|_| conn.outbox.is_empty());
         let (timeout, over) = match &mut conn.link {
             Link::Quic(link) => {
@@ -200,26 +214,24 @@ impl Worker {
         };
         if over {
             self.remove(index);
-        } else if let Some(at) = timeout {
+        } else if let Some(at) = timeout.into_iter().chain(by.filter(|by| *by > clock.now)).min() {
             self.timers.arm(index, clock.deadline_ms(at));
         }
     }
 
     fn remove(&mut self, index: u32) {
         let Some(mut conn) = self.conns.remove(index) else { return };
+        let transport = conn.link.transport();
+        self.metrics.connections[transport].dec();
+        self.metrics.connections_closed[transport].inc();
         match &mut conn.link {
             Link::Quic(link) => {
                 if let Some(quic) = &mut self.quic {
                     quic.forget(link);
                 }
-                self.metrics.closed(headgate_core::Transport::Quic);
             }
-            Link::Tcp(link) => {
-                TcpSide::forget(link, self.poll.registry());
-                self.metrics.closed(headgate_core::Transport::Tcp);
-            }
+            Link::Tcp(link) => TcpSide::forget(link, self.poll.registry()),
         }
-        self.admission.release(conn.admitted.ip());
     }
 
     /// Shows the counters to whoever reads the metrics.

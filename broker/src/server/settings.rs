@@ -1,0 +1,109 @@
+//! From the configuration to what each part wants to know.
+
+use crate::{
+    config::Config,
+    keys::Keys,
+    limits::AdmissionLimits,
+    net::{
+        cid::CidGenerator,
+        tls::{self, QuicSettings},
+    },
+};
+use headgate_common::{cid::CidKeys, route::{Router, Steering}};
+use headgate_core::{CoreConfig, RetainedLimits, WorkerSlot};
+use quinn_proto::{Endpoint, ServerConfig};
+use ring::{hmac, rand::{SecureRandom, SystemRandom}};
+use std::{
+    io,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+/// Which of the keys of connection IDs is current. The layout holds seven in turn and the kernel
+/// two at a time; nothing changes it yet.
+pub(super) const KEY_EPOCH: u32 = 0;
+
+/// The node's start number, for session ids: the time, which grows from start to start.
+pub(super) fn node_epoch() -> u32 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_secs() as u32)
+}
+
+pub(super) fn admission(config: &Config) -> AdmissionLimits {
+    AdmissionLimits {
+        connections: config.limits.connections,
+        connections_per_prefix: config.limits.connections_per_prefix,
+        handshakes_per_second: config.limits.handshakes_per_second,
+    }
+}
+
+pub(super) fn retained(config: &Config) -> RetainedLimits {
+    RetainedLimits { messages: config.limits.retained_messages, bytes: config.limits.retained_bytes }
+}
+
+pub(super) fn router(keys: &Keys, node: u16, slots: &[u8]) -> Router {
+    Router { secrets: keys.secrets(KEY_EPOCH), steering: Steering::with_slots(node, slots, &[]) }
+}
+
+pub(super) fn core(
+    config: &Config,
+    slot: WorkerSlot,
+    count: usize,
+    (epoch, incarnation): (u32, u32),
+) -> io::Result<CoreConfig> {
+    let mut random = [0; 16];
+    SystemRandom::new()
+        .fill(&mut random)
+        .map_err(|_| io::Error::other("the operating system gave no random bytes"))?;
+    let (a, b) = random.split_at(8);
+    let word = |bytes: &[u8]| bytes.iter().fold(0u64, |word, byte| word << 8 | u64::from(*byte));
+    let workers = (0..count).map(|n| WorkerSlot(n as u8)).collect();
+    let mut core = CoreConfig::new(slot, workers, [word(a), word(b)]);
+    core.node = config.node.id;
+    core.epoch = epoch;
+    core.incarnation = incarnation as u8;
+    core.allow_anonymous = config.mqtt.allow_anonymous;
+    let from = &config.limits;
+    let to = &mut core.limits;
+    to.sessions = from.sessions_per_worker;
+    to.client_id_bytes = from.client_id_bytes;
+    to.packet_bytes = from.packet_bytes_max;
+    to.receive_maximum = from.receive_maximum;
+    to.inflight_messages = from.inflight_messages_per_session;
+    to.queued_messages = from.queued_messages_per_session;
+    to.session_bytes = from.memory_per_connection_bytes;
+    to.send_buffer_bytes = from.send_buffer_bytes;
+    to.subscriptions_per_session = from.subscriptions_per_session;
+    to.topic_levels = from.topic_levels;
+    to.connect_timeout_s = config.mqtt.connect_timeout_s;
+    to.idle_ceiling_s = config.mqtt.idle_ceiling_s;
+    to.session_expiry_max_s = config.mqtt.session_expiry_max_s;
+    Ok(core)
+}
+
+pub(super) fn quic(config: &Config) -> QuicSettings {
+    QuicSettings {
+        streams_per_connection: u32::from(config.limits.streams_per_connection),
+        idle_ceiling: Duration::from_secs(u64::from(config.mqtt.idle_ceiling_s)),
+        ..QuicSettings::default()
+    }
+}
+
+/// What makes the endpoints of all workers answer for each other.
+pub(super) struct EndpointKeys {
+    reset: hmac::Key,
+    cids: CidKeys,
+    node: u16,
+}
+
+impl EndpointKeys {
+    pub fn new(keys: &Keys, node: u16) -> Self {
+        Self { reset: keys.reset_key(), cids: keys.cid_keys(KEY_EPOCH), node }
+    }
+
+    /// quinn-proto's endpoint for the worker in `slot`.
+    pub fn endpoint(&self, slot: WorkerSlot, server: Arc<ServerConfig>) -> io::Result<Endpoint> {
+        let generator = CidGenerator::new(self.cids, self.node, slot.0);
+        let config = tls::endpoint_config(generator, self.reset.clone());
+        Ok(Endpoint::new(Arc::new(config), Some(server), false, None))
+    }
+}

@@ -1,0 +1,215 @@
+//! One thread per worker, which builds the worker anew when it panics.
+
+use super::{affinity, settings};
+use crate::{
+    cluster::Directory,
+    config::Config,
+    keys::Keys,
+    limits::Admission,
+    mesh::Mesh,
+    metrics::{Metrics, Transport},
+    net::{
+        tls::{self, TlsError, TlsIdentity},
+        udp::{RecvBatch, UdpSocket},
+    },
+    store::MemoryStore,
+    worker::{Control, Parts, Worker},
+};
+use headgate_common::route::Router;
+use headgate_core::{Core, Retained, Shared, WorkerSlot};
+use headgate_topics::Table;
+use std::{
+    io,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+/// A worker that panics again soon waits longer before each restart, up to this.
+const RESTART_DELAY_MAX: Duration = Duration::from_secs(5);
+/// The first of these delays.
+const RESTART_DELAY_MIN: Duration = Duration::from_millis(10);
+
+/// The sockets of one worker. They outlive the worker: a restarted one goes on with them.
+#[derive(Debug, Default)]
+pub(super) struct WorkerSockets {
+    pub quic: Option<Arc<UdpSocket>>,
+    pub tcp: Option<std::net::TcpListener>,
+}
+
+/// What all workers are built from.
+pub(super) struct Workshop {
+    pub metrics: Arc<Metrics>,
+    pub mesh: Arc<Mesh>,
+    pub shared: Arc<Shared>,
+    config: Arc<Config>,
+    start: Instant,
+    node_epoch: u32,
+    directory: Arc<dyn Directory>,
+    admission: Arc<Admission>,
+    router: Arc<Router>,
+    quic: Option<QuicParts>,
+    /// Counts the workers that were built, so that handles of a former one are told apart.
+    incarnations: AtomicU32,
+    controls: Vec<Arc<Control>>,
+}
+
+/// What a worker's QUIC endpoint is made from.
+struct QuicParts {
+    server: Arc<quinn_proto::ServerConfig>,
+    keys: settings::EndpointKeys,
+}
+
+impl Workshop {
+    /// Prepares everything for `count` workers.
+    pub fn new(
+        config: &Arc<Config>,
+        keys: &Keys,
+        identity: Option<&TlsIdentity>,
+        (start, count): (Instant, usize),
+        metrics: Arc<Metrics>,
+        directory: Arc<dyn Directory>,
+    ) -> Result<Self, TlsError> {
+        let quic = match identity {
+            Some(identity) => Some(QuicParts {
+                server: Arc::new(tls::quic_server_config(identity, &settings::quic(config))?),
+                keys: settings::EndpointKeys::new(keys, config.node.id),
+            }),
+            None => None,
+        };
+        let slots: Vec<u8> = (0..count as u8).collect();
+        Ok(Self {
+            metrics,
+            mesh: Mesh::new(count),
+            shared: Arc::new(Shared {
+                topics: Table::new(keys.topic_seed()),
+                retained: Retained::new(settings::retained(config)),
+            }),
+            config: Arc::clone(config),
+            start,
+            node_epoch: settings::node_epoch(),
+            directory,
+            admission: Admission::new(settings::admission(config), start),
+            router: Arc::new(settings::router(keys, config.node.id, &slots)),
+            quic,
+            incarnations: AtomicU32::new(0),
+            controls: (0..count).map(|_| Arc::default()).collect(),
+        })
+    }
+
+    /// The supervisor's word to a worker.
+    pub fn control(&self, slot: WorkerSlot) -> &Arc<Control> {
+        &self.controls[usize::from(slot.0)]
+    }
+
+    fn build(&self, slot: WorkerSlot, sockets: &WorkerSockets) -> io::Result<Worker> {
+        let incarnation = self.incarnations.fetch_add(1, Ordering::Relaxed);
+        let count = self.mesh.workers();
+        let core = settings::core(&self.config, slot, count, (self.node_epoch, incarnation))?;
+        let quic = match (&self.quic, &sockets.quic) {
+            (Some(parts), Some(socket)) => {
+                let endpoint = parts.keys.endpoint(slot, Arc::clone(&parts.server))?;
+                Some((endpoint, Arc::clone(socket), RecvBatch::new(socket)))
+            }
+            _ => None,
+        };
+        let tcp = sockets.tcp.as_ref().map(std::net::TcpListener::try_clone).transpose()?;
+        Worker::new(Parts {
+            slot,
+            start: self.start,
+            core: Core::new(core, Arc::clone(&self.shared)),
+            store: Box::new(MemoryStore::default()),
+            directory: Arc::clone(&self.directory),
+            mesh: Arc::clone(&self.mesh),
+            admission: Arc::clone(&self.admission),
+            metrics: Arc::clone(self.metrics.worker(slot.0)),
+            router: Arc::clone(&self.router),
+            quic,
+            tcp,
+            packet_bytes_max: self.config.limits.packet_bytes_max,
+            control: Arc::clone(self.control(slot)),
+        })
+    }
+
+    /// What a worker that panicked has left behind.
+    fn clean_up(&self, slot: WorkerSlot) {
+        let metrics = self.metrics.worker(slot.0);
+        metrics.restarts.inc();
+        for transport in [Transport::Quic, Transport::Tcp] {
+            metrics.connections[transport].store(0);
+        }
+        self.directory.forget_worker(slot);
+        self.shared.topics.retain(|subscriber| headgate_core::worker_of(subscriber) != slot);
+        for other in (0..self.mesh.workers()).map(|n| WorkerSlot(n as u8)).filter(|n| *n != slot) {
+            self.control(other).worker_gone(slot);
+            self.mesh.ring_doorbell(other);
+        }
+    }
+}
+
+/// A worker's thread.
+pub(super) struct Supervised {
+    pub slot: WorkerSlot,
+    thread: JoinHandle<()>,
+}
+
+impl Supervised {
+    /// Starts it; the worker runs on `cpu` if one is given.
+    pub fn spawn(
+        slot: WorkerSlot,
+        sockets: WorkerSockets,
+        workshop: Arc<Workshop>,
+        cpu: Option<u32>,
+    ) -> io::Result<Self> {
+        let thread = std::thread::Builder::new()
+            .name(format!("headgate-w{}", slot.0))
+            .spawn(move || supervise(slot, &sockets, &workshop, cpu))?;
+        Ok(Self { slot, thread })
+    }
+
+    /// Whether it has ended.
+    pub fn is_finished(&self) -> bool {
+        self.thread.is_finished()
+    }
+
+    /// Waits for its end.
+    pub fn join(self) {
+        if self.thread.join().is_err() {
+            tracing::error!(worker = self.slot.0, "the supervisor of a worker panicked: a bug");
+        }
+    }
+}
+
+fn supervise(slot: WorkerSlot, sockets: &WorkerSockets, workshop: &Workshop, cpu: Option<u32>) {
+    if let Some(cpu) = cpu
+        && let Err(error) = affinity::pin(cpu)
+    {
+        tracing::warn!(worker = slot.0, cpu, %error, "can't pin the worker to its CPU; it runs unpinned");
+    }
+    let mut delay = RESTART_DELAY_MIN;
+    loop {
+        let begun = Instant::now();
+        let ended = catch_unwind(AssertUnwindSafe(|| {
+            workshop.build(slot, sockets).and_then(|mut worker| worker.run())
+        }));
+        match ended {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => tracing::error!(worker = slot.0, %error, "a worker failed and is restarted"),
+            // The panic hook has printed where.
+            Err(_) => tracing::error!(worker = slot.0, "a worker panicked and is restarted: a bug, please report it"),
+        }
+        workshop.clean_up(slot);
+        if workshop.control(slot).is_ending() {
+            return;
+        }
+        if begun.elapsed() > RESTART_DELAY_MAX {
+            delay = RESTART_DELAY_MIN;
+        }
+        std::thread::sleep(delay);
+        delay = (delay * 2).min(RESTART_DELAY_MAX);
+    }
+}
