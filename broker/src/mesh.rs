@@ -12,8 +12,8 @@ use quinn_proto::EcnCodepoint;
 use std::{
     net::{IpAddr, SocketAddr},
     sync::{
-        Arc, OnceLock,
-        atomic::{AtomicBool, Ordering},
+        Arc, PoisonError, RwLock,
+        atomic::{AtomicBool, Ordering, fence},
     },
 };
 
@@ -57,7 +57,7 @@ impl Post {
 struct Doorbell {
     /// Set while the worker sleeps or is about to; whoever clears it rings.
     sleeping: AtomicBool,
-    waker: OnceLock<mio::Waker>,
+    waker: RwLock<Option<mio::Waker>>,
 }
 
 /// All rings between `count` workers.
@@ -65,7 +65,7 @@ struct Doorbell {
 pub struct Mesh {
     count: usize,
     rings: Vec<ArrayQueue<Post>>,
-    doorbells: Vec<std::sync::RwLock<Doorbell>>,
+    doorbells: Vec<Doorbell>,
 }
 
 impl Mesh {
@@ -75,7 +75,7 @@ impl Mesh {
         Arc::new(Self {
             count,
             rings: (0..count * count).map(|_| ArrayQueue::new(capacity)).collect(),
-            doorbells: (0..count).map(|_| std::sync::RwLock::default()).collect(),
+            doorbells: (0..count).map(|_| Doorbell::default()).collect(),
         })
     }
 
@@ -108,22 +108,26 @@ impl Mesh {
 
     /// Installs the waker of worker `to`, also again after a restart.
     pub fn set_waker(&self, to: WorkerSlot, waker: mio::Waker) {
-        let mut bell = self.doorbells[usize::from(to.0)].write().unwrap_or_else(|e| e.into_inner());
-        *bell = Doorbell { sleeping: AtomicBool::new(false), waker: OnceLock::from(waker) };
+        let bell = &self.doorbells[usize::from(to.0)];
+        *bell.waker.write().unwrap_or_else(PoisonError::into_inner) = Some(waker);
+        bell.sleeping.store(false, Ordering::SeqCst);
     }
 
     /// Declares that `worker` is going to sleep. It must look at [`Mesh::has_mail`] once more
     /// between this call and sleeping.
     pub fn set_sleeping(&self, worker: WorkerSlot, sleeping: bool) {
-        let bell = self.doorbells[usize::from(worker.0)].read().unwrap_or_else(|e| e.into_inner());
-        bell.sleeping.store(sleeping, Ordering::SeqCst);
+        self.doorbells[usize::from(worker.0)].sleeping.store(sleeping, Ordering::SeqCst);
+        // Pairs with the fence in `ring_doorbell`: either we see the mail or the sender sees us.
+        fence(Ordering::SeqCst);
     }
 
     /// Wakes worker `to` if it sleeps.
     pub fn ring_doorbell(&self, to: WorkerSlot) {
-        let bell = self.doorbells[usize::from(to.0)].read().unwrap_or_else(|e| e.into_inner());
-        if bell.sleeping.swap(false, Ordering::SeqCst)
-            && let Some(waker) = bell.waker.get()
+        fence(Ordering::SeqCst);
+        let bell = &self.doorbells[usize::from(to.0)];
+        if bell.sleeping.load(Ordering::Relaxed)
+            && bell.sleeping.swap(false, Ordering::SeqCst)
+            && let Some(waker) = &*bell.waker.read().unwrap_or_else(PoisonError::into_inner)
             && let Err(error) = waker.wake()
         {
             tracing::warn!(worker = to.0, %error, "a worker could not be woken; it wakes by itself in a moment");
