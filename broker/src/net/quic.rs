@@ -10,7 +10,7 @@ use crate::{
     net::{
         framing::Inbox,
         tcp::canonical,
-        udp::{Datagram, SendBatch, UdpSocket},
+        udp::{Datagram, SendBatch, SendCounters, UdpSocket},
     },
     worker::{
         Clock,
@@ -463,8 +463,8 @@ impl QuicSide {
     }
 
     /// What the sender has counted.
-    pub fn send_batch(&self) -> &SendBatch {
-        &self.send
+    pub fn send_counters(&self) -> &SendCounters {
+        self.send.counters()
     }
 }
 

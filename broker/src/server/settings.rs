@@ -6,17 +6,17 @@ use crate::{
     limits::AdmissionLimits,
     net::{
         cid::CidGenerator,
-        tls::{self, QuicSettings},
+        tls::{self, QuicSettings, TlsError, TlsIdentity},
     },
 };
 use headgate_common::{cid::CidKeys, route::{Router, Steering}};
 use headgate_core::{CoreConfig, RetainedLimits, WorkerSlot};
-use quinn_proto::{Endpoint, ServerConfig};
-use ring::{hmac, rand::{SecureRandom, SystemRandom}};
+use quinn_proto::{Endpoint, EndpointConfig, ServerConfig};
+use ring::rand::{SecureRandom, SystemRandom};
 use std::{
     io,
     sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 /// Which of the keys of connection IDs is current. The layout holds seven in turn and the kernel
@@ -80,30 +80,37 @@ pub(super) fn core(
     Ok(core)
 }
 
-pub(super) fn quic(config: &Config) -> QuicSettings {
-    QuicSettings {
-        streams_per_connection: u32::from(config.limits.streams_per_connection),
-        idle_ceiling: Duration::from_secs(u64::from(config.mqtt.idle_ceiling_s)),
-        ..QuicSettings::default()
-    }
-}
-
-/// What makes the endpoints of all workers answer for each other.
-pub(super) struct EndpointKeys {
-    reset: hmac::Key,
+/// What a worker's QUIC endpoint is made from; the same for all, so that each can answer for a
+/// connection of any other.
+pub(super) struct QuicParts {
+    server: Arc<ServerConfig>,
+    endpoint: EndpointConfig,
     cids: CidKeys,
     node: u16,
 }
 
-impl EndpointKeys {
-    pub fn new(keys: &Keys, node: u16) -> Self {
-        Self { reset: keys.reset_key(), cids: keys.cid_keys(KEY_EPOCH), node }
+impl QuicParts {
+    pub fn new(config: &Config, keys: &Keys, identity: &TlsIdentity) -> Result<Self, TlsError> {
+        let settings = QuicSettings {
+            bidi_streams_max: u32::from(config.limits.streams_per_connection),
+            idle_timeout_ms_max: config.mqtt.idle_ceiling_s * 1_000,
+            ..QuicSettings::default()
+        };
+        let server = tls::quic_server_config(identity, &settings, Arc::new(keys.token_key()))?;
+        let endpoint = tls::quic_endpoint_config(&settings, Arc::new(keys.reset_key()))?;
+        Ok(Self {
+            server: Arc::new(server),
+            endpoint,
+            cids: keys.cid_keys(KEY_EPOCH),
+            node: config.node.id,
+        })
     }
 
     /// quinn-proto's endpoint for the worker in `slot`.
-    pub fn endpoint(&self, slot: WorkerSlot, server: Arc<ServerConfig>) -> io::Result<Endpoint> {
-        let generator = CidGenerator::new(self.cids, self.node, slot.0);
-        let config = tls::endpoint_config(generator, self.reset.clone());
-        Ok(Endpoint::new(Arc::new(config), Some(server), false, None))
+    pub fn endpoint(&self, slot: WorkerSlot) -> Endpoint {
+        let mut config = self.endpoint.clone();
+        let (cids, node) = (self.cids, self.node);
+        config.cid_generator(move || Box::new(CidGenerator::new(cids, node, slot.0)));
+        Endpoint::new(Arc::new(config), Some(Arc::clone(&self.server)), false, None)
     }
 }

@@ -1,6 +1,9 @@
 //! One thread per worker, which builds the worker anew when it panics.
 
-use super::{affinity, settings};
+use super::{
+    affinity,
+    settings::{self, QuicParts},
+};
 use crate::{
     cluster::Directory,
     config::Config,
@@ -9,15 +12,14 @@ use crate::{
     mesh::Mesh,
     metrics::{Metrics, Transport},
     net::{
-        tls::{self, TlsError, TlsIdentity},
+        tls::{TlsError, TlsIdentity},
         udp::{RecvBatch, UdpSocket},
     },
     store::MemoryStore,
     worker::{Control, Parts, Worker},
 };
 use headgate_common::route::Router;
-use headgate_core::{Core, Retained, Shared, WorkerSlot};
-use headgate_topics::Table;
+use headgate_core::{Core, Shared, WorkerSlot};
 use std::{
     io,
     panic::{AssertUnwindSafe, catch_unwind},
@@ -58,12 +60,6 @@ pub(super) struct Workshop {
     controls: Vec<Arc<Control>>,
 }
 
-/// What a worker's QUIC endpoint is made from.
-struct QuicParts {
-    server: Arc<quinn_proto::ServerConfig>,
-    keys: settings::EndpointKeys,
-}
-
 impl Workshop {
     /// Prepares everything for `count` workers.
     pub fn new(
@@ -75,20 +71,14 @@ impl Workshop {
         directory: Arc<dyn Directory>,
     ) -> Result<Self, TlsError> {
         let quic = match identity {
-            Some(identity) => Some(QuicParts {
-                server: Arc::new(tls::quic_server_config(identity, &settings::quic(config))?),
-                keys: settings::EndpointKeys::new(keys, config.node.id),
-            }),
+            Some(identity) => Some(QuicParts::new(config, keys, identity)?),
             None => None,
         };
         let slots: Vec<u8> = (0..count as u8).collect();
         Ok(Self {
             metrics,
             mesh: Mesh::new(count),
-            shared: Arc::new(Shared {
-                topics: Table::new(keys.topic_seed()),
-                retained: Retained::new(settings::retained(config)),
-            }),
+            shared: Arc::new(Shared::new(keys.topic_seed(), settings::retained(config))),
             config: Arc::clone(config),
             start,
             node_epoch: settings::node_epoch(),
@@ -112,8 +102,7 @@ impl Workshop {
         let core = settings::core(&self.config, slot, count, (self.node_epoch, incarnation))?;
         let quic = match (&self.quic, &sockets.quic) {
             (Some(parts), Some(socket)) => {
-                let endpoint = parts.keys.endpoint(slot, Arc::clone(&parts.server))?;
-                Some((endpoint, Arc::clone(socket), RecvBatch::new(socket)))
+                Some((parts.endpoint(slot), Arc::clone(socket), RecvBatch::new(socket)))
             }
             _ => None,
         };

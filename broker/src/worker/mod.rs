@@ -5,6 +5,7 @@
 //! that something happened to; then one flush of everything that leaves.
 
 pub mod conns;
+mod publish;
 mod serve;
 
 use crate::{
@@ -184,7 +185,8 @@ pub struct Worker {
     again: Vec<u32>,
     due: Vec<u32>,
     opened: Vec<ConnId>,
-    published: Instant,
+    published_at: Instant,
+    published: publish::Published,
 }
 
 impl Worker {
@@ -236,7 +238,8 @@ impl Worker {
             again: Vec::new(),
             due: Vec::new(),
             opened: Vec::new(),
-            published: parts.start,
+            published_at: parts.start,
+            published: publish::Published::default(),
         })
     }
 
@@ -273,7 +276,7 @@ impl Worker {
         if let Some(quic) = &mut self.quic {
             quic.flush();
         }
-        if clock.now.duration_since(self.published) >= SLEEP_MAX {
+        if clock.now.duration_since(self.published_at) >= SLEEP_MAX {
             self.publish(clock);
         }
     }

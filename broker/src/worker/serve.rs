@@ -236,10 +236,10 @@ impl Worker {
 
     /// Shows the counters to whoever reads the metrics.
     pub(super) fn publish(&mut self, clock: Clock) {
-        self.published = clock.now;
-        self.metrics.publish_core(self.driver.counters());
+        self.published_at = clock.now;
+        self.published.core(&self.metrics, self.driver.counters());
         if let Some(quic) = &self.quic {
-            self.metrics.publish_sender(quic.send_batch());
+            self.published.sender(&self.metrics, quic.send_counters());
         }
     }
 }

@@ -1,0 +1,65 @@
+//! From the plain counters of the core and the sender to the metrics that others read.
+
+use crate::{
+    limits::Limit,
+    metrics::{DatagramDrop, MessageDrop, Number, Qos, WorkerMetrics},
+    net::udp::SendCounters,
+};
+use headgate_core::Counters;
+
+/// What was published last: a worker that was restarted counts from zero, its metrics go on.
+#[derive(Debug, Default)]
+pub(super) struct Published {
+    core: Counters,
+    sender: SendCounters,
+}
+
+impl Published {
+    /// Publishes what the core has counted since.
+    pub fn core(&mut self, metrics: &WorkerMetrics, now: &Counters) {
+        let last = std::mem::replace(&mut self.core, now.clone());
+        let grow = |number: &Number, now: u64, last: u64| number.add(now.wrapping_sub(last));
+        macro_rules! grow {
+            ($($number:expr => $($field:ident)+,)*) => {
+                $(grow(&$number, 0 $(+ now.$field)+, 0 $(+ last.$field)+);)*
+            };
+        }
+        let (refused, dropped) = (&metrics.refused, &metrics.messages_dropped);
+        grow! {
+            metrics.packets_received => packets_in,
+            metrics.packets_malformed => protocol_errors,
+            metrics.messages_received[Qos::Qos0] => publish_in_qos0,
+            metrics.messages_received[Qos::Qos1] => publish_in_qos1,
+            metrics.messages_received[Qos::Qos2] => publish_in_qos2 publish_in_repeated,
+            metrics.messages_sent[Qos::Qos0] => publish_out_qos0,
+            metrics.messages_sent[Qos::Qos1] => publish_out_qos1,
+            metrics.messages_sent[Qos::Qos2] => publish_out_qos2,
+            metrics.messages_sent_again => publish_out_again,
+            metrics.mesh_sent => mesh_out,
+            metrics.mesh_received => mesh_in,
+            metrics.sessions_taken_over => takeovers,
+            metrics.keep_alive_timeouts => keep_alive_timeouts,
+            metrics.connect_timeouts => connect_timeouts,
+            dropped[MessageDrop::QueueFull] => dropped_queue_full dropped_queue_full_qos0,
+            dropped[MessageDrop::Offline] => dropped_offline,
+            dropped[MessageDrop::Expired] => dropped_expired,
+            dropped[MessageDrop::TooLarge] => dropped_too_large,
+            dropped[MessageDrop::Stale] => dropped_no_session,
+            refused[Limit::RetainedMessages] => limit_retained,
+            refused[Limit::SubscriptionsPerSession] => limit_subscriptions,
+            refused[Limit::SessionsPerWorker] => limit_sessions,
+            refused[Limit::ClientIdBytes] => limit_client_id,
+            refused[Limit::ReceiveMaximum] => limit_receive_maximum,
+            refused[Limit::QueuedMessagesPerSession] => dropped_queue_full dropped_queue_full_qos0,
+        }
+        metrics.sessions.store(now.sessions);
+        metrics.subscriptions.store(now.subscriptions);
+    }
+
+    /// Publishes what the sender has counted since.
+    pub fn sender(&mut self, metrics: &WorkerMetrics, now: &SendCounters) {
+        metrics.datagrams_sent.add(now.datagrams - self.sender.datagrams);
+        metrics.datagrams_dropped[DatagramDrop::SendFailed].add(now.dropped() - self.sender.dropped());
+        self.sender = now.clone();
+    }
+}
