@@ -26,6 +26,10 @@ pub enum Limit {
     HandshakesPerSecond,
     /// Streams that a QUIC client may have open.
     StreamsPerConnection,
+    /// Sessions of one worker.
+    SessionsPerWorker,
+    /// Length of a Client Identifier.
+    ClientIdBytes,
     /// Subscriptions of one session.
     SubscriptionsPerSession,
     /// Messages that wait for one session.
@@ -52,10 +56,12 @@ impl Limit {
         match self {
             Self::Connections => ReasonCode::SERVER_BUSY,
             Self::HandshakesPerSecond => ReasonCode::CONNECTION_RATE_EXCEEDED,
+            Self::ClientIdBytes => ReasonCode::CLIENT_IDENTIFIER_NOT_VALID,
             Self::PacketBytesMax => ReasonCode::PACKET_TOO_LARGE,
             Self::ReceiveMaximum => ReasonCode::RECEIVE_MAXIMUM_EXCEEDED,
             Self::ConnectionsPerPrefix
             | Self::StreamsPerConnection
+            | Self::SessionsPerWorker
             | Self::SubscriptionsPerSession
             | Self::QueuedMessagesPerSession
             | Self::MemoryPerConnectionBytes
@@ -72,6 +78,8 @@ impl Label for Limit {
         Self::ConnectionsPerPrefix,
         Self::HandshakesPerSecond,
         Self::StreamsPerConnection,
+        Self::SessionsPerWorker,
+        Self::ClientIdBytes,
         Self::SubscriptionsPerSession,
         Self::QueuedMessagesPerSession,
         Self::MemoryPerConnectionBytes,
@@ -87,6 +95,8 @@ impl Label for Limit {
             Self::ConnectionsPerPrefix => "connections_per_prefix",
             Self::HandshakesPerSecond => "handshakes_per_second",
             Self::StreamsPerConnection => "streams_per_connection",
+            Self::SessionsPerWorker => "sessions_per_worker",
+            Self::ClientIdBytes => "client_id_bytes",
             Self::SubscriptionsPerSession => "subscriptions_per_session",
             Self::QueuedMessagesPerSession => "queued_messages_per_session",
             Self::MemoryPerConnectionBytes => "memory_per_connection_bytes",

@@ -286,6 +286,14 @@ worker_metrics! {
     Counter stateless_responses: Number = "headgate_stateless_responses_total",
     /// UDP datagrams dropped in user space.
     Counter datagrams_dropped: PerLabel<DatagramDrop> = "headgate_datagrams_dropped_total",
+    /// PUBLISH packets that were sent again after a reconnect.
+    Counter messages_sent_again: Number = "headgate_messages_sent_again_total",
+    /// Connections that lost their session to another connection of the same client.
+    Counter sessions_taken_over: Number = "headgate_sessions_taken_over_total",
+    /// Connections closed because the client was silent for more than 1.5 times its Keep Alive.
+    Counter keep_alive_timeouts: Number = "headgate_keep_alive_timeouts_total",
+    /// Connections closed because CONNECT did not come in time.
+    Counter connect_timeouts: Number = "headgate_connect_timeouts_total",
     /// Sessions, connected or not.
     Gauge sessions: Number = "headgate_sessions",
     /// Subscriptions of these sessions.

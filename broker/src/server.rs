@@ -7,7 +7,6 @@ mod supervisor;
 use crate::{
     cluster::LocalDirectory,
     config::{Config, UdpGro},
-    kernel::{KernelError, Shield, ShieldStatus},
     keys::{KeyError, Keys},
     metrics::Metrics,
     net::{
@@ -54,9 +53,6 @@ pub enum ServerError {
     /// The certificate or its key can't be used.
     #[error(transparent)]
     Tls(#[from] TlsError),
-    /// The kernel part was demanded (`kernel.mode`) and can't be had.
-    #[error(transparent)]
-    Kernel(#[from] KernelError),
     /// A worker's thread could not be started.
     #[error("can't start worker {slot}: {source}")]
     Worker {
@@ -109,8 +105,6 @@ pub struct ServerStatus {
     pub sessions: u64,
     /// Subscriptions in the topic table.
     pub subscriptions: u64,
-    /// The kernel part.
-    pub kernel: ShieldStatus,
 }
 
 /// A running server.
@@ -120,7 +114,6 @@ pub struct Server {
     listeners: Vec<Listener>,
     workers: Vec<Supervised>,
     workshop: Arc<Workshop>,
-    shield: Arc<Shield>,
 }
 
 impl Server {
@@ -142,9 +135,6 @@ impl Server {
         };
         let sockets = bind(&config, count)?;
         let listeners = listeners(&sockets);
-        let shield = Arc::new(start_shield(&config, &keys, &sockets, &cpus)?);
-        let reader = Arc::clone(&shield);
-        metrics.register_kernel(move || reader.counters().into());
         let directory = Arc::new(LocalDirectory::default());
         let parts = (start, count);
         let workshop = Workshop::new(&config, &keys, identity.as_ref(), parts, metrics, directory)?;
@@ -157,7 +147,7 @@ impl Server {
                 .map_err(|source| ServerError::Worker { slot: slot.0, source })?;
             workers.push(worker);
         }
-        Ok(Self { start, node: config.node.id, listeners, workers, workshop, shield })
+        Ok(Self { start, node: config.node.id, listeners, workers, workshop })
     }
 
     /// What it is and how it does.
@@ -172,18 +162,12 @@ impl Server {
             connections: metrics.sum(|m| m.connections.sum()),
             sessions: metrics.sum(|m| m.sessions.get()),
             subscriptions: self.workshop.shared.topics.len() as u64,
-            kernel: self.shield.status(),
         }
     }
 
     /// What it listens on.
     pub fn listeners(&self) -> &[Listener] {
         &self.listeners
-    }
-
-    /// The kernel part.
-    pub fn shield(&self) -> &Shield {
-        &self.shield
     }
 
     /// Makes one worker panic. For the test that shows that only this worker restarts.
@@ -213,9 +197,6 @@ impl Server {
         }
         for worker in self.workers.drain(..) {
             worker.join();
-        }
-        if let Err(error) = self.shield.stop() {
-            tracing::warn!(%error, "the kernel part could not be taken down entirely");
         }
         cut
     }

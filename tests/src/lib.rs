@@ -2,4 +2,8 @@
 
 pub mod bench;
 pub mod broker;
+pub mod certificate;
+pub mod flood;
+pub mod netns;
+pub mod quic_client;
 pub mod skip;

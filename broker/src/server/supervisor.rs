@@ -132,7 +132,6 @@ impl Workshop {
             metrics.connections[transport].store(0);
         }
         self.directory.forget_worker(slot);
-        self.shared.topics.retain(|subscriber| headgate_core::worker_of(subscriber) != slot);
         for other in (0..self.mesh.workers()).map(|n| WorkerSlot(n as u8)).filter(|n| *n != slot) {
             self.control(other).worker_gone(slot);
             self.mesh.ring_doorbell(other);
