@@ -117,11 +117,16 @@ impl Driver {
                 return;
             }
             for (from, receipt) in std::mem::take(&mut self.refused) {
-                let message = CoreMessage::Stored { receipt, stored: false };
-                self.core.handle(Input::Mesh { from, message }, now, &mut self.out);
+                let message = CoreMessage::Stored {
+                    receipt,
+                    stored: false,
+                };
+                self.core
+                    .handle(Input::Mesh { from, message }, now, &mut self.out);
             }
             for completion in std::mem::take(&mut self.completions) {
-                self.core.handle(Input::Completed(completion), now, &mut self.out);
+                self.core
+                    .handle(Input::Completed(completion), now, &mut self.out);
             }
         }
     }
@@ -146,12 +151,28 @@ impl Driver {
                     }
                 }
             }
-            Output::Mesh { to, origin, message } => self.post(conns, to, origin, message, now),
-            Output::Persist { op, session, epoch, sequence, record } => {
+            Output::Mesh {
+                to,
+                origin,
+                message,
+            } => self.post(conns, to, origin, message, now),
+            Output::Persist {
+                op,
+                session,
+                epoch,
+                sequence,
+                record,
+            } => {
                 self.store.persist(op, session, epoch, sequence, record);
             }
-            Output::Claim { op, client_id, expected, new } => {
-                self.directory.claim(op, client_id, expected, new, &mut self.completions);
+            Output::Claim {
+                op,
+                client_id,
+                expected,
+                new,
+            } => {
+                self.directory
+                    .claim(op, client_id, expected, new, &mut self.completions);
             }
         }
     }
@@ -211,7 +232,10 @@ impl Driver {
             let before = spool.posts.len();
             while let Some(front) = spool.posts.pop_front() {
                 if let Err(post) = self.mesh.send(self.slot, WorkerSlot(to as u8), front.post) {
-                    spool.posts.push_front(Spooled { post, since: front.since });
+                    spool.posts.push_front(Spooled {
+                        post,
+                        since: front.since,
+                    });
                     break;
                 }
             }

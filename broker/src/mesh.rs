@@ -74,7 +74,9 @@ impl Mesh {
         let capacity = (RING_MESSAGES_PER_WORKER / count.max(1)).max(2 * RING_CONTROL_RESERVE);
         Arc::new(Self {
             count,
-            rings: (0..count * count).map(|_| ArrayQueue::new(capacity)).collect(),
+            rings: (0..count * count)
+                .map(|_| ArrayQueue::new(capacity))
+                .collect(),
             doorbells: (0..count).map(|_| Doorbell::default()).collect(),
         })
     }
@@ -116,7 +118,9 @@ impl Mesh {
     /// Declares that `worker` is going to sleep. It must look at [`Mesh::has_mail`] once more
     /// between this call and sleeping.
     pub fn set_sleeping(&self, worker: WorkerSlot, sleeping: bool) {
-        self.doorbells[usize::from(worker.0)].sleeping.store(sleeping, Ordering::SeqCst);
+        self.doorbells[usize::from(worker.0)]
+            .sleeping
+            .store(sleeping, Ordering::SeqCst);
         // Pairs with the fence in `ring_doorbell`: either we see the mail or the sender sees us.
         fence(Ordering::SeqCst);
     }

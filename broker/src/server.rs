@@ -121,8 +121,10 @@ impl Server {
     pub fn start(config: Arc<Config>, metrics: Arc<Metrics>) -> Result<Self, ServerError> {
         let start = Instant::now();
         let state_dir = &config.node.state_dir;
-        std::fs::create_dir_all(state_dir)
-            .map_err(|source| ServerError::State { path: state_dir.clone(), source })?;
+        std::fs::create_dir_all(state_dir).map_err(|source| ServerError::State {
+            path: state_dir.clone(),
+            source,
+        })?;
         let keys = Keys::load_or_create(state_dir)?;
         let cpus = affinity::allowed_cpus();
         let count = worker_count(&config, cpus.len());
@@ -142,12 +144,27 @@ impl Server {
         let mut workers = Vec::with_capacity(count);
         for (index, sockets) in sockets.into_iter().enumerate() {
             let slot = WorkerSlot(index as u8);
-            let cpu = config.node.pin_threads.then(|| cpus.get(index).copied()).flatten();
-            let worker = Supervised::spawn(slot, sockets, Arc::clone(&workshop), cpu)
-                .map_err(|source| ServerError::Worker { slot: slot.0, source })?;
+            let cpu = config
+                .node
+                .pin_threads
+                .then(|| cpus.get(index).copied())
+                .flatten();
+            let worker =
+                Supervised::spawn(slot, sockets, Arc::clone(&workshop), cpu).map_err(|source| {
+                    ServerError::Worker {
+                        slot: slot.0,
+                        source,
+                    }
+                })?;
             workers.push(worker);
         }
-        Ok(Self { start, node: config.node.id, listeners, workers, workshop })
+        Ok(Self {
+            start,
+            node: config.node.id,
+            listeners,
+            workers,
+            workshop,
+        })
     }
 
     /// What it is and how it does.
@@ -214,15 +231,26 @@ fn bind(config: &Config, count: usize) -> Result<Vec<WorkerSockets>, ServerError
         // Port 0 lets the system choose; the other workers then share the first one's port.
         let first = sockets.first();
         if let Some(address) = config.listen.quic {
-            let address = first.and_then(|f| f.quic.as_ref()?.local_addr().ok()).unwrap_or(address);
-            let socket = UdpSocket::bind(address, &options)
-                .map_err(|source| ServerError::Listen { transport: "quic", address, source })?;
+            let address = first
+                .and_then(|f| f.quic.as_ref()?.local_addr().ok())
+                .unwrap_or(address);
+            let socket =
+                UdpSocket::bind(address, &options).map_err(|source| ServerError::Listen {
+                    transport: "quic",
+                    address,
+                    source,
+                })?;
             own.quic = Some(Arc::new(socket));
         }
         if let Some(address) = config.listen.tcp {
-            let address = first.and_then(|f| f.tcp.as_ref()?.local_addr().ok()).unwrap_or(address);
-            let listener = tcp::listen(address)
-                .map_err(|source| ServerError::Listen { transport: "tcp", address, source })?;
+            let address = first
+                .and_then(|f| f.tcp.as_ref()?.local_addr().ok())
+                .unwrap_or(address);
+            let listener = tcp::listen(address).map_err(|source| ServerError::Listen {
+                transport: "tcp",
+                address,
+                source,
+            })?;
             own.tcp = Some(listener);
         }
         sockets.push(own);
@@ -231,14 +259,21 @@ fn bind(config: &Config, count: usize) -> Result<Vec<WorkerSockets>, ServerError
 }
 
 fn listeners(sockets: &[WorkerSockets]) -> Vec<Listener> {
-    let Some(first) = sockets.first() else { return Vec::new() };
+    let Some(first) = sockets.first() else {
+        return Vec::new();
+    };
     let quic = first.quic.as_ref().and_then(|s| s.local_addr().ok());
     let tcp = first.tcp.as_ref().and_then(|s| s.local_addr().ok());
-    let quic = quic.map(|address| Listener { transport: "quic", address });
-    let tcp = tcp.map(|address| Listener { transport: "tcp", address });
+    let quic = quic.map(|address| Listener {
+        transport: "quic",
+        address,
+    });
+    let tcp = tcp.map(|address| Listener {
+        transport: "tcp",
+        address,
+    });
     quic.into_iter().chain(tcp).collect()
 }
-
 
 fn worker_count(config: &Config, cpus: usize) -> usize {
     match config.node.workers {

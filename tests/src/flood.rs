@@ -1,6 +1,6 @@
 //! A bounded flood of packets with spoofed sources, into a namespace of the test's own.
 
-use std::{ffi::CString, io, os::fd::FromRawFd, os::fd::OwnedFd, os::fd::AsRawFd};
+use std::{ffi::CString, io, os::fd::AsRawFd, os::fd::FromRawFd, os::fd::OwnedFd};
 
 /// A small generator of pseudo-random numbers (xorshift64*), so that a flood can be repeated.
 #[derive(Clone, Debug)]
@@ -71,12 +71,20 @@ pub fn frame_v4(
     ip[8] = 64;
     ip[9] = 17;
     let source = random.next();
-    ip[12..16].copy_from_slice(&[1 + (source % 222) as u8, (source >> 8) as u8, (source >> 16) as u8, (source >> 24) as u8]);
+    ip[12..16].copy_from_slice(&[
+        1 + (source % 222) as u8,
+        (source >> 8) as u8,
+        (source >> 16) as u8,
+        (source >> 24) as u8,
+    ]);
     if ip[12] == 10 || ip[12] == 127 {
         ip[12] = 11;
     }
     ip[16..20].copy_from_slice(&target);
-    let mut sum: u32 = ip.chunks(2).map(|w| u32::from(u16::from_be_bytes([w[0], w[1]]))).sum();
+    let mut sum: u32 = ip
+        .chunks(2)
+        .map(|w| u32::from(u16::from_be_bytes([w[0], w[1]])))
+        .sum();
     while sum >> 16 != 0 {
         sum = (sum & 0xffff) + (sum >> 16);
     }
@@ -123,14 +131,19 @@ impl PacketSocket {
                 size_of::<libc::sockaddr_ll>() as u32,
             )
         };
-        if bound == 0 { Ok(socket) } else { Err(io::Error::last_os_error()) }
+        if bound == 0 {
+            Ok(socket)
+        } else {
+            Err(io::Error::last_os_error())
+        }
     }
 
     /// Sends one frame; waits while the device's queue is full.
     pub fn send(&self, frame: &[u8]) -> io::Result<()> {
         loop {
             // SAFETY: the buffer is as long as is said.
-            let sent = unsafe { libc::send(self.0.as_raw_fd(), frame.as_ptr().cast(), frame.len(), 0) };
+            let sent =
+                unsafe { libc::send(self.0.as_raw_fd(), frame.as_ptr().cast(), frame.len(), 0) };
             if sent == frame.len() as isize {
                 return Ok(());
             }
@@ -146,9 +159,16 @@ impl PacketSocket {
 /// The MAC address of a device of the namespace that the thread is in.
 pub fn mac(device: &str) -> io::Result<[u8; 6]> {
     // /sys shows the namespace that it was mounted in: ask `ip`, which asks by netlink.
-    let output = std::process::Command::new("ip").args(["-br", "link", "show", "dev", device]).output()?;
+    let output = std::process::Command::new("ip")
+        .args(["-br", "link", "show", "dev", device])
+        .output()?;
     let text = String::from_utf8_lossy(&output.stdout);
     let field = text.split_whitespace().nth(2).unwrap_or_default();
-    let bytes: Vec<u8> = field.split(':').filter_map(|b| u8::from_str_radix(b, 16).ok()).collect();
-    bytes.try_into().map_err(|_| io::Error::other(format!("no MAC address in {text:?}")))
+    let bytes: Vec<u8> = field
+        .split(':')
+        .filter_map(|b| u8::from_str_radix(b, 16).ok())
+        .collect();
+    bytes
+        .try_into()
+        .map_err(|_| io::Error::other(format!("no MAC address in {text:?}")))
 }

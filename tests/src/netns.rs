@@ -91,14 +91,27 @@ impl Namespace {
 
 impl Drop for Namespace {
     fn drop(&mut self) {
-        let _ = Command::new("ip").args(["netns", "del", &self.name]).output();
+        let _ = Command::new("ip")
+            .args(["netns", "del", &self.name])
+            .output();
     }
 }
 
 /// Connects two namespaces with a veth pair, both ends up. Transmit checksum offload is off on
 /// both ends: the kernel's CPUMAP drops packets whose checksum is not filled in.
 pub fn veth((a, a_name): (&Namespace, &str), (b, b_name): (&Namespace, &str)) {
-    a.ip(&["link", "add", a_name, "type", "veth", "peer", "name", b_name, "netns", b.name()]);
+    a.ip(&[
+        "link",
+        "add",
+        a_name,
+        "type",
+        "veth",
+        "peer",
+        "name",
+        b_name,
+        "netns",
+        b.name(),
+    ]);
     for (namespace, device) in [(a, a_name), (b, b_name)] {
         namespace.ip(&["link", "set", device, "up"]);
         let output = namespace
@@ -106,7 +119,11 @@ pub fn veth((a, a_name): (&Namespace, &str), (b, b_name): (&Namespace, &str)) {
             .args(["-K", device, "tx", "off"])
             .output()
             .expect("ethtool (Debian: ethtool)");
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
     }
 }
 

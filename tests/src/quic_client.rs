@@ -42,7 +42,12 @@ impl ServerCertVerifier for AnyCertificate {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls12_signature(message, cert, dss, &self.0.signature_verification_algorithms)
+        rustls::crypto::verify_tls12_signature(
+            message,
+            cert,
+            dss,
+            &self.0.signature_verification_algorithms,
+        )
     }
 
     fn verify_tls13_signature(
@@ -51,7 +56,12 @@ impl ServerCertVerifier for AnyCertificate {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls13_signature(message, cert, dss, &self.0.signature_verification_algorithms)
+        rustls::crypto::verify_tls13_signature(
+            message,
+            cert,
+            dss,
+            &self.0.signature_verification_algorithms,
+        )
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
@@ -75,7 +85,8 @@ pub fn tls(alpn: &[u8]) -> rustls::ClientConfig {
 /// A quinn endpoint on a socket, with ALPN `mqtt`.
 pub fn endpoint(socket: UdpSocket) -> Result<quinn::Endpoint, Error> {
     let runtime = Arc::new(quinn::TokioRuntime);
-    let mut endpoint = quinn::Endpoint::new(quinn::EndpointConfig::default(), None, socket, runtime)?;
+    let mut endpoint =
+        quinn::Endpoint::new(quinn::EndpointConfig::default(), None, socket, runtime)?;
     let crypto = quinn::crypto::rustls::QuicClientConfig::try_from(tls(b"mqtt"))?;
     let mut config = quinn::ClientConfig::new(Arc::new(crypto));
     let mut transport = quinn::TransportConfig::default();
@@ -97,10 +108,20 @@ pub struct Client {
 
 impl Client {
     /// Connects and waits for CONNACK with reason 0.
-    pub async fn connect(endpoint: &quinn::Endpoint, server: SocketAddr, id: &str) -> Result<Self, Error> {
+    pub async fn connect(
+        endpoint: &quinn::Endpoint,
+        server: SocketAddr,
+        id: &str,
+    ) -> Result<Self, Error> {
         let connection = endpoint.connect(server, "localhost")?.await?;
         let (send, recv) = connection.open_bi().await?;
-        let mut client = Self { connection, send, recv, input: BytesMut::new(), next_id: 1 };
+        let mut client = Self {
+            connection,
+            send,
+            recv,
+            input: BytesMut::new(),
+            next_id: 1,
+        };
         client
             .send(&Packet::Connect(Box::new(Connect {
                 version: Version::V5,
@@ -146,7 +167,10 @@ impl Client {
     /// Subscribes to one filter and waits for SUBACK.
     pub async fn subscribe(&mut self, filter: &str, qos: QoS) -> Result<(), Error> {
         let packet_id = self.packet_id();
-        let options = SubscriptionOptions { qos, ..SubscriptionOptions::default() };
+        let options = SubscriptionOptions {
+            qos,
+            ..SubscriptionOptions::default()
+        };
         self.send(&Packet::Subscribe(Box::new(Subscribe {
             packet_id,
             subscription_id: None,
@@ -177,7 +201,11 @@ impl Client {
 
     /// Acknowledges a QoS 1 PUBLISH.
     pub async fn acknowledge(&mut self, packet_id: PacketId) -> Result<(), Error> {
-        let ack = Ack { packet_id, reason: ReasonCode::SUCCESS, properties: None };
+        let ack = Ack {
+            packet_id,
+            reason: ReasonCode::SUCCESS,
+            properties: None,
+        };
         self.send(&Packet::PubAck(ack)).await
     }
 

@@ -36,11 +36,20 @@ impl Running {
         change(&mut config);
         let metrics = Metrics::new();
         let server = Server::start(Arc::new(config), Arc::clone(&metrics)).expect("it starts");
-        Self { server, metrics, _folder: folder }
+        Self {
+            server,
+            metrics,
+            _folder: folder,
+        }
     }
 
     fn address(&self, transport: &str) -> SocketAddr {
-        self.server.listeners().iter().find(|l| l.transport == transport).expect("it listens").address
+        self.server
+            .listeners()
+            .iter()
+            .find(|l| l.transport == transport)
+            .expect("it listens")
+            .address
     }
 
     fn run<T>(test: impl Future<Output = Result<T, Error>>) -> T {
@@ -71,7 +80,9 @@ struct Tcp(TcpStream, BytesMut);
 impl Tcp {
     fn connect(address: SocketAddr, id: &str) -> Self {
         let stream = TcpStream::connect(address).expect("it listens");
-        stream.set_read_timeout(Some(Duration::from_secs(20))).expect("a socket");
+        stream
+            .set_read_timeout(Some(Duration::from_secs(20)))
+            .expect("a socket");
         let mut client = Self(stream, BytesMut::new());
         client.send(&Packet::Connect(Box::new(Connect {
             version: Version::V311,
@@ -133,14 +144,18 @@ fn messages_cross_workers_and_transports() {
     let (quic, tcp) = (running.address("quic"), running.address("tcp"));
     Running::run(async {
         // Twelve connections on four workers, all of them subscribers of one topic.
-        let endpoints: Vec<_> = (0..12).map(|_| client_endpoint()).collect::<Result<_, _>>()?;
+        let endpoints: Vec<_> = (0..12)
+            .map(|_| client_endpoint())
+            .collect::<Result<_, _>>()?;
         let mut clients = Vec::new();
         for (index, endpoint) in endpoints.iter().enumerate() {
             let mut client = Client::connect(endpoint, quic, &format!("q{index}")).await?;
             client.subscribe("a/+/c", QoS::AtLeastOnce).await?;
             clients.push(client);
         }
-        clients[0].publish("a/b/c", QoS::AtMostOnce, b"over quic").await?;
+        clients[0]
+            .publish("a/b/c", QoS::AtMostOnce, b"over quic")
+            .await?;
         for client in &mut clients {
             assert_eq!(payload(client.receive().await?), "over quic");
         }
@@ -154,7 +169,15 @@ fn messages_cross_workers_and_transports() {
         Ok(())
     });
     let received = |m: &headgate::metrics::WorkerMetrics| m.connections.sum();
-    assert!(running.metrics.workers().filter(|(_, m)| received(m) > 0).count() > 1, "several workers took part");
+    assert!(
+        running
+            .metrics
+            .workers()
+            .filter(|(_, m)| received(m) > 0)
+            .count()
+            > 1,
+        "several workers took part"
+    );
     running.server.shutdown(Duration::from_secs(5));
 }
 
@@ -163,7 +186,9 @@ fn shutdown_says_so_to_every_client() {
     let running = Running::start(2, |_| {});
     let (quic, tcp) = (running.address("quic"), running.address("tcp"));
     Running::run(async {
-        let endpoints: Vec<_> = (0..4).map(|_| client_endpoint()).collect::<Result<_, _>>()?;
+        let endpoints: Vec<_> = (0..4)
+            .map(|_| client_endpoint())
+            .collect::<Result<_, _>>()?;
         let mut clients = Vec::new();
         for (index, endpoint) in endpoints.iter().enumerate() {
             clients.push(Client::connect(endpoint, quic, &format!("q{index}")).await?);
@@ -181,7 +206,11 @@ fn shutdown_says_so_to_every_client() {
         // 3.1.1 has no DISCONNECT from the server: the connection ends.
         assert!(old.receive().is_none());
         drop(old);
-        assert_eq!(stopping.join().expect("no panic"), 0, "nobody had to be cut off");
+        assert_eq!(
+            stopping.join().expect("no panic"),
+            0,
+            "nobody had to be cut off"
+        );
         assert!(begun.elapsed() < Duration::from_secs(10));
         Ok(())
     });
@@ -197,7 +226,9 @@ fn a_client_that_opens_no_stream_holds_up_nobody_and_is_closed() {
         let endpoint = client_endpoint()?;
         let mut client = Client::connect(&endpoint, quic, "next").await?;
         client.subscribe("x", QoS::AtMostOnce).await?;
-        client.publish("x", QoS::AtMostOnce, b"still served").await?;
+        client
+            .publish("x", QoS::AtMostOnce, b"still served")
+            .await?;
         assert_eq!(payload(client.receive().await?), "still served");
         quiet.closed().await;
         Ok(())
@@ -237,12 +268,19 @@ fn a_worker_that_panics_is_restarted_alone() {
                 Err(_) => lost.push(client),
             }
         }
-        assert!(!lost.is_empty() && !kept.is_empty(), "{} lost, {} kept", lost.len(), kept.len());
+        assert!(
+            !lost.is_empty() && !kept.is_empty(),
+            "{} lost, {} kept",
+            lost.len(),
+            kept.len()
+        );
         assert_eq!(restarts(1), 0);
         // Both workers serve: those that stayed, and those that come back.
         for (index, endpoint) in endpoints.iter().enumerate() {
             let mut client = Client::connect(endpoint, quic, &format!("again{index}")).await?;
-            client.publish("news", QoS::AtMostOnce, format!("{index}").as_bytes()).await?;
+            client
+                .publish("news", QoS::AtMostOnce, format!("{index}").as_bytes())
+                .await?;
             for listener in &mut kept {
                 assert_eq!(payload(listener.receive().await?), format!("{index}"));
             }

@@ -4,8 +4,8 @@
 //! by several nodes can stand behind the same trait later.
 
 use dashmap::{DashMap, Entry};
-use headgate_core::{Completion, OpId, Owner, WorkerSlot};
 use headgate_codec::Text;
+use headgate_core::{Completion, OpId, Owner, WorkerSlot};
 
 /// An asynchronous compare-and-set register per Client Identifier.
 pub trait Directory: Send + Sync {
@@ -94,14 +94,26 @@ mod tests {
     use super::*;
 
     fn owner(worker: u8, epoch: u32) -> Owner {
-        Owner { node: 0, worker: WorkerSlot(worker), slot: 7, epoch }
+        Owner {
+            node: 0,
+            worker: WorkerSlot(worker),
+            slot: 7,
+            epoch,
+        }
     }
 
-    fn claim(d: &LocalDirectory, expected: Option<Owner>, new: Option<Owner>) -> Result<(), Option<Owner>> {
+    fn claim(
+        d: &LocalDirectory,
+        expected: Option<Owner>,
+        new: Option<Owner>,
+    ) -> Result<(), Option<Owner>> {
         let mut done = Vec::new();
         d.claim(OpId(1), Text::from("c"), expected, new, &mut done);
         match done.pop() {
-            Some(Completion::Claimed { op: OpId(1), result }) => result,
+            Some(Completion::Claimed {
+                op: OpId(1),
+                result,
+            }) => result,
             other => panic!("{other:?}"),
         }
     }

@@ -57,7 +57,8 @@ impl Inbox {
             let rest = std::mem::take(&mut self.chunk);
             let whole = frame_len(&rest, maximum_packet_size)?.unwrap_or(rest.len());
             // A peer that announces much and sends little gets no memory for its word alone.
-            self.partial.reserve(whole.min(rest.len() + MAX_RESERVE_BYTES));
+            self.partial
+                .reserve(whole.min(rest.len() + MAX_RESERVE_BYTES));
             self.partial.extend_from_slice(&rest);
             return Ok(None);
         }

@@ -122,13 +122,23 @@ pub struct Arrival<'a> {
 
 impl<'a> From<&'a ForeignDatagram> for Arrival<'a> {
     fn from(d: &'a ForeignDatagram) -> Self {
-        Self { source: d.source, destination: d.destination, ecn: d.ecn, data: &d.data }
+        Self {
+            source: d.source,
+            destination: d.destination,
+            ecn: d.ecn,
+            data: &d.data,
+        }
     }
 }
 
 impl<'a> From<Datagram<'a>> for Arrival<'a> {
     fn from(d: Datagram<'a>) -> Self {
-        Self { source: d.source, destination: d.destination_ip, ecn: d.ecn, data: d.data }
+        Self {
+            source: d.source,
+            destination: d.destination_ip,
+            ecn: d.ecn,
+            data: d.data,
+        }
     }
 }
 
@@ -172,7 +182,11 @@ impl QuicSide {
         match event? {
             DatagramEvent::ConnectionEvent(handle, event) => {
                 let index = *self.places.get(handle.0)?;
-                if let Some(Conn { link: Link::Quic(link), .. }) = conns.at(index) {
+                if let Some(Conn {
+                    link: Link::Quic(link),
+                    ..
+                }) = conns.at(index)
+                {
                     link.connection.handle_event(event);
                     conns.schedule(index);
                 }
@@ -219,7 +233,10 @@ impl QuicSide {
             }
         };
         metrics.handshakes[Transport::Quic].inc();
-        match self.endpoint.accept(incoming, clock.now, &mut self.buffer, None) {
+        match self
+            .endpoint
+            .accept(incoming, clock.now, &mut self.buffer, None)
+        {
             Ok((handle, connection)) => {
                 let link = QuicLink {
                     handle,
@@ -272,7 +289,9 @@ impl QuicSide {
                     link.connected = true;
                     metrics.connections_opened[Transport::Quic].inc();
                 }
-                Event::Stream(StreamEvent::Opened { dir: Dir::Bi }) => self.accept_streams(link, metrics),
+                Event::Stream(StreamEvent::Opened { dir: Dir::Bi }) => {
+                    self.accept_streams(link, metrics)
+                }
                 Event::Stream(StreamEvent::Readable { id }) if id == control_stream() => {
                     link.readable = true;
                 }
@@ -410,7 +429,8 @@ impl QuicSide {
     /// Closes the connection at once.
     pub fn close(&mut self, link: &mut QuicLink, code: u32, clock: Clock) {
         if !link.connection.is_closed() {
-            link.connection.close(clock.now, VarInt::from_u32(code), Bytes::new());
+            link.connection
+                .close(clock.now, VarInt::from_u32(code), Bytes::new());
         }
     }
 
@@ -418,7 +438,9 @@ impl QuicSide {
     pub fn transmit(&mut self, link: &mut QuicLink, clock: Clock) -> (Option<Instant>, Progress) {
         loop {
             self.buffer.clear();
-            let transmit = link.connection.poll_transmit(clock.now, GSO_DATAGRAMS_MAX, &mut self.buffer);
+            let transmit =
+                link.connection
+                    .poll_transmit(clock.now, GSO_DATAGRAMS_MAX, &mut self.buffer);
             let Some(transmit) = transmit else { break };
             self.send.push(&transmit, &self.buffer);
             if self.send.is_full() {
@@ -438,7 +460,11 @@ impl QuicSide {
 
     /// A timer of the connection may be due.
     pub fn timeout(link: &mut QuicLink, clock: Clock) {
-        if link.connection.poll_timeout().is_some_and(|at| at <= clock.now) {
+        if link
+            .connection
+            .poll_timeout()
+            .is_some_and(|at| at <= clock.now)
+        {
             link.connection.handle_timeout(clock.now);
         }
     }

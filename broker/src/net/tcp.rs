@@ -58,7 +58,11 @@ pub struct TcpSide {
 
 /// Opens a listener that shares its address with the other workers' listeners.
 pub fn listen(address: SocketAddr) -> io::Result<std::net::TcpListener> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::STREAM,
+        Some(Protocol::TCP),
+    )?;
     if let SocketAddr::V6(v6) = address {
         // [::] serves IPv4 too; any other address is meant as it is written.
         socket.set_only_v6(*v6.ip() != Ipv6Addr::UNSPECIFIED)?;
@@ -73,7 +77,11 @@ pub fn listen(address: SocketAddr) -> io::Result<std::net::TcpListener> {
 
 impl TcpSide {
     /// Takes over a listener and registers it under `token`.
-    pub fn new(listener: std::net::TcpListener, registry: &Registry, token: Token) -> io::Result<Self> {
+    pub fn new(
+        listener: std::net::TcpListener,
+        registry: &Registry,
+        token: Token,
+    ) -> io::Result<Self> {
         let mut listener = TcpListener::from_std(listener);
         registry.register(&mut listener, token, Interest::READABLE)?;
         Ok(Self {
@@ -160,7 +168,12 @@ impl TcpSide {
                     scheduled: false,
                     inbox: Inbox::default(),
                     outbox: Outbox::default(),
-                    link: Link::Tcp(TcpLink { stream, readable: true, writable: true, linger: None }),
+                    link: Link::Tcp(TcpLink {
+                        stream,
+                        readable: true,
+                        writable: true,
+                        linger: None,
+                    }),
                 }
             });
             opened.push(id);

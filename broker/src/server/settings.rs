@@ -9,7 +9,10 @@ use crate::{
         tls::{self, QuicSettings, TlsError, TlsIdentity},
     },
 };
-use headgate_common::{cid::CidKeys, route::{Router, Steering}};
+use headgate_common::{
+    cid::CidKeys,
+    route::{Router, Steering},
+};
 use headgate_core::{CoreConfig, RetainedLimits, WorkerSlot};
 use quinn_proto::{Endpoint, EndpointConfig, ServerConfig};
 use ring::rand::{SecureRandom, SystemRandom};
@@ -25,7 +28,9 @@ pub(super) const KEY_EPOCH: u32 = 0;
 
 /// The node's start number, for session ids: the time, which grows from start to start.
 pub(super) fn node_epoch() -> u32 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_secs() as u32)
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |t| t.as_secs() as u32)
 }
 
 pub(super) fn admission(config: &Config) -> AdmissionLimits {
@@ -37,11 +42,17 @@ pub(super) fn admission(config: &Config) -> AdmissionLimits {
 }
 
 pub(super) fn retained(config: &Config) -> RetainedLimits {
-    RetainedLimits { messages: config.limits.retained_messages, bytes: config.limits.retained_bytes }
+    RetainedLimits {
+        messages: config.limits.retained_messages,
+        bytes: config.limits.retained_bytes,
+    }
 }
 
 pub(super) fn router(keys: &Keys, node: u16, slots: &[u8]) -> Router {
-    Router { secrets: keys.secrets(KEY_EPOCH), steering: Steering::with_slots(node, slots, &[]) }
+    Router {
+        secrets: keys.secrets(KEY_EPOCH),
+        steering: Steering::with_slots(node, slots, &[]),
+    }
 }
 
 pub(super) fn core(
@@ -55,7 +66,11 @@ pub(super) fn core(
         .fill(&mut random)
         .map_err(|_| io::Error::other("the operating system gave no random bytes"))?;
     let (a, b) = random.split_at(8);
-    let word = |bytes: &[u8]| bytes.iter().fold(0u64, |word, byte| word << 8 | u64::from(*byte));
+    let word = |bytes: &[u8]| {
+        bytes
+            .iter()
+            .fold(0u64, |word, byte| word << 8 | u64::from(*byte))
+    };
     let workers = (0..count).map(|n| WorkerSlot(n as u8)).collect();
     let mut core = CoreConfig::new(slot, workers, [word(a), word(b)]);
     core.node = config.node.id;
@@ -97,7 +112,7 @@ impl QuicParts {
             ..QuicSettings::default()
         };
         let server = tls::quic_server_config(identity, &settings, Arc::new(keys.token_key()))?;
-        let endpoint = tls::quic_endpoint_config(&settings, Arc::new(keys.reset_key()))?;
+        let endpoint = tls::quic_endpoint_config(&settings, keys.reset_key())?;
         Ok(Self {
             server: Arc::new(server),
             endpoint,
@@ -111,6 +126,11 @@ impl QuicParts {
         let mut config = self.endpoint.clone();
         let (cids, node) = (self.cids, self.node);
         config.cid_generator(move || Box::new(CidGenerator::new(cids, node, slot.0)));
-        Endpoint::new(Arc::new(config), Some(Arc::clone(&self.server)), false, None)
+        Endpoint::new(
+            Arc::new(config),
+            Some(Arc::clone(&self.server)),
+            false,
+            None,
+        )
     }
 }

@@ -101,12 +101,18 @@ impl Workshop {
         let count = self.mesh.workers();
         let core = settings::core(&self.config, slot, count, (self.node_epoch, incarnation))?;
         let quic = match (&self.quic, &sockets.quic) {
-            (Some(parts), Some(socket)) => {
-                Some((parts.endpoint(slot), Arc::clone(socket), RecvBatch::new(socket)))
-            }
+            (Some(parts), Some(socket)) => Some((
+                parts.endpoint(slot),
+                Arc::clone(socket),
+                RecvBatch::new(socket),
+            )),
             _ => None,
         };
-        let tcp = sockets.tcp.as_ref().map(std::net::TcpListener::try_clone).transpose()?;
+        let tcp = sockets
+            .tcp
+            .as_ref()
+            .map(std::net::TcpListener::try_clone)
+            .transpose()?;
         Worker::new(Parts {
             slot,
             start: self.start,
@@ -132,7 +138,10 @@ impl Workshop {
             metrics.connections[transport].store(0);
         }
         self.directory.forget_worker(slot);
-        for other in (0..self.mesh.workers()).map(|n| WorkerSlot(n as u8)).filter(|n| *n != slot) {
+        for other in (0..self.mesh.workers())
+            .map(|n| WorkerSlot(n as u8))
+            .filter(|n| *n != slot)
+        {
             self.control(other).worker_gone(slot);
             self.mesh.ring_doorbell(other);
         }
@@ -167,7 +176,10 @@ impl Supervised {
     /// Waits for its end.
     pub fn join(self) {
         if self.thread.join().is_err() {
-            tracing::error!(worker = self.slot.0, "the supervisor of a worker panicked: a bug");
+            tracing::error!(
+                worker = self.slot.0,
+                "the supervisor of a worker panicked: a bug"
+            );
         }
     }
 }
@@ -182,13 +194,20 @@ fn supervise(slot: WorkerSlot, sockets: &WorkerSockets, workshop: &Workshop, cpu
     loop {
         let begun = Instant::now();
         let ended = catch_unwind(AssertUnwindSafe(|| {
-            workshop.build(slot, sockets).and_then(|mut worker| worker.run())
+            workshop
+                .build(slot, sockets)
+                .and_then(|mut worker| worker.run())
         }));
         match ended {
             Ok(Ok(())) => return,
-            Ok(Err(error)) => tracing::error!(worker = slot.0, %error, "a worker failed and is restarted"),
+            Ok(Err(error)) => {
+                tracing::error!(worker = slot.0, %error, "a worker failed and is restarted")
+            }
             // The panic hook has printed where.
-            Err(_) => tracing::error!(worker = slot.0, "a worker panicked and is restarted: a bug, please report it"),
+            Err(_) => tracing::error!(
+                worker = slot.0,
+                "a worker panicked and is restarted: a bug, please report it"
+            ),
         }
         workshop.clean_up(slot);
         if workshop.control(slot).is_ending() {

@@ -28,7 +28,10 @@ pub struct MemoryStore {
 
 impl Store for MemoryStore {
     fn persist(&mut self, op: OpId, _: SessionId, _: u32, _: u64, _: Record) {
-        debug_assert!(self.last.is_none_or(|last| last < op), "operations count up");
+        debug_assert!(
+            self.last.is_none_or(|last| last < op),
+            "operations count up"
+        );
         self.last = Some(op);
         self.records += 1;
     }

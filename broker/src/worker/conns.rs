@@ -83,7 +83,12 @@ impl Outbox {
 pub fn append_frame(frame: &Frame, to: &mut Vec<u8>) {
     match frame {
         Frame::Bytes(bytes) => to.extend_from_slice(bytes),
-        Frame::Publish { head, packet_id, dup, tail } => {
+        Frame::Publish {
+            head,
+            packet_id,
+            dup,
+            tail,
+        } => {
             let at = to.len();
             to.extend_from_slice(head);
             if *dup && let Some(first) = to.get_mut(at) {
@@ -133,11 +138,17 @@ impl Conns {
     /// Takes a place for a connection that `make` builds for it.
     pub fn insert(&mut self, make: impl FnOnce(ConnId) -> Conn) -> ConnId {
         let index = self.free.pop().unwrap_or_else(|| {
-            self.places.push(Place { generation: 0, conn: None });
+            self.places.push(Place {
+                generation: 0,
+                conn: None,
+            });
             (self.places.len() - 1) as u32
         });
         let place = &mut self.places[index as usize];
-        let id = ConnId { index, generation: place.generation };
+        let id = ConnId {
+            index,
+            generation: place.generation,
+        };
         place.conn = Some(Box::new(make(id)));
         self.count += 1;
         id
@@ -169,7 +180,10 @@ impl Conns {
 
     /// Serves the connection in this turn.
     pub fn schedule(&mut self, index: u32) {
-        if let Some(conn) = self.places.get_mut(index as usize).and_then(|p| p.conn.as_deref_mut())
+        if let Some(conn) = self
+            .places
+            .get_mut(index as usize)
+            .and_then(|p| p.conn.as_deref_mut())
             && !conn.scheduled
         {
             conn.scheduled = true;
@@ -180,8 +194,11 @@ impl Conns {
     /// Appends to what `id` sends and serves it in this turn. A connection that is gone, or that
     /// is being closed, sends nothing more.
     pub fn send(&mut self, id: ConnId, frame: Frame) {
-        let Some(place) = self.places.get_mut(id.index as usize) else { return };
-        let (true, Some(conn)) = (place.generation == id.generation, place.conn.as_deref_mut()) else {
+        let Some(place) = self.places.get_mut(id.index as usize) else {
+            return;
+        };
+        let (true, Some(conn)) = (place.generation == id.generation, place.conn.as_deref_mut())
+        else {
             return;
         };
         if conn.closing.is_some() {
@@ -224,7 +241,11 @@ impl Conns {
 
     /// Every place that is taken.
     pub fn indices(&self) -> impl Iterator<Item = u32> + '_ {
-        self.places.iter().enumerate().filter(|(_, p)| p.conn.is_some()).map(|(i, _)| i as u32)
+        self.places
+            .iter()
+            .enumerate()
+            .filter(|(_, p)| p.conn.is_some())
+            .map(|(i, _)| i as u32)
     }
 }
 

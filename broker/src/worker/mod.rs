@@ -24,8 +24,8 @@ use crate::{
 };
 use bytes::Bytes;
 use conns::{Conns, Link};
-use headgate_core::{ConnId, Core, Input, Peer, Time, Transport, WorkerSlot};
 use headgate_common::route::Router;
+use headgate_core::{ConnId, Core, Input, Peer, Time, Transport, WorkerSlot};
 use mio::{Events, Interest, Poll, Token, unix::SourceFd};
 use std::{
     io,
@@ -49,7 +49,10 @@ pub struct Clock {
 impl Clock {
     /// Reads the clock.
     pub fn read(start: Instant) -> Self {
-        Self { now: Instant::now(), start }
+        Self {
+            now: Instant::now(),
+            start,
+        }
     }
 
     /// Now, as the core has it.
@@ -59,7 +62,9 @@ impl Clock {
 
     /// A deadline in milliseconds, rounded up so that it has passed when it fires.
     fn deadline_ms(self, at: Instant) -> u64 {
-        at.saturating_duration_since(self.start).as_nanos().div_ceil(1_000_000) as u64
+        at.saturating_duration_since(self.start)
+            .as_nanos()
+            .div_ceil(1_000_000) as u64
     }
 }
 
@@ -94,7 +99,10 @@ impl Control {
 
     /// Another worker has panicked and lost what it had.
     pub fn worker_gone(&self, worker: WorkerSlot) {
-        self.gone.lock().unwrap_or_else(PoisonError::into_inner).push(worker);
+        self.gone
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(worker);
         self.any_gone.store(true, Ordering::Release);
     }
 
@@ -197,8 +205,15 @@ impl Worker {
         parts.mesh.set_waker(parts.slot, waker);
         let (quic, recv) = match parts.quic {
             Some((endpoint, socket, recv)) => {
-                poll.registry().register(&mut SourceFd(&socket.as_raw_fd()), UDP, Interest::READABLE)?;
-                (Some(QuicSide::new(endpoint, Arc::clone(&socket))), Some((recv, socket)))
+                poll.registry().register(
+                    &mut SourceFd(&socket.as_raw_fd()),
+                    UDP,
+                    Interest::READABLE,
+                )?;
+                (
+                    Some(QuicSide::new(endpoint, Arc::clone(&socket))),
+                    Some((recv, socket)),
+                )
             }
             None => (None, None),
         };
@@ -288,10 +303,15 @@ impl Worker {
         }
         if self.control.any_gone.swap(false, Ordering::Acquire) {
             let gone = std::mem::take(
-                &mut *self.control.gone.lock().unwrap_or_else(PoisonError::into_inner),
+                &mut *self
+                    .control
+                    .gone
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner),
             );
             for worker in gone {
-                self.driver.input(&mut self.conns, Input::WorkerGone { worker }, clock.time());
+                self.driver
+                    .input(&mut self.conns, Input::WorkerGone { worker }, clock.time());
             }
         }
         if self.draining || self.control.phase.load(Ordering::Relaxed) == RUNNING {
@@ -304,12 +324,14 @@ impl Worker {
         if let Some(tcp) = &mut self.tcp {
             tcp.stop_accepting(self.poll.registry());
         }
-        self.driver.input(&mut self.conns, Input::Shutdown, clock.time());
+        self.driver
+            .input(&mut self.conns, Input::Shutdown, clock.time());
         // Whoever has not come as far as CONNECT is closed too.
         let indices: Vec<u32> = self.conns.indices().collect();
         for index in indices {
             if let Some(conn) = self.conns.at(index) {
-                conn.closing.get_or_insert(headgate_codec::ReasonCode::SERVER_SHUTTING_DOWN);
+                conn.closing
+                    .get_or_insert(headgate_codec::ReasonCode::SERVER_SHUTTING_DOWN);
             }
             self.conns.schedule(index);
         }
@@ -345,7 +367,9 @@ impl Worker {
     }
 
     fn udp(&mut self, clock: Clock) {
-        let (Some(quic), Some((recv, socket))) = (&mut self.quic, &mut self.recv) else { return };
+        let (Some(quic), Some((recv, socket))) = (&mut self.quic, &mut self.recv) else {
+            return;
+        };
         if !self.udp_readable {
             return;
         }
@@ -359,8 +383,13 @@ impl Worker {
                 };
                 if owner == self.slot {
                     let arrival = Arrival::from(datagram);
-                    let new =
-                        quic.arrived(arrival, &mut self.conns, &self.admission, &self.metrics, clock);
+                    let new = quic.arrived(
+                        arrival,
+                        &mut self.conns,
+                        &self.admission,
+                        &self.metrics,
+                        clock,
+                    );
                     self.opened.extend(new);
                 } else {
                     self.metrics.datagrams_wrong_worker.inc();
@@ -370,7 +399,11 @@ impl Worker {
                         ecn: datagram.ecn,
                         data: Bytes::copy_from_slice(datagram.data),
                     };
-                    if self.mesh.send(self.slot, owner, Post::Datagram(Box::new(foreign))).is_err() {
+                    if self
+                        .mesh
+                        .send(self.slot, owner, Post::Datagram(Box::new(foreign)))
+                        .is_err()
+                    {
                         // As good as lost in the network: QUIC repeats it.
                         self.metrics.datagrams_dropped[DatagramDrop::MeshFull].inc();
                     }
@@ -402,17 +435,29 @@ impl Worker {
         }
         let registry = (self.poll.registry(), conn_token as fn(u32) -> Token);
         let opened = &mut self.opened;
-        tcp.accept(&mut self.conns, registry, &self.admission, &self.metrics, clock, opened);
+        tcp.accept(
+            &mut self.conns,
+            registry,
+            &self.admission,
+            &self.metrics,
+            clock,
+            opened,
+        );
         self.open(Transport::Tcp, clock);
     }
 
     /// Tells the core of new connections.
     fn open(&mut self, transport: Transport, clock: Clock) {
         for conn in std::mem::take(&mut self.opened) {
-            let Some(opened) = self.conns.get(conn) else { continue };
+            let Some(opened) = self.conns.get(conn) else {
+                continue;
+            };
             self.metrics.connections[opened.link.transport()].inc();
             let address = opened.peer;
-            let input = Input::Opened { conn, peer: Peer { address, transport } };
+            let input = Input::Opened {
+                conn,
+                peer: Peer { address, transport },
+            };
             self.driver.input(&mut self.conns, input, clock.time());
             self.conns.schedule(conn.index);
         }
@@ -448,7 +493,13 @@ impl Worker {
             timeout = RETRY;
         }
         let now = Clock::read(self.start).time().0;
-        for at in [self.timers.next_ms(), self.driver.next_timeout().map(|t| t.0)].into_iter().flatten() {
+        for at in [
+            self.timers.next_ms(),
+            self.driver.next_timeout().map(|t| t.0),
+        ]
+        .into_iter()
+        .flatten()
+        {
             timeout = timeout.min(Duration::from_millis(at.saturating_sub(now)));
         }
         self.mesh.set_sleeping(self.slot, true);
@@ -472,7 +523,11 @@ impl Worker {
                 }
                 Token(token) => {
                     let index = (token - FIRST_CONN) as u32;
-                    if let Some(conns::Conn { link: Link::Tcp(link), .. }) = self.conns.at(index) {
+                    if let Some(conns::Conn {
+                        link: Link::Tcp(link),
+                        ..
+                    }) = self.conns.at(index)
+                    {
                         let ended = event.is_read_closed() || event.is_error();
                         link.ready(event.is_readable() || ended, event.is_writable() || ended);
                         self.conns.schedule(index);

@@ -58,8 +58,11 @@ impl Published {
 
     /// Publishes what the sender has counted since.
     pub fn sender(&mut self, metrics: &WorkerMetrics, now: &SendCounters) {
-        metrics.datagrams_sent.add(now.datagrams - self.sender.datagrams);
-        metrics.datagrams_dropped[DatagramDrop::SendFailed].add(now.dropped() - self.sender.dropped());
+        metrics
+            .datagrams_sent
+            .add(now.datagrams - self.sender.datagrams);
+        metrics.datagrams_dropped[DatagramDrop::SendFailed]
+            .add(now.dropped() - self.sender.dropped());
         self.sender = now.clone();
     }
 }

@@ -48,7 +48,9 @@ impl Worker {
             }
         }
         for &index in &serving {
-            let Some(conn) = self.conns.at(index) else { continue };
+            let Some(conn) = self.conns.at(index) else {
+                continue;
+            };
             if conn.flushed_in != self.round {
                 conn.flushed_in = self.round;
                 self.flush(index, clock);
@@ -60,7 +62,9 @@ impl Worker {
 
     /// Takes what has arrived on a connection to the core.
     fn ingest(&mut self, index: u32, clock: Clock) {
-        let Some(conn) = self.conns.at(index) else { return };
+        let Some(conn) = self.conns.at(index) else {
+            return;
+        };
         if let Link::Quic(link) = &mut conn.link {
             let Some(quic) = &mut self.quic else { return };
             if quic.poll_events(link, &self.metrics) == Progress::Lost {
@@ -73,7 +77,10 @@ impl Worker {
             Reading::Done => {}
             Reading::Again => self.again.push(index),
             Reading::Ended => {
-                if let Some(Conn { link: Link::Quic(link), .. }) = self.conns.at(index)
+                if let Some(Conn {
+                    link: Link::Quic(link),
+                    ..
+                }) = self.conns.at(index)
                     && let Some(quic) = &mut self.quic
                 {
                     quic.close(link, error_code::CONTROL_STREAM_DOWN, clock);
@@ -85,14 +92,20 @@ impl Worker {
 
     /// The connection is gone without the core having said so.
     fn lost(&mut self, index: u32, clock: Clock) {
-        let Some(conn) = self.conns.at(index) else { return };
+        let Some(conn) = self.conns.at(index) else {
+            return;
+        };
         conn.closing.get_or_insert(ReasonCode::UNSPECIFIED_ERROR);
         conn.outbox = Outbox::default();
         if std::mem::take(&mut conn.open) {
             let conn = conn.id;
-            self.driver.input(&mut self.conns, Input::Closed { conn }, clock.time());
+            self.driver
+                .input(&mut self.conns, Input::Closed { conn }, clock.time());
         }
-        if let Some(Conn { link: Link::Tcp(_), .. }) = self.conns.at(index) {
+        if let Some(Conn {
+            link: Link::Tcp(_), ..
+        }) = self.conns.at(index)
+        {
             self.remove(index);
         }
     }
@@ -100,7 +113,9 @@ impl Worker {
     fn read(&mut self, index: u32, clock: Clock) -> Reading {
         let time = clock.time();
         for _ in 0..PACKETS_PER_SERVE {
-            let Some(conn) = self.conns.at(index) else { return Reading::Done };
+            let Some(conn) = self.conns.at(index) else {
+                return Reading::Done;
+            };
             if conn.closing.is_some() {
                 return discard(conn, self.tcp.as_mut());
             }
@@ -113,7 +128,8 @@ impl Worker {
                         conn.version.get_or_insert(connect.version);
                     }
                     let conn = conn.id;
-                    self.driver.input(&mut self.conns, Input::Packet { conn, packet }, time);
+                    self.driver
+                        .input(&mut self.conns, Input::Packet { conn, packet }, time);
                 }
                 Ok(None) => {
                     let chunk = match &mut conn.link {
@@ -136,7 +152,8 @@ impl Worker {
                 Err(error) => {
                     tracing::debug!(peer = %conn.peer, %error, "malformed packet");
                     let (conn, reason) = (conn.id, error.reason());
-                    self.driver.input(&mut self.conns, Input::Malformed { conn, reason }, time);
+                    self.driver
+                        .input(&mut self.conns, Input::Malformed { conn, reason }, time);
                     return Reading::Done;
                 }
             }
@@ -146,7 +163,9 @@ impl Worker {
 
     /// Gives the transport what waits, lets it send, and arms its timer.
     fn flush(&mut self, index: u32, clock: Clock) {
-        let Some(conn) = self.conns.at(index) else { return };
+        let Some(conn) = self.conns.at(index) else {
+            return;
+        };
         let taken = match &mut conn.link {
             Link::Quic(link) => match &mut self.quic {
                 Some(quic) => quic.write(link, &mut conn.outbox).map_err(|_| ()),
@@ -176,7 +195,10 @@ impl Worker {
         if taken > 0 {
             self.metrics.bytes_sent[transport].add(taken as u64);
             if open {
-                let input = Input::Flushed { conn: id, bytes: taken as u32 };
+                let input = Input::Flushed {
+                    conn: id,
+                    bytes: taken as u32,
+                };
                 self.driver.input(&mut self.conns, input, clock.time());
             }
         }
@@ -185,7 +207,9 @@ impl Worker {
 
     /// Closing, transmission, timer.
     fn settle(&mut self, index: u32, clock: Clock) {
-        let Some(conn) = self.conns.at(index) else { return };
+        let Some(conn) = self.conns.at(index) else {
+            return;
+        };
         let mut by = None;
         if conn.closing.is_some() {
             let until = *conn.close_by.get_or_insert(clock.now + CLOSE_TIME_MAX);
@@ -214,13 +238,19 @@ impl Worker {
         };
         if over {
             self.remove(index);
-        } else if let Some(at) = timeout.into_iter().chain(by.filter(|by| *by > clock.now)).min() {
+        } else if let Some(at) = timeout
+            .into_iter()
+            .chain(by.filter(|by| *by > clock.now))
+            .min()
+        {
             self.timers.arm(index, clock.deadline_ms(at));
         }
     }
 
     fn remove(&mut self, index: u32) {
-        let Some(mut conn) = self.conns.remove(index) else { return };
+        let Some(mut conn) = self.conns.remove(index) else {
+            return;
+        };
         let transport = conn.link.transport();
         self.metrics.connections[transport].dec();
         self.metrics.connections_closed[transport].inc();
