@@ -35,18 +35,18 @@ pub(super) fn initial_suite() -> Suite {
     }
 }
 
-const AES_128_GCM_INDEX: usize = 1;
+const AES_128_GCM_INDEX: usize = 0;
 
-/// In the server's order of preference, which is rustls's.
+/// In the server's order of preference.
 static SUITES: LazyLock<[Tls13CipherSuite; 3]> = LazyLock::new(|| {
     [
         compact(
-            cipher_suite::TLS13_AES_256_GCM_SHA384,
-            &Compact::<Aes256Gcm>(PhantomData),
-        ),
-        compact(
             cipher_suite::TLS13_AES_128_GCM_SHA256,
             &Compact::<Aes128Gcm>(PhantomData),
+        ),
+        compact(
+            cipher_suite::TLS13_AES_256_GCM_SHA384,
+            &Compact::<Aes256Gcm>(PhantomData),
         ),
         compact(
             cipher_suite::TLS13_CHACHA20_POLY1305_SHA256,
@@ -286,6 +286,8 @@ impl<C: Cipher> HeaderProtectionKey for CompactHeaderKey<C> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use proptest::prelude::*;
     use rustls::Side;
     use rustls::quic::{Keys, Version};
@@ -295,8 +297,8 @@ mod tests {
     /// The keys of a suite by rustls and the compact ones, from the same secret.
     fn both(index: usize, secret: &[u8]) -> (Keys, Keys) {
         let originals = [
-            cipher_suite::TLS13_AES_256_GCM_SHA384,
             cipher_suite::TLS13_AES_128_GCM_SHA256,
+            cipher_suite::TLS13_AES_256_GCM_SHA384,
             cipher_suite::TLS13_CHACHA20_POLY1305_SHA256,
         ];
         let original = originals[index].tls13().unwrap().quic_suite().unwrap();
@@ -410,13 +412,12 @@ mod tests {
 
     #[test]
     fn all_and_only_the_tls_1_3_suites_of_ring_are_offered() {
-        let names = |provider: &CryptoProvider| -> Vec<_> {
-            provider
+        let names = |provider: &CryptoProvider| -> BTreeSet<u16> {
+            let suites = provider
                 .cipher_suites
                 .iter()
-                .filter_map(|suite| suite.tls13())
-                .map(|suite| suite.common.suite)
-                .collect()
+                .filter_map(SupportedCipherSuite::tls13);
+            suites.map(|suite| suite.common.suite.into()).collect()
         };
         let provider = provider();
         assert_eq!(

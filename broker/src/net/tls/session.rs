@@ -526,6 +526,21 @@ mod tests {
     }
 
     #[test]
+    fn aes_128_is_preferred() {
+        let (server, roots) = server("preference", 1);
+        let client = client_tls(roots, None);
+        let first = client.crypto_provider().cipher_suites[0].suite();
+        assert_ne!(
+            first,
+            CipherSuite::TLS13_AES_128_GCM_SHA256,
+            "the client prefers another one"
+        );
+        let done = handshake(&server, &Arc::new(client));
+        let suite = done.client.negotiated_cipher_suite().unwrap().suite();
+        assert_eq!(suite, CipherSuite::TLS13_AES_128_GCM_SHA256);
+    }
+
+    #[test]
     fn a_ticket_resumes_the_session_after_the_drop() {
         let (server, roots) = server("resume", 1);
         let client = Arc::new(client_tls(roots, None));

@@ -45,6 +45,10 @@ pub(super) fn identity(name: &str) -> (TlsIdentity, RootCertStore) {
     (TlsIdentity::load(&certificate, &key).unwrap(), roots)
 }
 
+fn reset_key() -> Arc<dyn HmacKey> {
+    Arc::new(ring::hmac::Key::new(ring::hmac::HMAC_SHA256, &[2; 32]))
+}
+
 fn token_key() -> Arc<dyn HandshakeTokenKey> {
     Arc::new(ring::hkdf::Salt::new(ring::hkdf::HKDF_SHA256, &[]).extract(&[1; 32]))
 }
@@ -78,10 +82,7 @@ fn client(tls: rustls::ClientConfig) -> ClientConfig {
 
 fn pair(identity: &TlsIdentity, settings: &QuicSettings) -> Pair {
     let server = quic_server_config(identity, settings, token_key()).unwrap();
-    Pair::new(
-        quic_endpoint_config(settings, hmac::Key::new(hmac::HMAC_SHA256, &[2; 32])).unwrap(),
-        server,
-    )
+    Pair::new(quic_endpoint_config(settings, reset_key()).unwrap(), server)
 }
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -336,8 +337,7 @@ fn settings_out_of_range_are_refused() {
             udp_payload_bytes_max,
             ..QuicSettings::default()
         };
-        let error = quic_endpoint_config(&settings, hmac::Key::new(hmac::HMAC_SHA256, &[0; 32]))
-            .unwrap_err();
+        let error = quic_endpoint_config(&settings, reset_key()).unwrap_err();
         assert!(
             error.to_string().contains("udp_payload_bytes_max"),
             "{error}"
