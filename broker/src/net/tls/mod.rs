@@ -11,8 +11,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use quinn_proto::congestion::NewRenoConfig;
-use quinn_proto::crypto::{HandshakeTokenKey, HmacKey};
+use quinn_proto::crypto::HandshakeTokenKey;
 use quinn_proto::{EndpointConfig, IdleTimeout, ServerConfig, TransportConfig, VarInt};
+use ring::hmac;
 
 pub use identity::{TlsError, TlsIdentity};
 
@@ -164,9 +165,9 @@ fn transport_config(settings: &QuicSettings) -> TransportConfig {
 /// [`TlsError::Settings`] if `udp_payload_bytes_max` is out of range.
 pub fn quic_endpoint_config(
     settings: &QuicSettings,
-    reset_key: Arc<dyn HmacKey>,
+    reset_key: hmac::Key,
 ) -> Result<EndpointConfig, TlsError> {
-    let mut endpoint = EndpointConfig::new(reset_key);
+    let mut endpoint = EndpointConfig::new(Arc::new(reset_key));
     endpoint
         .max_udp_payload_size(settings.udp_payload_bytes_max)
         .map_err(|_| TlsError::Settings {

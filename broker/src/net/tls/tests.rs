@@ -45,8 +45,8 @@ pub(super) fn identity(name: &str) -> (TlsIdentity, RootCertStore) {
     (TlsIdentity::load(&certificate, &key).unwrap(), roots)
 }
 
-fn reset_key() -> Arc<dyn HmacKey> {
-    Arc::new(ring::hmac::Key::new(ring::hmac::HMAC_SHA256, &[2; 32]))
+fn reset_key() -> hmac::Key {
+    hmac::Key::new(hmac::HMAC_SHA256, &[2; 32])
 }
 
 fn token_key() -> Arc<dyn HandshakeTokenKey> {
