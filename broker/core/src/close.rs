@@ -4,7 +4,7 @@ use headgate_codec::{Disconnect, Packet, ReasonCode, Version, Will};
 
 use crate::{
     ConnId, Output, Owner, Record, SessionId, Time,
-    conns::State,
+    conns::{PAUSED_ACKS, State},
     counters::{add, sub},
     hub::Hub,
     session::{NEVER, Session},
@@ -260,6 +260,10 @@ impl Hub {
             return;
         };
         c.armed = NEVER;
+        // A client that isn't read, because storage is behind, can't show that it is alive.
+        if c.paused & PAUSED_ACKS != 0 {
+            c.last_seen = now;
+        }
         let (deadline, state) = (deadline_of(c, timeout_ms), c.state);
         if c.acks.as_ref().is_some_and(|a| a.is_empty()) {
             c.acks = None;

@@ -9,7 +9,7 @@ use headgate_codec::{
 };
 
 use crate::{
-    ConnId, Mesh, Output, Owner, Session, SessionId, Takeover, WorkerSlot,
+    ConnId, CoreLimits, Mesh, Output, Owner, Session, SessionId, Takeover, WorkerSlot,
     close::End,
     conns::{PAUSED_CONNECTING, State},
     counters::{add, sub},
@@ -366,32 +366,8 @@ impl Hub {
         let (Some(session), Some(c)) = (slots.session(slot), conns.get(conn)) else {
             return;
         };
-        let requested_s = match (connect.version, connect.clean_start) {
-            (Version::V5, _) => connect.properties.session_expiry_s.unwrap_or(0),
-            (_, true) => 0,
-            (_, false) => u32::MAX,
-        };
         let was_persistent = session.is_persistent();
-        session.expiry_s = requested_s.min(env.limits.session_expiry_max_s);
-        session.expires_at = NEVER;
-        session.conn = Some(conn);
-        session.unsent = 0;
-        session.version = connect.version;
-        session.packet_bytes_max = connect.properties.maximum_packet_size.unwrap_or(u32::MAX);
-        session.send_quota = connect
-            .properties
-            .receive_maximum
-            .unwrap_or(u16::MAX)
-            .min(env.limits.inflight_messages)
-            .max(1);
-        // [MQTT-3.1.2-7]; a will that was waiting is gone with the new connection [MQTT-3.1.3-9].
-        session.will = connect
-            .will
-            .clone()
-            .map(|will| Box::new(PendingWill { will, at: None }));
-        if let Some(flow) = &mut session.flow {
-            flow.sent = 0;
-        }
+        let requested_s = session.begin(conn, &connect, &env.limits);
         if was_persistent != session.is_persistent() {
             repoint(session, &shared.topics, session.handle);
         }
@@ -429,6 +405,33 @@ impl Hub {
         self.pause(conn, PAUSED_CONNECTING, false, out);
         self.pump(slot, out);
         self.ready.push(conn);
+    }
+}
+
+impl Session {
+    /// What a CONNECT says of the session from now on. The Session Expiry Interval that was asked
+    /// for, seconds.
+    fn begin(&mut self, conn: ConnId, connect: &Connect, limits: &CoreLimits) -> u32 {
+        let requested_s = match (connect.version, connect.clean_start) {
+            (Version::V5, _) => connect.properties.session_expiry_s.unwrap_or(0),
+            (_, true) => 0,
+            (_, false) => u32::MAX,
+        };
+        let receive_maximum = connect.properties.receive_maximum.unwrap_or(u16::MAX);
+        self.expiry_s = requested_s.min(limits.session_expiry_max_s);
+        self.expires_at = NEVER;
+        self.conn = Some(conn);
+        self.unsent = 0;
+        self.version = connect.version;
+        self.packet_bytes_max = connect.properties.maximum_packet_size.unwrap_or(u32::MAX);
+        self.send_quota = receive_maximum.min(limits.inflight_messages).max(1);
+        // [MQTT-3.1.2-7]; a will that was waiting is gone with the new connection [MQTT-3.1.3-9].
+        let will = connect.will.clone();
+        self.will = will.map(|will| Box::new(PendingWill { will, at: None }));
+        if let Some(flow) = &mut self.flow {
+            flow.sent = 0;
+        }
+        requested_s
     }
 }
 

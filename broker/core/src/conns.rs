@@ -100,6 +100,18 @@ impl Conns {
         self.get(id).map(|conn| (id, conn))
     }
 
+    /// The connection that is in a place now.
+    pub(crate) fn at(&self, index: u32) -> Option<ConnId> {
+        let conn = self
+            .0
+            .get(index as usize)
+            .filter(|c| c.state != State::Free)?;
+        Some(ConnId {
+            index,
+            generation: conn.generation,
+        })
+    }
+
     /// A new connection in the driver's place.
     pub(crate) fn open(&mut self, id: ConnId, now: Time) -> &mut Conn {
         let index = id.index as usize;

@@ -76,7 +76,10 @@ impl Hub {
     }
 
     pub(crate) fn opened(&mut self, conn: ConnId, out: &mut Vec<Output>) {
-        // A driver that reuses a place has said Closed, or the core has; if not, the old one is gone.
+        // A place that is used again: what was there is gone.
+        if let Some(former) = self.conns.at(conn.index) {
+            self.close(former, End::Lost, out);
+        }
         self.conns.open(conn, self.env.now);
         add(&mut self.env.counters.connections, 1);
         if self.is_shut_down {

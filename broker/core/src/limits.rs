@@ -43,9 +43,12 @@ impl CoreConfig {
     }
 }
 
-/// Limits of one worker. The worst case of a session is `session_bytes` + `packet_bytes` (its
-/// will) + `subscriptions_per_session` × the longest filter; that of a connection
-/// 3 × `send_buffer_bytes` + `packet_bytes` of frames that the transport has not taken.
+/// Limits of one worker.
+///
+/// The worst case of a session is 2 × `session_bytes` (half of it only for the moment of a move) +
+/// `packet_bytes` (its will) + `subscriptions_per_session` × the longest filter + 131,070 bytes
+/// (every Packet Identifier in use by QoS 2 messages that the client never releases); that of a
+/// connection 3 × `send_buffer_bytes` + `packet_bytes` of frames that the transport has not taken.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CoreLimits {
     /// Sessions of this worker, connected or not (1,000,000; at most 16,777,215). Worst case:

@@ -54,42 +54,10 @@ impl Core {
         out: &mut Vec<Output>,
     ) {
         let hub = &mut self.hub;
-        let Some(session) = hub.slots.session(slot) else {
+        let before = hub.env.last_persist;
+        let Some((version, receipt)) = hub.accept(conn, slot, (publish.qos, packet_id), out) else {
             return;
         };
-        let (version, before) = (session.version, hub.env.last_persist);
-        // [MQTT-3.3.4-7]: a 3.x client was not told of a Receive Maximum.
-        let Some(c) = hub.conns.get(conn) else { return };
-        if version == Version::V5 && c.open_publishes >= hub.env.limits.receive_maximum.max(1) {
-            add(&mut hub.env.counters.limit_receive_maximum, 1);
-            return hub.close(conn, End::Server(ReasonCode::RECEIVE_MAXIMUM_EXCEEDED), out);
-        }
-        c.open_publishes = c.open_publishes.saturating_add(1);
-        let receipt = Receipt {
-            conn,
-            serial: c.ack_serial,
-        };
-        if publish.qos == QoS::ExactlyOnce {
-            let record = Record::Received { packet_id };
-            let Err(place) = session.flow().received.binary_search(&packet_id) else {
-                // [MQTT-4.3.3-10]: recorded once more, because the first may not be safe yet.
-                add(&mut hub.env.counters.publish_in_repeated, 1);
-                session.persist(&mut hub.env, record, out);
-                let wait = hub.wait_since(before, 0);
-                return hub.acknowledge(
-                    conn,
-                    slot,
-                    AckBody::PubRec(packet_id, ReasonCode::SUCCESS),
-                    wait,
-                    out,
-                );
-            };
-            session.flow().received.insert(place, packet_id);
-            session.persist(&mut hub.env, record, out);
-            add(&mut hub.env.counters.publish_in_qos2, 1);
-        } else {
-            add(&mut hub.env.counters.publish_in_qos1, 1);
-        }
         let mut fan = Fanout::of_publish(publish, hub.env.now);
         let mut reason = ReasonCode::SUCCESS;
         let is_kept = !publish.retain || hub.retain(slot, fan.message(), out);
@@ -176,6 +144,47 @@ impl Hub {
             return Err(ReasonCode::TOPIC_NAME_INVALID);
         }
         Ok(())
+    }
+
+    /// Takes a PUBLISH with QoS > 0 in, unless it is too many (then the connection is closed) or
+    /// a repetition (then it is acknowledged once more).
+    fn accept(
+        &mut self,
+        conn: ConnId,
+        slot: u32,
+        (qos, packet_id): (QoS, PacketId),
+        out: &mut Vec<Output>,
+    ) -> Option<(Version, Receipt)> {
+        let session = self.slots.session(slot)?;
+        let (version, before) = (session.version, self.env.last_persist);
+        let c = self.conns.get(conn)?;
+        // [MQTT-3.3.4-7]: a 3.x client was not told of a Receive Maximum.
+        if version == Version::V5 && c.open_publishes >= self.env.limits.receive_maximum.max(1) {
+            add(&mut self.env.counters.limit_receive_maximum, 1);
+            self.close(conn, End::Server(ReasonCode::RECEIVE_MAXIMUM_EXCEEDED), out);
+            return None;
+        }
+        c.open_publishes = c.open_publishes.saturating_add(1);
+        let serial = c.ack_serial;
+        if qos == QoS::AtLeastOnce {
+            add(&mut self.env.counters.publish_in_qos1, 1);
+            return Some((version, Receipt { conn, serial }));
+        }
+        let place = session.flow().received.binary_search(&packet_id);
+        if let Err(place) = place {
+            session.flow().received.insert(place, packet_id);
+        }
+        // [MQTT-4.3.3-10]: a repetition is recorded once more, the first may not be safe yet.
+        session.persist(&mut self.env, Record::Received { packet_id }, out);
+        if place.is_err() {
+            add(&mut self.env.counters.publish_in_qos2, 1);
+            return Some((version, Receipt { conn, serial }));
+        }
+        add(&mut self.env.counters.publish_in_repeated, 1);
+        let wait = self.wait_since(before, 0);
+        let body = AckBody::PubRec(packet_id, ReasonCode::SUCCESS);
+        self.acknowledge(conn, slot, body, wait, out);
+        None
     }
 
     /// Sets the retained message of a topic. `false` = the store is full.

@@ -69,7 +69,7 @@ impl Retained {
 
     /// Up to `limit` messages that match `filter`, in the order of their topics' levels, after the
     /// place `after`. The place where the search stopped comes with them; `None` = there are no
-    /// more. One call looks at no more than [`VISITS_MAX`] levels, so it may find nothing and yet
+    /// more. One call looks at no more than 2,048 levels, so it may find nothing and yet
     /// say where to go on.
     pub fn matching(
         &self,

@@ -136,20 +136,17 @@ impl Hub {
         shared
             .topics
             .subscribe(text, Subscriber::new(session.handle.0, options.0));
-        match existing {
-            Some(index) => {
-                session.subscriptions[index].id = id;
-                session.subscriptions[index].options = options;
-            }
-            None => {
-                add(&mut env.counters.subscriptions, 1);
-                reserve(&mut session.subscriptions);
-                session.subscriptions.push(Subscription {
-                    filter: text.into(),
-                    id,
-                    options,
-                });
-            }
+        let subscription = Subscription {
+            filter: text.into(),
+            id,
+            options,
+        };
+        if let Some(index) = existing {
+            session.subscriptions[index] = subscription;
+        } else {
+            add(&mut env.counters.subscriptions, 1);
+            reserve(&mut session.subscriptions);
+            session.subscriptions.push(subscription);
         }
         let record = Record::Subscribed {
             filter: Text::from(text),
@@ -163,11 +160,7 @@ impl Hub {
             session.replay_retained(text, id, requested.qos, !shared.retained.is_empty());
         }
         // [MQTT-3.8.4-7]: what is asked for is granted.
-        match requested.qos {
-            QoS::AtMostOnce => ReasonCode::SUCCESS,
-            QoS::AtLeastOnce => ReasonCode::GRANTED_QOS_1,
-            QoS::ExactlyOnce => ReasonCode::GRANTED_QOS_2,
-        }
+        ReasonCode(requested.qos as u8)
     }
 
     fn unsubscribe(&mut self, slot: u32, filter: &Text, out: &mut Vec<Output>) -> ReasonCode {
