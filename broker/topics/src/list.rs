@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::Subscriber;
 use crate::record::{Writer, load};
-use crate::sync::{AtomicPtr, AtomicU64, Ordering};
+use crate::sync::{AtomicPtr, AtomicU64, Look, Ordering};
 
 /// A list that shrinks to this many goes back into one block: below `INLINE_MAX`, so that it doesn't go to and fro.
 const INLINE_AGAIN: usize = 4;
@@ -51,14 +51,13 @@ impl Big {
     /// Appends all subscribers to `out`.
     pub(crate) fn read(&self, out: &mut Vec<Subscriber>) {
         out.reserve((self.chunks.len() - 1) * CHUNK);
-        out.extend(self.all());
+        out.extend(self.all(Look::Reader));
     }
 
-    fn all(&self) -> impl Iterator<Item = Subscriber> {
+    fn all(&self, look: Look) -> impl Iterator<Item = Subscriber> {
         // SAFETY: a published `Big`'s chunks live as long as it.
         let chunks = self.chunks.iter().map(|&chunk| unsafe { &*chunk });
-        let entries =
-            chunks.flat_map(|chunk| chunk.iter().map(|entry| entry.load(Ordering::Acquire)));
+        let entries = chunks.flat_map(move |chunk| chunk.iter().map(move |entry| look.at(entry)));
         // The first 0 is in the last chunk.
         entries
             .take_while(|&bits| bits != 0)
@@ -246,7 +245,10 @@ impl Writer<'_> {
         } else {
             chunks.push(self.new_chunk(CHUNK, [subscriber].into_iter()));
             if self.ledger(big).positions.is_none() {
-                let ids = big.all().chain([subscriber]).map(Subscriber::id);
+                let ids = big
+                    .all(Look::Writer)
+                    .chain([subscriber])
+                    .map(Subscriber::id);
                 let positions: BTreeMap<_, _> = ids.zip(0..).collect();
                 self.bytes += (positions.len() * POSITION_BYTES).cast_signed();
                 self.ledger(big).positions = Some(positions);
@@ -270,7 +272,7 @@ impl Writer<'_> {
         let moved = load(big.entry(last));
         if last <= INLINE_AGAIN {
             let rest: Vec<_> = big
-                .all()
+                .all(Look::Writer)
                 .filter(|subscriber| subscriber.id() != id)
                 .collect();
             link.store(self.inline(&big.filter, &rest), Ordering::Release);

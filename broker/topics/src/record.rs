@@ -14,7 +14,7 @@ use arrayvec::ArrayVec;
 
 use crate::Subscriber;
 use crate::list::{self, Big};
-use crate::sync::{AtomicPtr, AtomicU64, Guard, Ordering};
+use crate::sync::{AtomicPtr, AtomicU64, Cell, Guard, Ordering};
 
 /// Most subscribers in one block with their filter.
 const INLINE_MAX: usize = 7;
@@ -81,19 +81,24 @@ impl View<'_> {
         }
     }
 
-    /// Appends all subscribers to `out`.
+    /// Appends all subscribers to `out`, as a reader.
     #[inline]
     pub(crate) fn read(&self, out: &mut Vec<Subscriber>) {
         match self {
-            Self::Inline { subscribers, .. } => out.extend(subscribers.iter().map(load)),
+            Self::Inline { subscribers, .. } => out.extend(
+                subscribers
+                    .iter()
+                    .map(|entry| Subscriber::from_bits(entry.read())),
+            ),
             Self::Big(big) => big.read(out),
         }
     }
 }
 
+/// The writer's look at an entry.
 #[inline]
 pub(crate) fn load(entry: &AtomicU64) -> Subscriber {
-    Subscriber::from_bits(entry.load(Ordering::Acquire))
+    Subscriber::from_bits(entry.own())
 }
 
 fn inline_layout(count: usize, filter: usize) -> Layout {
@@ -148,7 +153,7 @@ impl Writer<'_> {
         link: &AtomicPtr<()>,
         subscriber: Subscriber,
     ) -> Option<Subscriber> {
-        let word = link.load(Ordering::Relaxed);
+        let word = link.own();
         // SAFETY: the writer's own look.
         match unsafe { view(word) }? {
             View::Inline {
@@ -189,7 +194,7 @@ impl Writer<'_> {
         link: &AtomicPtr<()>,
         id: u64,
     ) -> Option<(Subscriber, bool)> {
-        let word = link.load(Ordering::Relaxed);
+        let word = link.own();
         // SAFETY: the writer's own look.
         match unsafe { view(word) }? {
             View::Inline {
@@ -224,7 +229,7 @@ impl Writer<'_> {
         old_id: u64,
         new: Subscriber,
     ) -> Option<bool> {
-        let word = link.load(Ordering::Relaxed);
+        let word = link.own();
         // SAFETY: the writer's own look.
         let view = unsafe { view(word) }?;
         let (old, own) = match &view {

@@ -6,7 +6,7 @@ use crate::Subscriber;
 use crate::filter::LEVELS_MAX;
 use crate::hash::PathHash;
 use crate::record::{self, View};
-use crate::sync::{Guard, Ordering};
+use crate::sync::{Cell, Guard, Look};
 use crate::table::{HAS_MULTI, HAS_MULTI_NEXT, HAS_PLUS, Table};
 
 /// A topic name, cut and hashed.
@@ -177,10 +177,14 @@ impl<'s> Search<'s> {
                         break;
                     }
                 }
-                let Some(slot) = self.table.slots.get(path.hash.node(), self.guard) else {
+                let Some(slot) = self
+                    .table
+                    .slots
+                    .get(path.hash.node(), Look::Reader, self.guard)
+                else {
                     break;
                 };
-                let flags = slot.value.load(Ordering::Acquire).addr();
+                let flags = slot.value.read().addr();
                 if flags & HAS_MULTI != 0 && wildcards {
                     let hash = self.table.hasher.multi(path.hash);
                     self.terminal(Path {
@@ -231,10 +235,14 @@ impl<'s> Search<'s> {
     /// Looks for the filter that ends here.
     #[inline]
     fn terminal(&mut self, path: Path) {
-        let Some(slot) = self.table.slots.get(path.hash.terminal(), self.guard) else {
+        let Some(slot) = self
+            .table
+            .slots
+            .get(path.hash.terminal(), Look::Reader, self.guard)
+        else {
             return;
         };
-        let word = slot.value.load(Ordering::Acquire);
+        let word = slot.value.read();
         record::prefetch(word);
         if self.found.is_full() {
             self.finish();
@@ -244,12 +252,13 @@ impl<'s> Search<'s> {
 
     /// Compares the records found with their paths and reads them.
     fn finish(&mut self) {
-        for found in self.found.take() {
+        // The literal path's records were asked for when the slowest slots had come, so the others go first.
+        while let Some(Found { path, word }) = self.found.pop() {
             // SAFETY: read under the guard.
-            let view = unsafe { record::view(found.word) };
+            let view = unsafe { record::view(word) };
             match view {
-                Some(view) if self.topic.verify(view.filter(), &found.path) => view.read(self.out),
-                _ => self.search_all(&found.path),
+                Some(view) if self.topic.verify(view.filter(), &path) => view.read(self.out),
+                _ => self.search_all(&path),
             }
         }
     }
@@ -257,10 +266,13 @@ impl<'s> Search<'s> {
     /// Two filters have the same hash, or the slot has just changed hands: looks at every slot with this key.
     #[cold]
     fn search_all(&mut self, path: &Path) {
-        for slot in self.table.slots.all(path.hash.terminal(), self.guard) {
+        for slot in self
+            .table
+            .slots
+            .all(path.hash.terminal(), Look::Reader, self.guard)
+        {
             // SAFETY: read under the guard.
-            let view: Option<View<'_>> =
-                unsafe { record::view(slot.value.load(Ordering::Acquire)) };
+            let view: Option<View<'_>> = unsafe { record::view(slot.value.read()) };
             if let Some(view) = view
                 && self.topic.verify(view.filter(), path)
             {

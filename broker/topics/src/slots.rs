@@ -9,12 +9,7 @@ use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
 use std::ptr;
 
 use crate::hash::Key;
-use crate::sync::{AtomicPtr, Guard, Ordering};
-
-#[cfg(not(loom))]
-type AtomicKey = std::sync::atomic::AtomicU64;
-#[cfg(loom)]
-type AtomicKey = loom::sync::atomic::AtomicU64;
+use crate::sync::{AtomicPtr, AtomicU64, Cell, Guard, Look, Ordering};
 
 /// Segments of a table, a power of two. More make the copy when one grows shorter: with 1,000,000 filters of 4 levels a
 /// segment has about 4,000 slots (64 KB), and growing it holds up other writers (never readers) for some 20 µs; with
@@ -34,7 +29,7 @@ const ALIGN: usize = 128;
 
 /// One entry. The value means what the key's kind says: counts and flags, or a record.
 pub(crate) struct Slot {
-    key: AtomicKey,
+    key: AtomicU64,
     pub(crate) value: AtomicPtr<()>,
 }
 
@@ -98,7 +93,7 @@ impl Segment {
         }
         for index in 0..class.slots() {
             let empty = Slot {
-                key: AtomicKey::new(EMPTY),
+                key: AtomicU64::new(EMPTY),
                 value: AtomicPtr::new(ptr::null_mut()),
             };
             // SAFETY: `index` is within the allocation, which nobody else knows yet.
@@ -196,22 +191,24 @@ impl Slots {
     }
 
     #[inline]
-    fn segment(&self, key: u64) -> Segment {
-        // Acquire: pairs with the release in `rebuild`, so the segment's slots are seen complete.
-        Segment::unpack(self.segments[Self::index(key)].load(Ordering::Acquire))
+    fn segment(&self, key: u64, look: Look) -> Segment {
+        let word = &self.segments[Self::index(key)];
+        Segment::unpack(look.at(word))
     }
 
     /// Asks for the cache line where the search for `key` begins.
     #[inline]
     pub(crate) fn prefetch(&self, key: Key) {
-        let segment = self.segment(key.0);
-        prefetch(segment.slots.wrapping_add(segment.home(key.0)));
+        if cfg!(not(loom)) {
+            let segment = self.segment(key.0, Look::Reader);
+            prefetch(segment.slots.wrapping_add(segment.home(key.0)));
+        }
     }
 
     /// The first slot with this key.
     #[inline]
-    pub(crate) fn get<'g>(&self, key: Key, guard: &'g Guard) -> Option<&'g Slot> {
-        self.all(key, guard).next()
+    pub(crate) fn get<'g>(&self, key: Key, look: Look, guard: &'g Guard) -> Option<&'g Slot> {
+        self.all(key, look, guard).next()
     }
 
     /// All slots with this key: filters whose paths have the same hash have a slot each.
@@ -219,14 +216,14 @@ impl Slots {
     pub(crate) fn all<'g>(
         &self,
         key: Key,
+        look: Look,
         _guard: &'g Guard,
     ) -> impl Iterator<Item = &'g Slot> + use<'g> {
-        let mut probe = self.segment(key.0).probe(key.0);
+        let mut probe = self.segment(key.0, look).probe(key.0);
         std::iter::from_fn(move || {
             loop {
                 let slot = probe.step();
-                // Acquire: the value was stored before the key.
-                match slot.key.load(Ordering::Acquire) {
+                match look.at(&slot.key) {
                     found if found == key.0 => return Some(slot),
                     EMPTY => return None,
                     _ => {}
@@ -244,17 +241,17 @@ impl Slots {
         guard: &'g Guard,
     ) -> (&'g Slot, isize) {
         let fill = &mut fills.0[Self::index(key.0)];
-        let slots = self.segment(key.0).class.slots();
+        let slots = self.segment(key.0, Look::Writer).class.slots();
         // At most 13/16 used, so that probes stay short and there is always an end to them.
         let grown = if (fill.live + fill.freed + 1) * 16 > slots * 13 {
             self.rebuild(key, fill, guard)
         } else {
             0
         };
-        let mut probe = self.segment(key.0).probe(key.0);
+        let mut probe = self.segment(key.0, Look::Writer).probe(key.0);
         loop {
             let slot = probe.step();
-            let found = slot.key.load(Ordering::Relaxed);
+            let found = slot.key.own();
             if found == EMPTY || found == FREED {
                 fill.freed -= usize::from(found == FREED);
                 fill.live += 1;
@@ -272,7 +269,7 @@ impl Slots {
         slot.value.store(ptr::null_mut(), Ordering::Release);
         fill.live -= 1;
         fill.freed += 1;
-        let slots = self.segment(key.0).class.slots();
+        let slots = self.segment(key.0, Look::Writer).class.slots();
         // After a storm of subscriptions the memory goes back.
         if fill.live * 4 < slots && slots > SizeClass::MIN.slots() {
             self.rebuild(key, fill, guard)
@@ -284,7 +281,7 @@ impl Slots {
     /// Copies the live entries of the key's segment to one of the right size and publishes that.
     #[cold]
     fn rebuild(&self, key: Key, fill: &mut Fill, guard: &Guard) -> isize {
-        let old = self.segment(key.0);
+        let old = self.segment(key.0, Look::Writer);
         let new = Segment::allocate(SizeClass::for_entries(fill.live + 1));
         assert!(
             (fill.live + 1) * 16 <= new.class.slots() * 13,
@@ -293,16 +290,15 @@ impl Slots {
         for index in 0..old.class.slots() {
             // SAFETY: within the segment, which lives as long as it is published.
             let slot = unsafe { &*old.slots.add(index) };
-            let entry = slot.key.load(Ordering::Relaxed);
+            let entry = slot.key.own();
             if entry == EMPTY || entry == FREED {
                 continue;
             }
             let mut probe = new.probe(entry);
             loop {
                 let free = probe.step();
-                if free.key.load(Ordering::Relaxed) == EMPTY {
-                    free.value
-                        .store(slot.value.load(Ordering::Relaxed), Ordering::Relaxed);
+                if free.key.own() == EMPTY {
+                    free.value.store(slot.value.own(), Ordering::Relaxed);
                     free.key.store(entry, Ordering::Relaxed);
                     break;
                 }
@@ -323,13 +319,13 @@ impl Slots {
     /// No reader or writer is left, and the slots aren't used again.
     pub(crate) unsafe fn free(&mut self, mut terminal: impl FnMut(*mut ())) {
         for word in &self.segments {
-            let segment = Segment::unpack(word.load(Ordering::Acquire));
+            let segment = Segment::unpack(word.own());
             for index in 0..segment.class.slots() {
                 // SAFETY: within the segment, which is freed below only.
                 let slot = unsafe { &*segment.slots.add(index) };
-                let key = slot.key.load(Ordering::Relaxed);
+                let key = slot.key.own();
                 if key & 0b11 == 0b11 {
-                    terminal(slot.value.load(Ordering::Relaxed));
+                    terminal(slot.value.own());
                 }
             }
             // SAFETY: the caller has the slots alone.

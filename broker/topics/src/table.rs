@@ -17,7 +17,7 @@ use crate::record::{self, Writer};
 use crate::search::{Search, Topic};
 use crate::slots::{Fills, Slot, Slots};
 use crate::stamps::Stamps;
-use crate::sync::{AtomicUsize, Guard, Mutex, MutexGuard, Ordering, pin};
+use crate::sync::{AtomicUsize, Cell, Guard, Look, Mutex, MutexGuard, Ordering, pin};
 
 /// All subscriptions of the broker, shared by its workers.
 ///
@@ -104,7 +104,7 @@ impl Table {
         let slot = self.find(path.terminal(), filter, &guard)?;
         let (removed, last) = writer.unsubscribe(&slot.value, id)?;
         if last {
-            let record = slot.value.load(Ordering::Relaxed);
+            let record = slot.value.own();
             writer.bytes += self.slots.remove(path.terminal(), slot, &mut fills, &guard);
             writer.retire(record);
             self.unlink(&path, &mut fills, &mut writer);
@@ -277,9 +277,9 @@ impl Table {
 
     /// The slot of exactly this filter.
     fn find<'g>(&self, key: Key, filter: &str, guard: &'g Guard) -> Option<&'g Slot> {
-        self.slots.all(key, guard).find(|slot| {
-            // SAFETY: read under the guard.
-            let view = unsafe { record::view(slot.value.load(Ordering::Acquire)) };
+        self.slots.all(key, Look::Writer, guard).find(|slot| {
+            // SAFETY: the writer's own look.
+            let view = unsafe { record::view(slot.value.own()) };
             view.is_some_and(|view| view.filter() == filter.as_bytes())
         })
     }
@@ -288,8 +288,8 @@ impl Table {
     fn link(&self, path: &FilterPath, fills: &mut Fills, writer: &mut Writer<'_>) {
         for at in (0..path.levels()).rev() {
             let key = path.paths[at].node();
-            if let Some(slot) = self.slots.get(key, writer.guard) {
-                let value = slot.value.load(Ordering::Relaxed).addr();
+            if let Some(slot) = self.slots.get(key, Look::Writer, writer.guard) {
+                let value = slot.value.own().addr();
                 slot.value
                     .store(node((value | path.flags(at)) + FILTERS), Ordering::Release);
             } else {
@@ -303,17 +303,17 @@ impl Table {
     fn unlink(&self, path: &FilterPath, fills: &mut Fills, writer: &mut Writer<'_>) {
         for at in (0..path.levels()).rev() {
             let key = path.paths[at].node();
-            let Some(slot) = self.slots.get(key, writer.guard) else {
+            let Some(slot) = self.slots.get(key, Look::Writer, writer.guard) else {
                 continue;
             };
-            let mut value = slot.value.load(Ordering::Relaxed).addr() - FILTERS;
+            let mut value = slot.value.own().addr() - FILTERS;
             if value < FILTERS {
                 writer.bytes += self.slots.remove(key, slot, fills, writer.guard);
                 continue;
             }
             let next = path.paths[at + 1];
             let next_gone = || {
-                let gone = |key| self.slots.get(key, writer.guard).is_none();
+                let gone = |key| self.slots.get(key, Look::Writer, writer.guard).is_none();
                 gone(next.terminal()) && gone(next.node())
             };
             let wildcard = path.flags(at) & (HAS_PLUS | HAS_MULTI);

@@ -108,7 +108,8 @@ fn workload() -> (Vec<String>, Vec<String>) {
     random.shuffle(&mut filters);
     random.shuffle(&mut topics);
     topics.truncate(TOPICS);
-    (filters, topics)
+    // In the order of use: the topic of a PUBLISH that was just decoded is in the cache, and these should be, too.
+    (filters, topics.iter().map(|topic| topic.as_str().into()).collect())
 }
 
 /// CPU nanoseconds per topic of the fastest pass.
