@@ -6,4 +6,5 @@ pub mod certificate;
 pub mod flood;
 pub mod netns;
 pub mod quic_client;
+pub mod clients;
 pub mod skip;

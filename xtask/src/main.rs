@@ -1,8 +1,9 @@
-//! Developer commands: `cargo xtask setup | build-ebpf | test | bench | tidy`.
+//! Developer commands: `cargo xtask setup | build-ebpf | run | test | bench | tidy`.
 
 mod bench;
 mod build_ebpf;
 mod paths;
+mod run;
 mod setup;
 mod shell;
 mod test;
@@ -26,6 +27,8 @@ enum Command {
     Setup(setup::Options),
     /// Build the kernel programs: xdp-ebpf/target/bpfel-unknown-none/release/headgate-xdp
     BuildEbpf,
+    /// Set up, build, and start the broker with a development certificate
+    Run(run::Options),
     /// Set up, then run every check and every test
     Test(test::Options),
     /// Measure, and compare with the bars
@@ -38,6 +41,7 @@ fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
         Command::Setup(options) => setup::run(&options),
         Command::BuildEbpf => build_ebpf::run(),
+        Command::Run(options) => run::run(&options),
         Command::Test(options) => test::run(&options),
         Command::Bench(options) => bench::run(&options),
         Command::Tidy => tidy::run(),
