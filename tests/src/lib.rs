@@ -3,8 +3,8 @@
 pub mod bench;
 pub mod broker;
 pub mod certificate;
+pub mod clients;
 pub mod flood;
 pub mod netns;
 pub mod quic_client;
-pub mod clients;
 pub mod skip;
