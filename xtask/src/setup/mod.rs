@@ -23,23 +23,34 @@ pub struct Options {
     pub tests: bool,
 }
 
-/// Tools of the network that the kernel part and its tests call.
-const NETWORK_TOOLS: [(&str, Package); 3] = [
+/// Programs that the kernel part and its tests call.
+const SYSTEM_TOOLS: [(&str, Package); 5] = [
     (
         "ip",
         Package::new("iproute2", "network namespaces and interfaces of the tests"),
     ),
     (
         "ethtool",
-        Package::new("ethtool", "drivers' offloads, which XDP depends on"),
+        Package::new(
+            "ethtool",
+            "offloads of network drivers, which XDP depends on",
+        ),
+    ),
+    (
+        "sysctl",
+        Package::new(
+            "procps",
+            "settings of the network inside the tests' namespaces",
+        ),
     ),
     (
         "bpftool",
         Package::new(
             "bpftool",
-            "shows the pinned maps and the verified size of the programs",
+            "shows pinned maps, and the programs as the kernel verified them",
         ),
     ),
+    ("mount", Package::new("mount", "mounts the BPF file system")),
 ];
 
 /// Where the kernel keeps pinned maps and programs.
@@ -64,8 +75,10 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         for line in &missing {
             println!("setup: missing: {line}");
         }
-        let flag = if options.tests { " --tests" } else { "" };
-        println!("setup: as root, `cargo xtask setup{flag}` installs what is missing");
+        if !shell::is_root() {
+            let flag = if options.tests { " --tests" } else { "" };
+            println!("setup: as root, `cargo xtask setup{flag}` installs what is missing");
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -77,7 +90,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
 /// As root: something could not be installed.
 pub fn kernel_part() -> Result<Vec<String>> {
     let mut missing = Vec::new();
-    let tools: Vec<Package> = NETWORK_TOOLS
+    let tools: Vec<Package> = SYSTEM_TOOLS
         .iter()
         .filter(|(program, _)| paths::find_program(program).is_none())
         .map(|(_, package)| package.clone())
