@@ -27,10 +27,10 @@ const LEFT_OVERS: [&str; 3] = [
 
 /// Crates that are handed the time, and never ask for it.
 const WITHOUT_CLOCK: [&str; 4] = [
-    "broker/codec/",
-    "broker/core/",
+    "broker/codec/src/",
+    "broker/core/src/",
     "broker/topics/src/",
-    "xdp-ebpf/common/",
+    "xdp-ebpf/common/src/",
 ];
 
 /// Ways to ask for the time.
