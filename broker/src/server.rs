@@ -3,6 +3,7 @@
 mod affinity;
 mod settings;
 mod supervisor;
+mod vacant;
 
 use crate::{
     cluster::LocalDirectory,
@@ -17,6 +18,7 @@ use crate::{
 };
 use headgate_core::WorkerSlot;
 use serde::Serialize;
+use socket2::Type;
 use std::{
     io,
     net::SocketAddr,
@@ -226,6 +228,18 @@ fn bind(config: &Config, count: usize) -> Result<Vec<WorkerSockets>, ServerError
         gro: gro(&config, count),
         ..UdpOptions::default()
     };
+    let wanted = [
+        ("quic", Type::DGRAM, config.listen.quic),
+        ("tcp", Type::STREAM, config.listen.tcp),
+    ];
+    for (transport, kind, address) in wanted {
+        let Some(address) = address else { continue };
+        vacant::check(kind, address).map_err(|source| ServerError::Listen {
+            transport,
+            address,
+            source,
+        })?;
+    }
     for _ in 0..count {
         let mut own = WorkerSockets::default();
         // Port 0 lets the system choose; the other workers then share the first one's port.

@@ -1,0 +1,243 @@
+//! A broker's status, for people.
+
+use super::shown;
+use crate::config::Config;
+use serde_json::{Map, Value};
+use std::{fmt::Write as _, net::SocketAddr, path::Path};
+
+/// What `headgate run` prints when it is ready.
+pub(super) fn started(
+    status: &Value,
+    config: &Config,
+    http: Option<SocketAddr>,
+    dev_certificate: Option<&Path>,
+) -> String {
+    let mut out = format!(
+        "headgate {} is ready (pid {})\n",
+        text(status, "version"),
+        text(status, "pid")
+    );
+    let mut line = |name: &str, value: String| {
+        let _ = writeln!(out, "  {name:<12}{value}");
+    };
+    for (name, transport) in [("MQTT/QUIC", "quic"), ("MQTT/TCP", "tcp")] {
+        let address = listener(status, transport);
+        line(
+            name,
+            address.map_or("off".to_owned(), |address| {
+                format!("{address} ({})", of(transport))
+            }),
+        );
+    }
+    line("workers", text(status, "workers"));
+    for (name, value) in kernel(status) {
+        line(&name, value);
+    }
+    if config.listen.quic.is_some() {
+        let made = if dev_certificate.is_some() {
+            " (self-made, for development)"
+        } else {
+            ""
+        };
+        line(
+            "certificate",
+            format!("{}{made}", shown(&config.tls.certificate)),
+        );
+    }
+    if config.mqtt.allow_anonymous {
+        line(
+            "clients",
+            "anybody may connect (mqtt.allow_anonymous)".to_owned(),
+        );
+    }
+    let http = http.map_or("off".to_owned(), |address| {
+        format!("http://{address}/metrics")
+    });
+    line("metrics", http);
+    line("admin", shown(&config.admin_socket()));
+    out
+}
+
+/// What `headgate status` prints.
+pub(super) fn status(status: &Value) -> String {
+    let mut out = format!(
+        "headgate {}, pid {}, up {}\n",
+        text(status, "version"),
+        text(status, "pid"),
+        duration(status["uptime_s"].as_u64().unwrap_or(0)),
+    );
+    let mut line = |name: &str, value: String| {
+        let _ = writeln!(out, "  {name:<12}{value}");
+    };
+    for transport in ["quic", "tcp"] {
+        if let Some(address) = listener(status, transport) {
+            line("listening", format!("{address} ({})", of(transport)));
+        }
+    }
+    line(
+        "workers",
+        format!("{}{}", text(status, "workers"), restarts(status)),
+    );
+    line(
+        "connections",
+        format!(
+            "{} ({})",
+            text(status, "connections"),
+            counts(&status["open"], true)
+        ),
+    );
+    line(
+        "sessions",
+        format!(
+            "{}, {} subscriptions",
+            text(status, "sessions"),
+            text(status, "subscriptions")
+        ),
+    );
+    let messages = &status["messages"];
+    line(
+        "messages",
+        format!(
+            "{} received, {} sent, dropped: {}",
+            text(messages, "received"),
+            text(messages, "sent"),
+            counts(&messages["dropped"], false),
+        ),
+    );
+    line("refused", counts(&status["refused"], false));
+    if let Some(bytes) = status["resident_bytes"].as_u64() {
+        line("memory", format!("{:.1} MB resident", bytes as f64 / 1e6));
+    }
+    for (name, value) in kernel(status) {
+        line(&name, value);
+    }
+    for (name, key) in [
+        ("XDP drops", "kernel_drops"),
+        ("XDP passes", "kernel_passes"),
+    ] {
+        if status[key].is_object() {
+            line(name, counts(&status[key], false));
+        }
+    }
+    out
+}
+
+/// The kernel part's own words, a line each.
+fn kernel(status: &Value) -> Vec<(String, String)> {
+    match &status["kernel"] {
+        Value::Object(object) => object
+            .iter()
+            .map(|(name, value)| (words(name), plain(value)))
+            .collect(),
+        Value::Null => Vec::new(),
+        other => vec![("kernel".to_owned(), plain(other))],
+    }
+}
+
+fn listener(status: &Value, transport: &str) -> Option<String> {
+    let listeners = status["listeners"].as_array()?;
+    let found = listeners
+        .iter()
+        .find(|listener| listener["transport"] == transport)?;
+    Some(text(found, "address"))
+}
+
+fn of(transport: &str) -> &'static str {
+    match transport {
+        "quic" => "UDP, ALPN mqtt",
+        _ => "TCP",
+    }
+}
+
+fn restarts(status: &Value) -> String {
+    match status["worker_restarts"].as_u64() {
+        Some(n) if n > 0 => format!(" ({n} restarts after a panic)"),
+        _ => String::new(),
+    }
+}
+
+/// "quic 3, tcp 0"; without those at 0 unless `all`.
+fn counts(object: &Value, all: bool) -> String {
+    let empty = Map::new();
+    let counts: Vec<String> = object
+        .as_object()
+        .unwrap_or(&empty)
+        .iter()
+        .filter(|(_, count)| all || count.as_u64() != Some(0))
+        .map(|(name, count)| format!("{name} {count}"))
+        .collect();
+    match counts.is_empty() {
+        true => "none".to_owned(),
+        false => counts.join(", "),
+    }
+}
+
+fn text(object: &Value, key: &str) -> String {
+    plain(&object[key])
+}
+
+/// A JSON value without its quotes and braces.
+fn plain(value: &Value) -> String {
+    match value {
+        Value::Null => "none".to_owned(),
+        Value::String(text) => text.clone(),
+        Value::Array(items) if items.is_empty() => "none".to_owned(),
+        Value::Array(items) => items.iter().map(plain).collect::<Vec<_>>().join(", "),
+        Value::Object(object) => object
+            .iter()
+            .map(|(name, value)| format!("{} {}", words(name), plain(value)))
+            .collect::<Vec<_>>()
+            .join(" "),
+        other => other.to_string(),
+    }
+}
+
+fn words(name: &str) -> String {
+    name.replace('_', " ")
+}
+
+fn duration(seconds: u64) -> String {
+    match seconds {
+        0..60 => format!("{seconds} s"),
+        60..3600 => format!("{} min {} s", seconds / 60, seconds % 60),
+        3600..86_400 => format!("{} h {} min", seconds / 3600, seconds % 3600 / 60),
+        _ => format!("{} d {} h", seconds / 86_400, seconds % 86_400 / 3600),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_status_is_shown_with_what_happened_only() {
+        let shown = status(&json!({
+            "version": "1.2.3", "pid": 42, "uptime_s": 3700, "workers": 2, "worker_restarts": 1,
+            "listeners": [{ "transport": "tcp", "address": "[::]:1883" }],
+            "connections": 3, "open": { "quic": 0, "tcp": 3 }, "sessions": 4, "subscriptions": 5,
+            "messages": { "received": 6, "sent": 7, "dropped": { "queue_full": 8, "expired": 0 } },
+            "refused": { "connections": 0 }, "resident_bytes": 12_345_678,
+            "kernel_drops": { "forged_cid": 9, "shape": 0 },
+        }));
+        assert_eq!(
+            shown,
+            "headgate 1.2.3, pid 42, up 1 h 1 min\n  \
+             listening   [::]:1883 (TCP)\n  \
+             workers     2 (1 restarts after a panic)\n  \
+             connections 3 (quic 0, tcp 3)\n  \
+             sessions    4, 5 subscriptions\n  \
+             messages    6 received, 7 sent, dropped: queue_full 8\n  \
+             refused     none\n  \
+             memory      12.3 MB resident\n  \
+             XDP drops   forged_cid 9\n"
+        );
+    }
+
+    #[test]
+    fn durations_have_two_units() {
+        assert_eq!(duration(59), "59 s");
+        assert_eq!(duration(60), "1 min 0 s");
+        assert_eq!(duration(90_000), "1 d 1 h");
+    }
+}
