@@ -4,6 +4,10 @@
 //! writes; whoever asks for `/metrics` reads them all. One table ([`worker_metrics!`]) makes the
 //! fields, their docs and the text for Prometheus.
 
+mod labels;
+
+pub use labels::{DatagramDrop, Label, MessageDrop, Qos, Transport};
+
 use std::{
     fmt,
     fmt::Write as _,
@@ -17,18 +21,6 @@ use std::{
 };
 
 use crate::limits::Limit;
-
-/// A value of a label: one time series each.
-pub trait Label: Copy + 'static {
-    /// The label's name in Prometheus.
-    const NAME: &'static str;
-    /// All values, in the order of [`Label::index`].
-    const ALL: &'static [Self];
-    /// The value as text.
-    fn text(self) -> &'static str;
-    /// Its place in [`Label::ALL`].
-    fn index(self) -> usize;
-}
 
 /// A number that the worker adds to (a counter) or sets (a gauge).
 #[derive(Debug, Default)]
@@ -102,87 +94,6 @@ impl<L: Label> fmt::Debug for PerLabel<L> {
         f.debug_map()
             .entries(L::ALL.iter().map(|l| (l.text(), self[*l].get())))
             .finish()
-    }
-}
-
-/// Declares a label's enum with its texts.
-macro_rules! label {
-    ($(#[$doc:meta])* $name:ident = $label:literal { $($(#[$vdoc:meta])* $variant:ident = $text:literal,)* }) => {
-        $(#[$doc])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-        pub enum $name { $($(#[$vdoc])* $variant,)* }
-
-        impl Label for $name {
-            const NAME: &'static str = $label;
-            const ALL: &'static [Self] = &[$(Self::$variant,)*];
-
-            fn text(self) -> &'static str {
-                match self { $(Self::$variant => $text,)* }
-            }
-
-            fn index(self) -> usize {
-                self as usize
-            }
-        }
-    };
-}
-
-label! {
-    /// What carries a connection.
-    Transport = "transport" {
-        /// QUIC (RFC 9000).
-        Quic = "quic",
-        /// TCP.
-        Tcp = "tcp",
-    }
-}
-
-label! {
-    /// Quality of Service (MQTT 5.0 §4.3).
-    Qos = "qos" {
-        /// At most once.
-        Qos0 = "0",
-        /// At least once.
-        Qos1 = "1",
-        /// Exactly once.
-        Qos2 = "2",
-    }
-}
-
-label! {
-    /// Why a message did not reach a subscriber.
-    MessageDrop = "reason" {
-        /// The session's queue was full (`limits.queued_messages_per_session`).
-        QueueFull = "queue_full",
-        /// QoS 0 and no room on the connection (`limits.memory_per_connection_bytes`).
-        SlowConsumer = "slow_consumer",
-        /// QoS 0 and the subscriber is not connected.
-        Offline = "offline",
-        /// Its Message Expiry Interval has passed (MQTT 5.0 §3.3.2.3.3).
-        Expired = "expired",
-        /// Larger than the subscriber's Maximum Packet Size [MQTT-3.1.2-25].
-        TooLarge = "too_large",
-        /// The ring to the subscriber's worker stayed full for longer than is waited.
-        MeshFull = "mesh_full",
-        /// The session had moved or ended when the message arrived.
-        Stale = "stale",
-    }
-}
-
-label! {
-    /// Why user space dropped a datagram. (What the kernel drops is in
-    /// `headgate_kernel_drops_total`.)
-    DatagramDrop = "reason" {
-        /// Not QUIC, or of no known connection and no Initial.
-        Invalid = "invalid",
-        /// To a connection that has ended.
-        UnknownConnection = "unknown_connection",
-        /// A limit refused the connection.
-        Refused = "refused",
-        /// The ring to the worker that owns it was full.
-        MeshFull = "mesh_full",
-        /// The kernel refused to send it.
-        SendFailed = "send_failed",
     }
 }
 
@@ -263,8 +174,6 @@ worker_metrics! {
     Counter messages_dropped: PerLabel<MessageDrop> = "headgate_messages_dropped_total",
     /// MQTT control packets received.
     Counter packets_received: Number = "headgate_packets_received_total",
-    /// MQTT control packets sent.
-    Counter packets_sent: Number = "headgate_packets_sent_total",
     /// Byte sequences that were not MQTT.
     Counter packets_malformed: Number = "headgate_packets_malformed_total",
     /// Bytes of MQTT received.
@@ -275,8 +184,6 @@ worker_metrics! {
     Counter datagrams_received: Number = "headgate_datagrams_received_total",
     /// UDP datagrams sent.
     Counter datagrams_sent: Number = "headgate_datagrams_sent_total",
-    /// UDP datagrams that this worker processed as the owner of their connection.
-    Counter datagrams_processed: Number = "headgate_datagrams_processed_total",
     /// UDP datagrams that arrived at this worker's socket but belong to another worker.
     Counter datagrams_wrong_worker: Number = "headgate_datagrams_wrong_worker_total",
     /// UDP datagrams that another worker handed over to this one, their owner.
@@ -298,12 +205,6 @@ worker_metrics! {
     Gauge sessions: Number = "headgate_sessions",
     /// Subscriptions of these sessions.
     Gauge subscriptions: Number = "headgate_subscriptions",
-    /// Messages that wait in sessions' queues.
-    Gauge queued_messages: Number = "headgate_queued_messages",
-    /// Retained messages that this worker keeps.
-    Gauge retained_messages: Number = "headgate_retained_messages",
-    /// Bytes of the retained messages that this worker keeps.
-    Gauge retained_bytes: Number = "headgate_retained_bytes",
     /// Messages to other workers that found the ring full and had to wait.
     Counter mesh_full: Number = "headgate_mesh_full_total",
     /// Messages sent to other workers.
@@ -314,10 +215,6 @@ worker_metrics! {
     Counter restarts: Number = "headgate_worker_restarts_total",
     /// Turns of the worker's loop.
     Counter loop_turns: Number = "headgate_loop_turns_total",
-    /// Timers that are set.
-    Gauge timers: Number = "headgate_timers",
-    /// Timers that have fired.
-    Counter timers_fired: Number = "headgate_timers_fired_total",
 }
 
 /// Counters of the kernel part, read when they are asked for.
@@ -479,141 +376,4 @@ pub fn resident_bytes() -> Option<u64> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::collections::{BTreeMap, BTreeSet};
-
-    /// Reads the text format 0.0.4: name → (type, samples by label text).
-    fn parse(text: &str) -> BTreeMap<String, (String, BTreeMap<String, f64>)> {
-        let mut families: BTreeMap<String, (String, BTreeMap<String, f64>)> = BTreeMap::new();
-        let mut helped = BTreeSet::new();
-        for line in text.lines() {
-            if let Some(rest) = line.strip_prefix("# HELP ") {
-                let (name, help) = rest.split_once(' ').expect("HELP has a text");
-                assert!(help.len() > 5, "{name}");
-                assert!(helped.insert(name.to_owned()), "{name} has one HELP");
-            } else if let Some(rest) = line.strip_prefix("# TYPE ") {
-                let (name, kind) = rest.split_once(' ').expect("TYPE has a type");
-                assert!(helped.contains(name), "HELP comes before TYPE of {name}");
-                let former = families.insert(name.to_owned(), (kind.to_owned(), BTreeMap::new()));
-                assert!(former.is_none(), "{name} is one family");
-            } else {
-                let (series, value) = line.rsplit_once(' ').expect("a sample has a value");
-                let (name, labels) = series.split_once('{').map_or((series, ""), |(name, rest)| {
-                    (
-                        name,
-                        rest.strip_suffix('}').expect("labels end with a brace"),
-                    )
-                });
-                let family = families
-                    .get_mut(name)
-                    .expect("TYPE comes before the samples");
-                let former = family
-                    .1
-                    .insert(labels.to_owned(), value.parse().expect("a number"));
-                assert!(former.is_none(), "{series} appears once");
-            }
-        }
-        families
-    }
-
-    #[test]
-    fn what_was_counted_is_what_is_shown() {
-        let metrics = Metrics::new();
-        metrics.worker(3).messages_received[Qos::Qos1].add(7);
-        metrics.worker(0).connections[Transport::Quic].add(2);
-        metrics.worker(0).connections[Transport::Quic].dec();
-        metrics.worker(0).refused[Limit::Connections].inc();
-        let families = parse(&metrics.render());
-        let value = |name: &str, labels: &str| families[name].1[labels];
-        assert_eq!(
-            value("headgate_messages_received_total", "worker=\"3\",qos=\"1\""),
-            7.0
-        );
-        assert_eq!(
-            value("headgate_messages_received_total", "worker=\"0\",qos=\"1\""),
-            0.0
-        );
-        assert_eq!(
-            value("headgate_connections", "worker=\"0\",transport=\"quic\""),
-            1.0
-        );
-        assert_eq!(
-            value(
-                "headgate_refused_total",
-                "worker=\"0\",limit=\"connections\""
-            ),
-            1.0
-        );
-        assert_eq!(metrics.sum(|m| m.messages_received.sum()), 7);
-    }
-
-    #[test]
-    fn names_follow_the_guide() {
-        let metrics = Metrics::new();
-        metrics.worker(0);
-        metrics.register_kernel(|| KernelCounters {
-            drops: vec![("a", 1)],
-            passes: vec![("b", 2)],
-        });
-        for (name, (kind, samples)) in parse(&metrics.render()) {
-            assert!(name.starts_with("headgate_"), "{name}");
-            assert!(
-                name.bytes()
-                    .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_'),
-                "{name}"
-            );
-            assert_eq!(
-                kind == "counter",
-                name.ends_with("_total"),
-                "{name} is a {kind}"
-            );
-            assert!(!samples.is_empty(), "{name}");
-        }
-    }
-
-    #[test]
-    fn kernel_counters_appear_when_there_is_a_kernel_part() {
-        let metrics = Metrics::new();
-        assert!(!parse(&metrics.render()).contains_key("headgate_kernel_drops_total"));
-        metrics.register_kernel(|| KernelCounters {
-            drops: vec![("forged_cid", 5), ("fragment_budget", 0)],
-            passes: vec![("steered", 9)],
-        });
-        let families = parse(&metrics.render());
-        assert_eq!(
-            families["headgate_kernel_drops_total"].1["reason=\"forged_cid\""],
-            5.0
-        );
-        assert_eq!(
-            families["headgate_kernel_drops_total"].1["reason=\"fragment_budget\""],
-            0.0
-        );
-        assert_eq!(
-            families["headgate_kernel_passes_total"].1["reason=\"steered\""],
-            9.0
-        );
-    }
-
-    #[test]
-    fn workers_write_to_cache_lines_of_their_own() {
-        assert_eq!(align_of::<WorkerMetrics>() % 128, 0);
-    }
-
-    fn check_label<L: Label + PartialEq + fmt::Debug>() {
-        let texts: BTreeSet<_> = L::ALL.iter().map(|label| label.text()).collect();
-        assert_eq!(texts.len(), L::ALL.len(), "texts are unique");
-        for (index, label) in L::ALL.iter().enumerate() {
-            assert_eq!(label.index(), index, "{label:?}");
-        }
-    }
-
-    #[test]
-    fn labels_are_consistent() {
-        check_label::<Transport>();
-        check_label::<Qos>();
-        check_label::<MessageDrop>();
-        check_label::<DatagramDrop>();
-        check_label::<Limit>();
-    }
-}
+mod tests;

@@ -225,7 +225,7 @@ fn bind(config: &Config, count: usize) -> Result<Vec<WorkerSockets>, ServerError
     let mut sockets: Vec<WorkerSockets> = Vec::with_capacity(count);
     let options = UdpOptions {
         reuse_port: true,
-        gro: gro(&config, count),
+        gro: gro(config, count),
         ..UdpOptions::default()
     };
     let wanted = [

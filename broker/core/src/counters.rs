@@ -94,8 +94,14 @@ counters! {
     dropped_too_large,
     /// Deliveries for a session that was gone.
     dropped_no_session,
-    /// Retained messages that were not stored: the store was full.
+    /// Messages dropped: as many wait for the session as may.
+    limit_queued_messages,
+    /// Messages dropped: those that wait for the session have as many bytes as they may.
+    limit_session_bytes,
+    /// Retained messages that were not stored: the store had as many as it may.
     limit_retained,
+    /// Retained messages that were not stored: the store had as many bytes as it may.
+    limit_retained_bytes,
     /// SUBSCRIBE filters refused: subscriptions per session, or levels.
     limit_subscriptions,
     /// CONNECT packets refused: sessions per worker.

@@ -217,14 +217,8 @@ impl Session {
         let Some(fence) = &self.fence else { return };
         let cost = message.cost();
         let qos = message.qos.min(options.qos());
-        if fence.held.len() >= env.limits.queued_messages as usize
-            || u64::from(fence.held_bytes) + u64::from(cost) > u64::from(env.limits.session_bytes)
-        {
-            let counter = match qos {
-                QoS::AtMostOnce => &mut env.counters.dropped_queue_full_qos0,
-                _ => &mut env.counters.dropped_queue_full,
-            };
-            return add(counter, 1);
+        if !env.fits(fence.held.len(), fence.held_bytes, message, qos) {
+            return;
         }
         let queued = self.record(env, message, qos, out);
         if let Some(fence) = &mut self.fence {
@@ -285,14 +279,7 @@ impl Session {
             .flow
             .as_ref()
             .map_or((0, 0), |f| (f.queue.len(), f.bytes));
-        let room = queued < env.limits.queued_messages as usize
-            && u64::from(bytes) + u64::from(message.cost()) <= u64::from(env.limits.session_bytes);
-        if !room && qos == QoS::AtMostOnce {
-            add(&mut env.counters.dropped_queue_full_qos0, 1);
-        } else if !room {
-            add(&mut env.counters.dropped_queue_full, 1);
-        }
-        room
+        env.fits(queued, bytes, message, qos)
     }
 
     /// A message with QoS > 0 may be sent without overtaking another \[MQTT-3.3.4-9\] \[MQTT-4.9.0-2\].

@@ -1,9 +1,12 @@
 //! What every part of the core needs beside its own state.
 
 use bytes::{Bytes, BytesMut};
-use headgate_codec::{Packet, Version, encode};
+use headgate_codec::{Packet, QoS, Version, encode};
 
-use crate::{CoreLimits, Counters, OpId, Output, Record, SessionId, Time, counters::add};
+use crate::{
+    CoreLimits, Counters, OpId, Output, Record, RetainedFull, SessionId, Time, counters::add,
+    message::Message,
+};
 
 /// The time of this input, operation numbers, limits and counters.
 pub(crate) struct Env {
@@ -50,6 +53,35 @@ impl Env {
 
     pub(crate) fn take_encoded(&mut self) -> Bytes {
         self.scratch.split().freeze()
+    }
+
+    /// Whether a session that has this many messages, with these bytes, may have one more. Counts
+    /// the message as dropped if it may not.
+    pub(crate) fn fits(&mut self, waiting: usize, bytes: u32, message: &Message, qos: QoS) -> bool {
+        let counters = &mut self.counters;
+        let limit = if waiting >= self.limits.queued_messages as usize {
+            &mut counters.limit_queued_messages
+        } else if u64::from(bytes) + u64::from(message.cost())
+            > u64::from(self.limits.session_bytes)
+        {
+            &mut counters.limit_session_bytes
+        } else {
+            return true;
+        };
+        add(limit, 1);
+        match qos {
+            QoS::AtMostOnce => add(&mut counters.dropped_queue_full_qos0, 1),
+            _ => add(&mut counters.dropped_queue_full, 1),
+        }
+        false
+    }
+
+    pub(crate) fn count_retained_full(&mut self, full: RetainedFull) {
+        let counter = match full {
+            RetainedFull::Messages => &mut self.counters.limit_retained,
+            RetainedFull::Bytes => &mut self.counters.limit_retained_bytes,
+        };
+        add(counter, 1);
     }
 
     pub(crate) fn persist(

@@ -104,8 +104,8 @@ impl Core {
             let message = Arc::new(Message::from_will(&will, hub.env.now));
             // [MQTT-3.1.2-15]
             if will.retain {
-                if hub.shared.retained.set(&message, hub.env.now).is_err() {
-                    add(&mut hub.env.counters.limit_retained, 1);
+                if let Err(full) = hub.shared.retained.set(&message, hub.env.now) {
+                    hub.env.count_retained_full(full);
                 } else {
                     let record = Record::Retained {
                         message: Arc::clone(&message),
@@ -189,8 +189,8 @@ impl Hub {
 
     /// Sets the retained message of a topic. `false` = the store is full.
     fn retain(&mut self, slot: u32, message: &Arc<Message>, out: &mut Vec<Output>) -> bool {
-        if self.shared.retained.set(message, self.env.now).is_err() {
-            add(&mut self.env.counters.limit_retained, 1);
+        if let Err(full) = self.shared.retained.set(message, self.env.now) {
+            self.env.count_retained_full(full);
             return false;
         }
         if let Some(session) = self.slots.session(slot) {

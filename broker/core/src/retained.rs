@@ -18,7 +18,12 @@ pub struct Retained {
 
 /// The store is full: more messages or bytes than [`RetainedLimits`] allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RetainedFull;
+pub enum RetainedFull {
+    /// [`RetainedLimits::messages`].
+    Messages,
+    /// [`RetainedLimits::bytes`].
+    Bytes,
+}
 
 #[derive(Debug, Default)]
 struct Inner {
@@ -60,8 +65,11 @@ impl Retained {
             return Ok(());
         }
         let (count, bytes) = inner.cost_with(message);
-        if count > self.limits.messages || bytes > self.limits.bytes {
-            return Err(RetainedFull);
+        if count > self.limits.messages {
+            return Err(RetainedFull::Messages);
+        }
+        if bytes > self.limits.bytes {
+            return Err(RetainedFull::Bytes);
         }
         inner.insert(message);
         Ok(())
@@ -362,7 +370,7 @@ mod tests {
             .unwrap();
         assert_eq!(
             store.set(&message("c", "1", None), Time(0)),
-            Err(RetainedFull)
+            Err(RetainedFull::Messages)
         );
         store
             .set(&message("a/b", "longer", Some(Time(6_000))), Time(0))
@@ -373,7 +381,7 @@ mod tests {
         let large = "x".repeat(10_000);
         assert_eq!(
             store.set(&message("c", &large, None), Time(0)),
-            Err(RetainedFull)
+            Err(RetainedFull::Bytes)
         );
         // [MQTT-3.3.1-6]
         store.set(&message("a/b/c", "", None), Time(0)).unwrap();

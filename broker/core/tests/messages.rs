@@ -447,6 +447,11 @@ fn a_client_that_does_not_read_costs_a_bounded_amount() {
     );
     let counters = world.counters(0);
     assert!(counters.dropped_queue_full > 0 && counters.dropped_queue_full_qos0 > 0);
+    assert_eq!(
+        counters.limit_session_bytes + counters.limit_queued_messages,
+        counters.dropped_queue_full + counters.dropped_queue_full_qos0
+    );
+    assert!(counters.limit_session_bytes > 0);
     let queued = counters.queued;
     assert!(queued <= 50);
     // It reads again: what waited comes in order.

@@ -46,11 +46,13 @@ impl Published {
             dropped[MessageDrop::TooLarge] => dropped_too_large,
             dropped[MessageDrop::Stale] => dropped_no_session,
             refused[Limit::RetainedMessages] => limit_retained,
+            refused[Limit::RetainedBytes] => limit_retained_bytes,
             refused[Limit::SubscriptionsPerSession] => limit_subscriptions,
             refused[Limit::SessionsPerWorker] => limit_sessions,
             refused[Limit::ClientIdBytes] => limit_client_id,
             refused[Limit::ReceiveMaximum] => limit_receive_maximum,
-            refused[Limit::QueuedMessagesPerSession] => dropped_queue_full dropped_queue_full_qos0,
+            refused[Limit::QueuedMessagesPerSession] => limit_queued_messages,
+            refused[Limit::MemoryPerConnectionBytes] => limit_session_bytes,
         }
         metrics.sessions.store(now.sessions);
         metrics.subscriptions.store(now.subscriptions);
@@ -63,6 +65,6 @@ impl Published {
             .add(now.datagrams - self.sender.datagrams);
         metrics.datagrams_dropped[DatagramDrop::SendFailed]
             .add(now.dropped() - self.sender.dropped());
-        self.sender = now.clone();
+        self.sender = *now;
     }
 }

@@ -5,9 +5,12 @@ use super::{
     Clock, Worker,
     conns::{Conn, Link, Outbox},
 };
-use crate::net::{
-    quic::{Progress, QuicSide, error_code},
-    tcp::TcpSide,
+use crate::{
+    limits::Limit,
+    net::{
+        quic::{Progress, QuicSide, error_code},
+        tcp::TcpSide,
+    },
 };
 use headgate_codec::{Packet, ReasonCode};
 use headgate_core::Input;
@@ -152,6 +155,9 @@ impl Worker {
                 Err(error) => {
                     tracing::debug!(peer = %conn.peer, %error, "malformed packet");
                     let (conn, reason) = (conn.id, error.reason());
+                    if reason == Limit::PacketBytesMax.reason() {
+                        self.metrics.refused[Limit::PacketBytesMax].inc();
+                    }
                     self.driver
                         .input(&mut self.conns, Input::Malformed { conn, reason }, time);
                     return Reading::Done;

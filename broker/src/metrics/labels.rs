@@ -1,0 +1,87 @@
+//! Labels and their values.
+
+/// A value of a label: one time series each.
+pub trait Label: Copy + 'static {
+    /// The label's name in Prometheus.
+    const NAME: &'static str;
+    /// All values, in the order of [`Label::index`].
+    const ALL: &'static [Self];
+    /// The value as text.
+    fn text(self) -> &'static str;
+    /// Its place in [`Label::ALL`].
+    fn index(self) -> usize;
+}
+
+/// Declares a label's enum with its texts.
+macro_rules! label {
+    ($(#[$doc:meta])* $name:ident = $label:literal { $($(#[$vdoc:meta])* $variant:ident = $text:literal,)* }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum $name { $($(#[$vdoc])* $variant,)* }
+
+        impl Label for $name {
+            const NAME: &'static str = $label;
+            const ALL: &'static [Self] = &[$(Self::$variant,)*];
+
+            fn text(self) -> &'static str {
+                match self { $(Self::$variant => $text,)* }
+            }
+
+            fn index(self) -> usize {
+                self as usize
+            }
+        }
+    };
+}
+
+label! {
+    /// What carries a connection.
+    Transport = "transport" {
+        /// QUIC (RFC 9000).
+        Quic = "quic",
+        /// TCP.
+        Tcp = "tcp",
+    }
+}
+
+label! {
+    /// Quality of Service (MQTT 5.0 §4.3).
+    Qos = "qos" {
+        /// At most once.
+        Qos0 = "0",
+        /// At least once.
+        Qos1 = "1",
+        /// Exactly once.
+        Qos2 = "2",
+    }
+}
+
+label! {
+    /// Why a message did not reach a subscriber.
+    MessageDrop = "reason" {
+        /// The session's queue was full (`limits.queued_messages_per_session` or
+        /// `limits.memory_per_connection_bytes`).
+        QueueFull = "queue_full",
+        /// QoS 0 and the subscriber is not connected.
+        Offline = "offline",
+        /// Its Message Expiry Interval has passed (MQTT 5.0 §3.3.2.3.3).
+        Expired = "expired",
+        /// Larger than the subscriber's Maximum Packet Size [MQTT-3.1.2-25].
+        TooLarge = "too_large",
+        /// The ring to the subscriber's worker stayed full for longer than is waited.
+        MeshFull = "mesh_full",
+        /// The session had moved or ended when the message arrived.
+        Stale = "stale",
+    }
+}
+
+label! {
+    /// Why user space dropped a datagram. (What the kernel drops is in
+    /// `headgate_kernel_drops_total`.)
+    DatagramDrop = "reason" {
+        /// The ring to the worker that owns it was full.
+        MeshFull = "mesh_full",
+        /// The kernel refused to send it.
+        SendFailed = "send_failed",
+    }
+}
