@@ -1,6 +1,9 @@
 //! The command line.
 //!
-//! Exit codes: 0 done, 1 it did not work, 2 the command line or the configuration is wrong.
+//! Exit codes: 0 done, 1 it did not work, 2 the command line or the configuration is wrong; [`pubsub`] has two more.
+
+pub mod client;
+pub mod pubsub;
 
 mod check;
 mod dev;
@@ -25,6 +28,8 @@ pub fn main() -> ExitCode {
         Command::Run(args) => finish(run::run(*args)),
         Command::Check(args) => finish(check::check(&args)),
         Command::Status(args) => finish(status::status(&args)),
+        Command::Pub(args) => pubsub::run_pub(*args),
+        Command::Sub(args) => pubsub::run_sub(*args),
     }
 }
 
@@ -47,13 +52,20 @@ Run it for good:
   headgate run --config headgate.toml
   headgate status                                    while it runs
 
-Exit codes: 0 done; 1 it did not work; 2 the command line or the configuration is wrong.";
+Talk to a broker, this one or another:
+  headgate sub -L quic://localhost/a/# -v --cafile ca.pem
+  headgate pub -L mqtt://localhost/a/b -m hello
+
+Exit codes: 0 done; 1 it did not work; 2 the command line or the configuration is wrong; of pub and
+sub also 3 the server refuses, 27 timed out.";
 
 #[derive(Debug, Subcommand)]
 enum Command {
     Run(Box<run::RunArgs>),
     Check(check::CheckArgs),
     Status(status::StatusArgs),
+    Pub(Box<pubsub::PubArgs>),
+    Sub(Box<pubsub::SubArgs>),
 }
 
 /// Why a command ends without having done its work.

@@ -1,0 +1,319 @@
+//! The flags that `pub` and `sub` have in common.
+
+use super::{Failure, properties::Properties};
+use crate::cli::client::{Scheme, Target, Trust, Url};
+use bytes::Bytes;
+use clap::{ArgAction, Args, ValueEnum};
+use headgate_codec::{Connect, QoS, Text, Version, Will};
+use std::{path::PathBuf, time::Duration};
+
+/// How long connecting may take.
+const CONNECT_WAIT_MAX: Duration = Duration::from_secs(10);
+
+/// Where to connect, as whom, and what to say in CONNECT.
+#[derive(Debug, Args)]
+pub struct ConnectionArgs {
+    /// Server, as a name or an address
+    #[arg(
+        short = 'h',
+        long,
+        default_value = "localhost",
+        help_heading = "Connection"
+    )]
+    host: String,
+    /// Port; 1883, with QUIC 14567, if it isn't given
+    #[arg(short, long, help_heading = "Connection", value_parser = clap::value_parser!(u16).range(1..))]
+    port: Option<u16>,
+    /// Server and topic in one: mqtt://[user[:password]@]host[:port]/topic or quic://…
+    #[arg(
+        short = 'L',
+        long,
+        value_name = "URL",
+        help_heading = "Connection",
+        conflicts_with_all = ["host", "port", "quic"]
+    )]
+    url: Option<Url>,
+    /// Connect over QUIC to --host
+    #[arg(long, help_heading = "Connection")]
+    quic: bool,
+    /// Trust the certificates of this PEM file instead of the system's (quic:// only)
+    #[arg(
+        long,
+        value_name = "FILE",
+        help_heading = "Connection",
+        conflicts_with = "insecure"
+    )]
+    cafile: Option<PathBuf>,
+    /// Don't verify the server's certificate (quic:// only): anybody could be at the other end
+    #[arg(long, help_heading = "Connection")]
+    insecure: bool,
+    /// Client Identifier; the server chooses one if it isn't given
+    #[arg(short, long, value_name = "ID", help_heading = "Connection")]
+    id: Option<String>,
+    /// User Name
+    #[arg(short, long, help_heading = "Connection")]
+    username: Option<String>,
+    /// Password
+    #[arg(
+        short = 'P',
+        long = "pw",
+        value_name = "PASSWORD",
+        help_heading = "Connection"
+    )]
+    password: Option<String>,
+    /// Keep Alive, seconds; 0 = off
+    #[arg(
+        short,
+        long,
+        default_value_t = 60,
+        value_name = "SECONDS",
+        help_heading = "Connection"
+    )]
+    keepalive: u16,
+    /// Keep the session of this --id instead of starting a new one
+    #[arg(short = 'c', long, help_heading = "Connection", requires = "id")]
+    disable_clean_session: bool,
+    /// Protocol Version
+    #[arg(
+        short = 'V',
+        long,
+        value_enum,
+        default_value_t = VersionArg::Mqttv5,
+        value_name = "VERSION",
+        help_heading = "Connection"
+    )]
+    protocol_version: VersionArg,
+    /// Keep the session so many seconds after disconnecting (5.0); ∞ or max = for ever
+    #[arg(
+        short = 'x',
+        long,
+        value_parser = expiry,
+        value_name = "SECONDS",
+        help_heading = "Connection"
+    )]
+    session_expiry_interval: Option<u32>,
+    /// Give up after so many seconds, with exit code 27
+    #[arg(short = 'W', value_name = "SECONDS", help_heading = "Connection")]
+    timeout_s: Option<u32>,
+    /// Topic of the Will
+    #[arg(long, value_name = "TOPIC", help_heading = "Will")]
+    will_topic: Option<String>,
+    /// Payload of the Will; empty if it isn't given
+    #[arg(
+        long,
+        value_name = "TEXT",
+        help_heading = "Will",
+        requires = "will_topic"
+    )]
+    will_payload: Option<String>,
+    /// QoS of the Will
+    #[arg(
+        long,
+        value_parser = qos,
+        default_value = "0",
+        value_name = "QOS",
+        help_heading = "Will",
+        requires = "will_topic"
+    )]
+    will_qos: QoS,
+    /// Retain the Will
+    #[arg(long, help_heading = "Will", requires = "will_topic")]
+    will_retain: bool,
+    /// A property (5.0): packet (connect, publish, subscribe, will, disconnect), name, value; for
+    /// user-property name and value. Example: -D publish user-property unit celsius
+    #[arg(
+        short = 'D',
+        long = "property",
+        num_args = 3..=4,
+        action = ArgAction::Append,
+        value_names = ["PACKET", "NAME", "VALUE"]
+    )]
+    properties: Vec<String>,
+    /// Print this help
+    #[arg(long, action = ArgAction::Help)]
+    help: Option<bool>,
+}
+
+/// Protocol Version by mosquitto's names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum VersionArg {
+    #[value(alias = "31")]
+    Mqttv31,
+    #[value(alias = "311")]
+    Mqttv311,
+    #[value(alias = "5")]
+    Mqttv5,
+}
+
+impl ConnectionArgs {
+    /// How long the whole command may take.
+    pub(super) fn timeout(&self) -> Option<Duration> {
+        self.timeout_s
+            .map(|seconds| Duration::from_secs(seconds.into()))
+    }
+
+    /// How long connecting may take.
+    pub(super) fn patience(&self) -> Duration {
+        CONNECT_WAIT_MAX
+    }
+
+    pub(super) fn version(&self) -> Version {
+        match self.protocol_version {
+            VersionArg::Mqttv31 => Version::V31,
+            VersionArg::Mqttv311 => Version::V311,
+            VersionArg::Mqttv5 => Version::V5,
+        }
+    }
+
+    /// The topic of the URL.
+    pub(super) fn topic(&self) -> Option<&str> {
+        self.url.as_ref()?.topic.as_deref()
+    }
+
+    pub(super) fn target(&self) -> Target {
+        if let Some(url) = &self.url {
+            return url.target.clone();
+        }
+        let scheme = if self.quic {
+            Scheme::Quic
+        } else {
+            Scheme::Mqtt
+        };
+        let port = self.port.unwrap_or(scheme.default_port());
+        Target {
+            scheme,
+            host: self.host.clone(),
+            port,
+        }
+    }
+
+    /// Whom to trust; says so if that is everybody.
+    pub(super) fn trust(&self) -> Result<Trust, Failure> {
+        let given = self.cafile.is_some() || self.insecure;
+        if given && self.target().scheme != Scheme::Quic {
+            let text = "--cafile and --insecure go with quic://; mqtt:// has no certificates";
+            return Err(Failure::Usage(text.into()));
+        }
+        if self.insecure {
+            eprintln!("warning: --insecure: the server's certificate is not verified");
+            return Ok(Trust::Anyone);
+        }
+        Ok(self.cafile.clone().map_or(Trust::System, Trust::File))
+    }
+
+    /// The properties of all packets.
+    pub(super) fn properties(&self) -> Result<Properties, Failure> {
+        let properties = Properties::parse(&self.properties).map_err(Failure::Usage)?;
+        let v5_only = !self.properties.is_empty() || self.session_expiry_interval.is_some();
+        if v5_only && self.version() != Version::V5 {
+            let text = "-D and -x are properties, which only -V mqttv5 has";
+            return Err(Failure::Usage(text.into()));
+        }
+        Ok(properties)
+    }
+
+    /// The CONNECT. `kind` (pub, sub) goes into the Client Identifier where one is needed.
+    pub(super) fn connect(&self, kind: &str, given: &Properties) -> Result<Connect, Failure> {
+        let version = self.version();
+        let url = self.url.as_ref();
+        let user_name = self
+            .username
+            .as_deref()
+            .or(url.and_then(|u| u.user_name.as_deref()));
+        let password = self
+            .password
+            .as_deref()
+            .or(url.and_then(|u| u.password.as_deref()));
+        if password.is_some() && user_name.is_none() && version != Version::V5 {
+            return Err(Failure::Usage(
+                "-P needs -u; only -V mqttv5 allows a password alone".into(),
+            ));
+        }
+        let client_id = match &self.id {
+            Some(id) => text("--id", id)?,
+            // MQTT 3.1 has no empty Client Identifier.
+            None if version == Version::V31 => generated_id(kind).as_str().into(),
+            None => Text::default(),
+        };
+        let mut properties = given.connect.clone();
+        // -c in 5.0 keeps the session after disconnecting as well, as it does in 3.1.1.
+        let expiry = self
+            .disable_clean_session
+            .then_some(u32::MAX)
+            .filter(|_| version == Version::V5);
+        properties.session_expiry_s = self
+            .session_expiry_interval
+            .or(properties.session_expiry_s)
+            .or(expiry);
+        Ok(Connect {
+            version,
+            clean_start: !self.disable_clean_session,
+            keep_alive_s: self.keepalive,
+            client_id,
+            will: self.will(given)?,
+            user_name: user_name.map(|name| text("--username", name)).transpose()?,
+            password: password.map(|p| Bytes::copy_from_slice(p.as_bytes())),
+            properties,
+        })
+    }
+
+    fn will(&self, given: &Properties) -> Result<Option<Will>, Failure> {
+        let Some(topic) = &self.will_topic else {
+            return Ok(None);
+        };
+        headgate_topics::validate_topic_name(topic)
+            .map_err(|error| Failure::Usage(format!("--will-topic {topic:?}: {error}")))?;
+        let payload = self.will_payload.clone().unwrap_or_default();
+        if payload.len() > Text::LEN_MAX {
+            let text = format!("--will-payload: {} bytes; 65,535 fit a Will", payload.len());
+            return Err(Failure::Usage(text));
+        }
+        let properties = given.will.clone();
+        Ok(Some(Will {
+            qos: self.will_qos,
+            retain: self.will_retain,
+            topic: text("--will-topic", topic)?,
+            payload: payload.into(),
+            delay_s: given.will_delay_s,
+            properties: (properties != Default::default()).then(|| Box::new(properties)),
+        }))
+    }
+}
+
+/// A string of the command line as a UTF-8 Encoded String.
+pub(super) fn text(flag: &str, value: &str) -> Result<Text, Failure> {
+    Text::new(Bytes::copy_from_slice(value.as_bytes())).ok_or_else(|| {
+        Failure::Usage(format!(
+            "{flag}: {} bytes; at most 65,535 without U+0000 fit",
+            value.len()
+        ))
+    })
+}
+
+/// A QoS of the command line.
+pub(super) fn qos(text: &str) -> Result<QoS, String> {
+    match text {
+        "0" => Ok(QoS::AtMostOnce),
+        "1" => Ok(QoS::AtLeastOnce),
+        "2" => Ok(QoS::ExactlyOnce),
+        _ => Err("0, 1 or 2 is expected".into()),
+    }
+}
+
+fn expiry(text: &str) -> Result<u32, String> {
+    match text {
+        "∞" | "max" => Ok(u32::MAX),
+        _ => text
+            .parse()
+            .map_err(|_| "seconds, ∞ or max is expected".into()),
+    }
+}
+
+/// A Client Identifier of at most 23 characters (3.1 §3.1) that nobody else is likely to have.
+fn generated_id(kind: &str) -> String {
+    use std::hash::{BuildHasher, RandomState};
+    format!(
+        "hg-{kind}-{:016x}",
+        RandomState::new().hash_one(std::process::id())
+    )
+}
