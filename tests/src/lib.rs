@@ -5,6 +5,7 @@ pub mod broker;
 pub mod certificate;
 pub mod clients;
 pub mod flood;
+pub mod load;
 pub mod netns;
 pub mod quic_client;
 pub mod skip;

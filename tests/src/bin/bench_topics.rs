@@ -109,7 +109,10 @@ fn workload() -> (Vec<String>, Vec<String>) {
     random.shuffle(&mut topics);
     topics.truncate(TOPICS);
     // In the order of use: the topic of a PUBLISH that was just decoded is in the cache, and these should be, too.
-    (filters, topics.iter().map(|topic| topic.as_str().into()).collect())
+    (
+        filters,
+        topics.iter().map(|topic| topic.as_str().into()).collect(),
+    )
 }
 
 /// CPU nanoseconds per topic of the fastest pass.

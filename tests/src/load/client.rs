@@ -1,0 +1,224 @@
+//! One client of a swarm: a QUIC connection with an MQTT session on its control stream.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use headgate_codec::{
+    Connect, ConnectProperties, Packet, PacketId, Publish, QoS, Subscribe, SubscriptionOptions,
+    Text, Version, encode,
+};
+use quinn_proto::crypto::rustls::QuicClientConfig;
+use quinn_proto::{ClientConfig, IdleTimeout, TransportConfig, VarInt};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{DigitallySignedStruct, SignatureScheme};
+
+/// How clients present themselves: TLS and transport parameters.
+#[derive(Clone, Debug)]
+pub struct Profile {
+    pub(super) config: ClientConfig,
+}
+
+impl Profile {
+    /// A device: one stream, small windows, no datagrams, silent for up to five minutes.
+    pub fn device() -> Self {
+        let mut transport = TransportConfig::default();
+        let idle = IdleTimeout::try_from(Duration::from_secs(300)).expect("five minutes fit");
+        transport
+            .max_concurrent_bidi_streams(VarInt::from_u32(0))
+            .max_concurrent_uni_streams(VarInt::from_u32(0))
+            .stream_receive_window(VarInt::from_u32(64 * 1024))
+            .receive_window(VarInt::from_u32(64 * 1024))
+            .datagram_receive_buffer_size(None)
+            .mtu_discovery_config(None)
+            .max_idle_timeout(Some(idle));
+        Self::with_transport(transport)
+    }
+
+    /// quinn as it comes.
+    pub fn quinn_defaults() -> Self {
+        Self::with_transport(TransportConfig::default())
+    }
+
+    fn with_transport(transport: TransportConfig) -> Self {
+        let mut config = ClientConfig::new(Arc::new(crypto()));
+        config.transport_config(Arc::new(transport));
+        Self { config }
+    }
+}
+
+/// TLS 1.3 with X25519 only, ALPN `mqtt`. The broker's certificate isn't looked at: that is the client's work, and the
+/// broker is what is measured.
+fn crypto() -> QuicClientConfig {
+    let mut provider = rustls::crypto::ring::default_provider();
+    provider
+        .kx_groups
+        .retain(|group| group.name() == rustls::NamedGroup::X25519);
+    let provider = Arc::new(provider);
+    let mut config = rustls::ClientConfig::builder_with_provider(Arc::clone(&provider))
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .expect("the provider has TLS 1.3")
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(Unverified(provider)))
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"mqtt".to_vec()];
+    QuicClientConfig::try_from(config).expect("TLS 1.3 with AES-128-GCM fits QUIC")
+}
+
+/// Believes every certificate.
+#[derive(Debug)]
+struct Unverified(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for Unverified {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// CONNECT of a new session that ends with its connection.
+pub(super) fn connect(client_id: &str) -> Bytes {
+    bytes_of(&Packet::Connect(Box::new(Connect {
+        version: Version::V5,
+        clean_start: true,
+        keep_alive_s: 600,
+        client_id: Text::from(client_id),
+        will: None,
+        user_name: None,
+        password: None,
+        properties: ConnectProperties::default(),
+    })))
+}
+
+/// SUBSCRIBE with QoS 0.
+pub(super) fn subscribe(filters: &[String]) -> Bytes {
+    let filter = |filter: &String| (Text::from(filter.as_str()), SubscriptionOptions::default());
+    bytes_of(&Packet::Subscribe(Box::new(Subscribe {
+        packet_id: PacketId::MIN,
+        subscription_id: None,
+        user_properties: Vec::new(),
+        filters: filters.iter().map(filter).collect(),
+    })))
+}
+
+/// PUBLISH with QoS 0.
+pub fn publish(topic: &str, payload: &[u8]) -> Bytes {
+    bytes_of(&Packet::Publish(Publish {
+        dup: false,
+        qos: QoS::AtMostOnce,
+        retain: false,
+        topic: Text::from(topic),
+        packet_id: None,
+        properties: None,
+        payload: Bytes::copy_from_slice(payload),
+    }))
+}
+
+fn bytes_of(packet: &Packet) -> Bytes {
+    let mut bytes = BytesMut::new();
+    encode(packet, Version::V5, &mut bytes);
+    bytes.freeze()
+}
+
+/// What came in on a control stream.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Reply {
+    ConnAck { accepted: bool },
+    SubAck { accepted: bool },
+    Publish,
+    Other,
+}
+
+/// Cuts a stream into packets, reading only as much of them as the load needs.
+#[derive(Debug, Default)]
+pub(super) struct Cutter {
+    /// The beginning of a packet whose end hasn't come.
+    partial: Vec<u8>,
+}
+
+impl Cutter {
+    pub fn cut(&mut self, chunk: &[u8], mut reply: impl FnMut(Reply)) {
+        if self.partial.is_empty() {
+            let rest = cut_all(chunk, &mut reply);
+            self.partial.extend_from_slice(rest);
+            return;
+        }
+        let mut partial = std::mem::take(&mut self.partial);
+        partial.extend_from_slice(chunk);
+        let rest = cut_all(&partial, &mut reply).len();
+        partial.drain(..partial.len() - rest);
+        self.partial = partial;
+    }
+}
+
+/// Returns what is left: less than a packet.
+fn cut_all<'a>(mut bytes: &'a [u8], reply: &mut impl FnMut(Reply)) -> &'a [u8] {
+    while let Ok(Some(length)) = headgate_codec::frame_len(bytes, u32::MAX) {
+        let Some((packet, rest)) = bytes.split_at_checked(length) else {
+            break;
+        };
+        reply(match packet[0] >> 4 {
+            // The reason code follows the flags.
+            2 => Reply::ConnAck {
+                accepted: packet.get(3) == Some(&0),
+            },
+            // One reason code per filter, at the end.
+            9 => Reply::SubAck {
+                accepted: packet.last().is_some_and(|&reason| reason < 0x80),
+            },
+            3 => Reply::Publish,
+            _ => Reply::Other,
+        });
+        bytes = rest;
+    }
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn packets_are_counted_however_they_are_cut() {
+        let one = publish("a/b", &[7; 200]);
+        let stream: Vec<u8> = one.iter().chain(&one).chain(&one).copied().collect();
+        for size in [1, 2, 3, 7, 100, 205, stream.len()] {
+            let mut cutter = Cutter::default();
+            let mut count = 0;
+            for chunk in stream.chunks(size) {
+                cutter.cut(chunk, |reply| count += u32::from(reply == Reply::Publish));
+            }
+            assert_eq!((count, cutter.partial.len()), (3, 0), "cut at {size}");
+        }
+    }
+}

@@ -1,0 +1,9 @@
+//! Load on a real broker: many MQTT clients over QUIC in one thread, and what the broker spends on them.
+
+pub mod client;
+pub mod process;
+pub mod swarm;
+
+pub use client::Profile;
+pub use process::Usage;
+pub use swarm::Swarm;

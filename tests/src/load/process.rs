@@ -1,0 +1,71 @@
+//! What a process has spent, from /proc.
+
+use std::fs;
+use std::ops::Sub;
+use std::time::Duration;
+
+/// CPU time and memory of one process.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Usage {
+    /// utime + stime of all its threads, ended ones too (proc(5), fields 14 and 15 of `stat`).
+    pub cpu: Duration,
+    /// Resident memory, bytes (`VmRSS`).
+    pub resident_bytes: i64,
+}
+
+impl Usage {
+    /// What the process `pid` has spent so far.
+    ///
+    /// # Panics
+    /// When there is no such process.
+    pub fn of(pid: u32) -> Self {
+        let read = |file: &str| {
+            let path = format!("/proc/{pid}/{file}");
+            fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"))
+        };
+        let stat = read("stat");
+        // The second field is the command in parentheses and may hold anything.
+        let (_, fields) = stat.rsplit_once(')').expect("stat has a command");
+        let field = |number: usize| fields.split_whitespace().nth(number - 3);
+        let ticks = |number| field(number).and_then(|text| text.parse::<u64>().ok());
+        let ticks = ticks(14).zip(ticks(15)).map(|(user, system)| user + system);
+        // USER_HZ is 100 on every architecture that Linux shows to programs today.
+        let cpu = Duration::from_millis(ticks.expect("stat has CPU times") * 10);
+        let status = read("status");
+        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kilobytes =
+            resident.and_then(|text| text.trim().trim_end_matches(" kB").parse::<i64>().ok());
+        Self {
+            cpu,
+            resident_bytes: kilobytes.expect("a live process has VmRSS") * 1024,
+        }
+    }
+}
+
+impl Sub for Usage {
+    type Output = Self;
+
+    fn sub(self, before: Self) -> Self {
+        Self {
+            cpu: self.cpu - before.cpu,
+            resident_bytes: self.resident_bytes - before.resident_bytes,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sees_this_process_work() {
+        let before = Usage::of(std::process::id());
+        let memory = std::hint::black_box(vec![1_u8; 64 << 20]);
+        let spent = Usage::of(std::process::id()) - before;
+        assert!(
+            spent.resident_bytes >= 60 << 20,
+            "{spent:?} {}",
+            memory.len()
+        );
+    }
+}

@@ -1,0 +1,394 @@
+//! Many clients in one thread on one UDP socket, with quinn-proto driven directly: cheap enough to keep a broker
+//! busy from the other half of a small machine.
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, VecDeque};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::{Buf, Bytes, BytesMut};
+use headgate::net::udp::{RecvBatch, SendBatch, UdpOptions, UdpSocket};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use quinn_proto::{
+    Connection, ConnectionHandle, DatagramEvent, Dir, Endpoint, EndpointConfig, Event, StreamId,
+    VarInt, WriteError,
+};
+
+use super::client::{self, Cutter, Profile, Reply};
+
+/// Receive calls in a turn.
+const RECEIVES_PER_TURN: usize = 8;
+/// Datagrams of one connection that leave as one message, at most.
+const GSO_DATAGRAMS_MAX: usize = 16;
+
+/// Clients of one broker.
+pub struct Swarm {
+    server: SocketAddr,
+    profile: Profile,
+    endpoint: Endpoint,
+    socket: UdpSocket,
+    received: RecvBatch,
+    outgoing: SendBatch,
+    clients: Vec<Option<Client>>,
+    touched: Vec<usize>,
+    timers: BinaryHeap<Reverse<(Instant, usize)>>,
+    buffer: Vec<u8>,
+    counts: Counts,
+}
+
+/// What has happened so far.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Counts {
+    /// Sessions that are connected and have their subscriptions.
+    pub ready: usize,
+    /// Connections of which nothing is left.
+    pub gone: usize,
+    /// PUBLISH packets that came in.
+    pub deliveries: u64,
+}
+
+#[derive(Debug)]
+struct Client {
+    connection: Connection,
+    id: String,
+    filters: Vec<String>,
+    control: Option<StreamId>,
+    cutter: Cutter,
+    unsent: VecDeque<Bytes>,
+    /// The earliest of its timers in the heap.
+    timer: Option<Instant>,
+    deliveries: u64,
+    ready: bool,
+    leaving: bool,
+}
+
+/// One client of a [`Swarm`].
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct ClientRef(usize);
+
+impl Swarm {
+    /// A swarm without clients, for the broker at `server`.
+    ///
+    /// # Panics
+    /// When no socket can be had.
+    pub fn new(server: SocketAddr, profile: Profile) -> Self {
+        let options = UdpOptions {
+            gro: true,
+            ..UdpOptions::default()
+        };
+        let address = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+        let socket = UdpSocket::bind(address, &options).expect("a UDP socket on the loopback");
+        Self {
+            server,
+            profile,
+            endpoint: Endpoint::new(Arc::new(EndpointConfig::default()), None, true, None),
+            received: RecvBatch::new(&socket),
+            socket,
+            outgoing: SendBatch::new(),
+            clients: Vec::new(),
+            touched: Vec::new(),
+            timers: BinaryHeap::new(),
+            buffer: Vec::with_capacity(64 * 1024),
+            counts: Counts::default(),
+        }
+    }
+
+    /// What has happened so far.
+    pub fn counts(&self) -> Counts {
+        self.counts
+    }
+
+    /// Begins to connect a client that subscribes to `filters`.
+    ///
+    /// # Panics
+    /// When quinn-proto refuses to.
+    pub fn connect(&mut self, id: String, filters: Vec<String>) -> ClientRef {
+        let now = Instant::now();
+        let config = self.profile.config.clone();
+        let (handle, connection) = self
+            .endpoint
+            .connect(now, config, self.server, "localhost")
+            .expect("a connection");
+        if self.clients.len() <= handle.0 {
+            self.clients.resize_with(handle.0 + 1, || None);
+        }
+        self.clients[handle.0] = Some(Client {
+            connection,
+            id,
+            filters,
+            control: None,
+            cutter: Cutter::default(),
+            unsent: VecDeque::new(),
+            timer: None,
+            deliveries: 0,
+            ready: false,
+            leaving: false,
+        });
+        self.touched.push(handle.0);
+        ClientRef(handle.0)
+    }
+
+    /// Connects `count` clients, never more than `at_once` at the same time, and waits until all are ready.
+    pub fn connect_all(
+        &mut self,
+        count: usize,
+        at_once: usize,
+        plan: impl Fn(usize) -> (String, Vec<String>),
+    ) -> Vec<ClientRef> {
+        let before = self.counts.ready;
+        let mut clients = Vec::with_capacity(count);
+        while self.counts.ready - before < count {
+            while clients.len() < count && clients.len() - (self.counts.ready - before) < at_once {
+                let (id, filters) = plan(clients.len());
+                clients.push(self.connect(id, filters));
+            }
+            self.turn(Duration::from_millis(20));
+        }
+        clients
+    }
+
+    /// Sends bytes on a client's control stream.
+    ///
+    /// # Panics
+    /// When the client is gone.
+    pub fn send(&mut self, client: ClientRef, bytes: Bytes) {
+        let state = self.clients[client.0]
+            .as_mut()
+            .expect("the client is connected");
+        state.unsent.push_back(bytes);
+        self.touched.push(client.0);
+    }
+
+    /// PUBLISH packets that came to one client.
+    pub fn deliveries(&self, client: ClientRef) -> u64 {
+        self.clients[client.0]
+            .as_ref()
+            .map_or(0, |state| state.deliveries)
+    }
+
+    /// Ends a connection at once (DISCONNECT isn't sent; the session has no will).
+    pub fn close(&mut self, client: ClientRef) {
+        if let Some(state) = self.clients[client.0].as_mut() {
+            state.leaving = true;
+            state
+                .connection
+                .close(Instant::now(), VarInt::from_u32(0), Bytes::new());
+            self.touched.push(client.0);
+        }
+    }
+
+    /// Does all there is to do, then waits for more, at most `wait`.
+    pub fn turn(&mut self, wait: Duration) {
+        let mut idle = true;
+        for _ in 0..RECEIVES_PER_TURN {
+            if self.receive() == 0 {
+                break;
+            }
+            idle = false;
+        }
+        let now = Instant::now();
+        while let Some(&Reverse((at, index))) = self.timers.peek() {
+            if at > now {
+                break;
+            }
+            self.timers.pop();
+            if let Some(client) = self.clients[index]
+                .as_mut()
+                .filter(|client| client.timer == Some(at))
+            {
+                client.timer = None;
+                client.connection.handle_timeout(now);
+                self.touched.push(index);
+            }
+        }
+        idle &= self.touched.is_empty();
+        let mut touched = std::mem::take(&mut self.touched);
+        touched.sort_unstable();
+        touched.dedup();
+        for index in touched.drain(..) {
+            self.drive(index, now);
+        }
+        self.touched = touched;
+        self.flush();
+        if idle {
+            self.sleep(now, wait);
+        }
+    }
+
+    fn sleep(&self, now: Instant, wait: Duration) {
+        let timer = self
+            .timers
+            .peek()
+            .map(|Reverse((at, _))| at.saturating_duration_since(now));
+        let wait = timer.map_or(wait, |timer| timer.min(wait));
+        // Rounded up: the timer has passed then.
+        let milliseconds = u16::try_from(wait.as_micros().div_ceil(1000)).unwrap_or(u16::MAX);
+        let mut fds = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
+        // Interrupted or not, the next turn looks.
+        let _ = poll(&mut fds, PollTimeout::from(milliseconds));
+    }
+
+    fn receive(&mut self) -> usize {
+        let now = Instant::now();
+        let Self {
+            received,
+            socket,
+            endpoint,
+            clients,
+            touched,
+            buffer,
+            ..
+        } = self;
+        let count = received.recv(socket, |datagram| {
+            let data = BytesMut::from(datagram.data);
+            buffer.clear();
+            let event = endpoint.handle(
+                now,
+                datagram.source,
+                datagram.destination_ip,
+                datagram.ecn,
+                data,
+                buffer,
+            );
+            if let Some(DatagramEvent::ConnectionEvent(handle, event)) = event
+                && let Some(client) = &mut clients[handle.0]
+            {
+                client.connection.handle_event(event);
+                touched.push(handle.0);
+            }
+        });
+        count.expect("receiving on the loopback works")
+    }
+
+    fn flush(&mut self) {
+        while !self.outgoing.is_empty() {
+            self.outgoing
+                .flush(&self.socket)
+                .expect("the socket is one");
+        }
+    }
+
+    /// Takes what the connection has to say and lets it send.
+    fn drive(&mut self, index: usize, now: Instant) {
+        let Some(client) = self.clients[index].as_mut() else {
+            return;
+        };
+        while let Some(event) = client.connection.poll() {
+            match event {
+                Event::Connected => client.start(),
+                Event::Stream(_) => {}
+                Event::ConnectionLost { reason } => {
+                    assert!(
+                        client.leaving,
+                        "{} lost its connection: {reason}",
+                        client.id
+                    );
+                }
+                _ => {}
+            }
+        }
+        client.read(&mut self.counts);
+        client.write();
+        loop {
+            self.buffer.clear();
+            let Some(transmit) =
+                client
+                    .connection
+                    .poll_transmit(now, GSO_DATAGRAMS_MAX, &mut self.buffer)
+            else {
+                break;
+            };
+            self.outgoing.push(&transmit, &self.buffer);
+            if self.outgoing.is_full() {
+                self.outgoing
+                    .flush(&self.socket)
+                    .expect("the socket is one");
+            }
+        }
+        while let Some(event) = client.connection.poll_endpoint_events() {
+            if let Some(event) = self.endpoint.handle_event(ConnectionHandle(index), event) {
+                client.connection.handle_event(event);
+            }
+        }
+        if client.connection.is_drained() {
+            self.clients[index] = None;
+            self.counts.gone += 1;
+            return;
+        }
+        let due = client.connection.poll_timeout();
+        if let Some(at) = due
+            && client.timer.is_none_or(|timer| at < timer)
+        {
+            client.timer = Some(at);
+            self.timers.push(Reverse((at, index)));
+        }
+    }
+}
+
+impl Client {
+    fn start(&mut self) {
+        self.control = self.connection.streams().open(Dir::Bi);
+        assert!(self.control.is_some(), "the broker allows a control stream");
+        self.unsent.push_back(client::connect(&self.id));
+        if !self.filters.is_empty() {
+            self.unsent.push_back(client::subscribe(&self.filters));
+        }
+    }
+
+    fn read(&mut self, counts: &mut Counts) {
+        let Some(control) = self.control else { return };
+        let Self {
+            connection,
+            cutter,
+            id,
+            filters,
+            deliveries,
+            ready,
+            ..
+        } = self;
+        let mut stream = connection.recv_stream(control);
+        let Ok(mut chunks) = stream.read(true) else {
+            return;
+        };
+        while let Ok(Some(chunk)) = chunks.next(usize::MAX) {
+            cutter.cut(&chunk.bytes, |reply| match reply {
+                Reply::Publish => {
+                    *deliveries += 1;
+                    counts.deliveries += 1;
+                }
+                Reply::ConnAck { accepted } | Reply::SubAck { accepted } => {
+                    assert!(accepted, "{id} is refused: {reply:?}");
+                    let last = matches!(reply, Reply::SubAck { .. }) || filters.is_empty();
+                    if last && !*ready {
+                        *ready = true;
+                        counts.ready += 1;
+                    }
+                }
+                Reply::Other => panic!("{id} got what it didn't ask for"),
+            });
+        }
+        // What it says of window updates is done by the poll_transmit that follows.
+        let _ = chunks.finalize();
+    }
+
+    fn write(&mut self) {
+        let Some(control) = self.control else { return };
+        while let Some(bytes) = self.unsent.front_mut() {
+            match self.connection.send_stream(control).write(bytes) {
+                Ok(written) => {
+                    bytes.advance(written);
+                    if bytes.is_empty() {
+                        self.unsent.pop_front();
+                    }
+                }
+                Err(WriteError::Blocked) => return,
+                Err(error) => {
+                    assert!(self.leaving, "{}: {error}", self.id);
+                    return;
+                }
+            }
+        }
+    }
+}
