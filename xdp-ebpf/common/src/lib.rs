@@ -10,8 +10,11 @@
 extern crate std;
 
 pub mod cid;
+pub mod frame;
 pub mod reason;
+pub mod records;
 pub mod route;
+pub mod shield;
 pub mod siphash;
 
 pub use cid::{CID_LEN, CidFields, CidKeys};

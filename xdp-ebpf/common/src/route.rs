@@ -58,6 +58,20 @@ impl Head {
         (self.0[0] >> 40) as u8
     }
 
+    /// Length of a long header's Source Connection ID, if the Destination Connection ID has at most 20 bytes.
+    #[inline(always)]
+    #[must_use]
+    pub const fn scid_len(&self) -> u8 {
+        let offset = 6 + self.dcid_len() as u32;
+        let word = match offset >> 3 {
+            0 => self.0[0],
+            1 => self.0[1],
+            2 => self.0[2],
+            _ => self.0[3],
+        };
+        (word >> (8 * (offset & 7))) as u8
+    }
+
     /// The Destination Connection ID of a short header, if it is of our length.
     #[inline(always)]
     const fn short_cid(&self) -> RawCid {
@@ -80,12 +94,12 @@ impl Head {
         }
     }
 
-    /// Keyed hash of a long header's Destination Connection ID of 8 to 20 bytes.
+    /// Keyed hash of a long header's Destination Connection ID of at most 20 bytes.
     #[inline(always)]
     const fn hash_dcid(&self, key: &SipKey) -> u64 {
         let [w0, w1, w2, w3] = self.0;
         let end = 6 + self.dcid_len() as u32;
-        let words = [w0 >> 48, keep(w1, end, 8), keep(w2, end, 16)];
+        let words = [w0 >> 48 & keep(u64::MAX, end, 6), keep(w1, end, 8), keep(w2, end, 16)];
         key.hash(words, (end as u64) << 56 | keep(w3, end, 24))
     }
 }
@@ -234,7 +248,10 @@ pub enum Route {
         form: Form,
     },
     /// A version that we don't speak, in a datagram long enough to be answered with Version Negotiation.
-    UnknownVersion,
+    UnknownVersion {
+        /// A worker slot by hash, or [`NO_SLOT`].
+        slot: u8,
+    },
     /// No packet for us.
     Refuse(DropReason),
 }
@@ -244,7 +261,10 @@ impl Route {
     #[must_use]
     pub const fn slot(self) -> Option<u8> {
         match self {
-            Self::Own { slot, .. } | Self::Orphan { slot, .. } | Self::New { slot, .. }
+            Self::Own { slot, .. }
+            | Self::Orphan { slot, .. }
+            | Self::New { slot, .. }
+            | Self::UnknownVersion { slot }
                 if slot != NO_SLOT =>
             {
                 Some(slot)
@@ -271,7 +291,9 @@ pub fn route(head: &Head, len: u32, secrets: &Secrets, steering: &Steering) -> R
         VERSION_1 => route_long(head, len, secrets, steering),
         0 => Route::Refuse(DropReason::VersionZero),
         _ if len < INITIAL_DATAGRAM_LEN_MIN => Route::Refuse(DropReason::UnknownVersionShort),
-        _ => Route::UnknownVersion,
+        // RFC 9000 §17.2: other versions may have longer connection IDs. We don't know any that does, and don't answer it.
+        _ if head.dcid_len() > CID_LEN_MAX || head.scid_len() > CID_LEN_MAX => Route::Refuse(DropReason::CidLength),
+        _ => Route::UnknownVersion { slot: steering.pick(head.hash_dcid(&secrets.initial)) },
     }
 }
 

@@ -1,0 +1,143 @@
+//! headgate's kernel programs: `shield` looks at every packet that arrives (XDP), `steer` picks the worker's socket
+//! (sk_reuseport). What they decide is written in headgate-common, and tested there; here are the maps, the packet
+//! access, and what a verdict means for the kernel.
+#![no_std]
+#![no_main]
+#![feature(asm_experimental_arch)] // see verifier.rs
+
+mod answer;
+mod maps;
+mod packet;
+mod verifier;
+
+use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_TX};
+use aya_ebpf::helpers::generated::{bpf_get_smp_processor_id, bpf_skb_load_bytes};
+use aya_ebpf::macros::{sk_reuseport, xdp};
+use aya_ebpf::programs::{SkReuseportContext, XdpContext};
+use aya_ebpf::{EbpfContext as _, bindings::sk_action};
+use headgate_common::frame::Packet as _;
+use headgate_common::records::WorkerState;
+use headgate_common::shield::{Environment as _, Verdict, judge};
+use headgate_common::{AnswerReason, DropReason, Head, NO_SLOT, PassReason, Route, SocketReason, route};
+
+use crate::maps::Maps;
+use crate::packet::XdpPacket;
+
+/// Judges every packet of the interface.
+#[xdp(frags)]
+pub fn shield(ctx: XdpContext) -> u32 {
+    let packet = XdpPacket::new(&ctx);
+    match judge(&packet, &Maps) {
+        Verdict::Ignore => XDP_PASS,
+        Verdict::Pass(reason, slot) => pass(&ctx, &packet, reason, slot),
+        Verdict::Drop(reason) => drop_packet(&ctx, reason, packet.len()),
+        Verdict::Answer(reason, payload) => answer(&ctx, reason, payload, packet.len()),
+    }
+}
+
+#[inline(always)]
+fn pass(ctx: &XdpContext, packet: &XdpPacket, reason: PassReason, slot: u8) -> u32 {
+    let action = if slot == NO_SLOT { XDP_PASS } else { redirect(slot) };
+    Maps::count_pass(reason, packet.len(), action != XDP_PASS);
+    log(ctx, "pass", reason.name());
+    action
+}
+
+/// Sends the packet to the CPU of the slot's worker, unless it is there already.
+#[inline(always)]
+fn redirect(slot: u8) -> u32 {
+    let cpumap = Maps.config().is_some_and(|config| config.cpumap != 0);
+    if !cpumap {
+        return XDP_PASS;
+    }
+    let Some(cpu) = Maps::worker_cpu(slot) else { return XDP_PASS };
+    // SAFETY: the helper has no arguments and no preconditions.
+    if cpu == unsafe { bpf_get_smp_processor_id() } {
+        return XDP_PASS;
+    }
+    maps::cpus.redirect(cpu, XDP_PASS.into()).unwrap_or(XDP_PASS)
+}
+
+#[inline(always)]
+fn drop_packet(ctx: &XdpContext, reason: DropReason, bytes: u32) -> u32 {
+    Maps::count_drop(reason, bytes);
+    log(ctx, "drop", reason.name());
+    XDP_DROP
+}
+
+#[inline(always)]
+fn answer(ctx: &XdpContext, reason: AnswerReason, payload: usize, bytes: u32) -> u32 {
+    let written = match reason {
+        AnswerReason::VersionNegotiation => answer::version_negotiation(ctx, payload),
+    };
+    match written {
+        Ok(()) => {
+            Maps::count_answer(reason, bytes);
+            log(ctx, "answer", reason.name());
+            XDP_TX
+        }
+        Err(answer::Failed) => drop_packet(ctx, DropReason::AnswerFailed, bytes),
+    }
+}
+
+/// For debugging. The level is a constant that the loader sets: at the usual level 0 the verifier removes the call.
+#[inline(always)]
+fn log(ctx: &XdpContext, verdict: &str, reason: &str) {
+    use aya_log_ebpf::macro_support::{Level, level_enabled};
+    if level_enabled(Level::Debug) {
+        aya_log_ebpf::debug!(ctx, "{} {}", verdict, reason);
+    }
+}
+
+/// Picks the socket of the worker that a datagram belongs to.
+#[sk_reuseport]
+pub fn steer(ctx: SkReuseportContext) -> u32 {
+    const UDP_HEADER_LEN: u32 = 8;
+    let mut words = [0u64; 4];
+    // Never direct access: a datagram from a local sender lies in page fragments.
+    // SAFETY: `words` has the 32 bytes that the helper writes.
+    let loaded = unsafe { bpf_skb_load_bytes(ctx.as_ptr(), UDP_HEADER_LEN, words.as_mut_ptr().cast(), 32) };
+    let bytes = ctx.len() as u32;
+    let (Some(secrets), Some(steering)) = (Maps.secrets(), Maps.steering()) else { return sk_action::SK_DROP };
+    if loaded != 0 {
+        return refuse(bytes);
+    }
+    let (slot, reason) = match route(&Head(words), bytes.saturating_sub(UDP_HEADER_LEN), secrets, steering) {
+        Route::Own { slot, .. } => (slot, SocketReason::OwnCid),
+        Route::Orphan { slot, .. } | Route::New { slot, .. } | Route::UnknownVersion { slot } => {
+            (slot, SocketReason::Hashed)
+        }
+        Route::Refuse(_) => return refuse(bytes),
+    };
+    // Without a selection the kernel would choose a worker that has no use for the datagram.
+    if slot == NO_SLOT || maps::sockets_by_slot.select_reuseport(&ctx, slot.into()).is_err() {
+        Maps::count_socket(SocketReason::NoSocket, bytes);
+        return sk_action::SK_DROP;
+    }
+    Maps::count_socket(reason, bytes);
+    sk_action::SK_PASS
+}
+
+#[inline(always)]
+fn refuse(bytes: u32) -> u32 {
+    Maps::count_socket(SocketReason::Refused, bytes);
+    sk_action::SK_DROP
+}
+
+impl Maps {
+    /// The CPU of a slot's worker.
+    #[inline(always)]
+    fn worker_cpu(slot: u8) -> Option<u32> {
+        let worker = maps::workers.get_ptr(slot.into())?;
+        // SAFETY: the map's values are records of this shape. The state is read as a number, because anybody with
+        // bpftool may have written anything.
+        let (state, cpu) = unsafe { (*(&raw const (*worker).state).cast::<u32>(), (*worker).cpu) };
+        (state != WorkerState::Free as u32).then_some(cpu)
+    }
+}
+
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo) -> ! {
+    // Nothing here can panic: the verifier has seen that this is never reached.
+    loop {}
+}

@@ -1,0 +1,198 @@
+//! The maps, and the lookups that the verdict needs.
+//!
+//! Names are what `bpftool` and the pins' files show, hence lower case.
+#![expect(non_upper_case_globals, reason = "a map's name is part of the user's interface")]
+
+use aya_ebpf::btf_maps::lpm_trie::Key;
+use aya_ebpf::btf_maps::{Array, CpuMap, LpmTrie, PerCpuArray, PerCpuHashMap, ReusePortSockArray};
+use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
+use aya_ebpf::macros::btf_map;
+use headgate_common::frame::Source;
+use headgate_common::records::{
+    Budgets, CPUS_MAX, Config, Counter, ListAction, ListEntry, PREFIX_CELLS, PREFIXES_MAX, PassCounter, PrefixCell,
+    WORKERS_MAX, Worker,
+};
+use headgate_common::shield::{Debt, Environment, PrefixDebts, SharedDebt};
+use headgate_common::{AnswerReason, DropReason, PassReason, Secrets, SocketReason, Steering};
+
+// Pinned.
+#[btf_map]
+pub static config: Array<Config, 1> = Array::new();
+#[btf_map]
+pub static budgets: Array<Budgets, 1> = Array::new();
+#[btf_map]
+pub static steering: Array<Steering, 1> = Array::new();
+#[btf_map]
+pub static workers: Array<Worker, { WORKERS_MAX as usize }> = Array::new();
+#[btf_map]
+pub static prefixes4: LpmTrie<[u8; 4], ListEntry, { PREFIXES_MAX as usize }> = LpmTrie::new();
+#[btf_map]
+pub static prefixes6: LpmTrie<[u8; 16], ListEntry, { PREFIXES_MAX as usize }> = LpmTrie::new();
+#[btf_map]
+pub static drops: PerCpuHashMap<DropReason, Counter, { DropReason::ALL.len() }> = PerCpuHashMap::new();
+#[btf_map]
+pub static passes: PerCpuHashMap<PassReason, PassCounter, { PassReason::ALL.len() }> = PerCpuHashMap::new();
+#[btf_map]
+pub static answers: PerCpuHashMap<AnswerReason, Counter, { AnswerReason::ALL.len() }> = PerCpuHashMap::new();
+#[btf_map]
+pub static sockets: PerCpuHashMap<SocketReason, Counter, { SocketReason::ALL.len() }> = PerCpuHashMap::new();
+
+// Not pinned: keys, which nobody else may read, and what belongs to one process or is not worth keeping.
+#[btf_map]
+pub static secrets: Array<Secrets, 1> = Array::new();
+#[btf_map]
+pub static cpus: CpuMap<{ CPUS_MAX as usize }> = CpuMap::new();
+#[btf_map]
+pub static sockets_by_slot: ReusePortSockArray<{ WORKERS_MAX as usize }> = ReusePortSockArray::new();
+#[btf_map]
+pub static shared_debts: Array<u64, { SharedDebt::COUNT as usize }> = Array::new();
+#[btf_map]
+pub static prefix_debts: Array<PrefixCell, { PREFIX_CELLS as usize }> = Array::new();
+#[btf_map]
+pub static syn_debts: Array<u64, { PREFIX_CELLS as usize }> = Array::new();
+#[btf_map]
+pub static scratch: PerCpuArray<Scratch, 1> = PerCpuArray::new();
+
+/// Where an answer is put together.
+#[repr(C)]
+pub struct Scratch {
+    /// The answer's UDP payload.
+    pub answer: [u64; 16],
+}
+
+/// The maps as the verdict sees them.
+pub struct Maps;
+
+impl Environment for Maps {
+    type Debt = MapDebt;
+
+    #[inline(always)]
+    fn config(&self) -> Option<&Config> {
+        config.get(0)
+    }
+
+    #[inline(always)]
+    fn budgets(&self) -> Option<&Budgets> {
+        budgets.get(0)
+    }
+
+    #[inline(always)]
+    fn secrets(&self) -> Option<&Secrets> {
+        secrets.get(0)
+    }
+
+    #[inline(always)]
+    fn steering(&self) -> Option<&Steering> {
+        steering.get(0)
+    }
+
+    #[inline(always)]
+    fn listed(&self, source: &Source) -> Option<ListAction> {
+        let entry = match *source {
+            Source::V4(address) => {
+                let key = [32, address];
+                // SAFETY: the key is prefix length and address, as the trie's key type has them, and lives on the
+                // stack during the lookup. Aligned words are written at once; the key type's packed bytes would not be.
+                prefixes4.get(unsafe { &*key.as_ptr().cast::<Key<[u8; 4]>>() })
+            }
+            Source::V6([high, low]) => {
+                let key = [128, high as u32, (high >> 32) as u32, low as u32, (low >> 32) as u32];
+                // SAFETY: as above.
+                prefixes6.get(unsafe { &*key.as_ptr().cast::<Key<[u8; 16]>>() })
+            }
+        };
+        // SAFETY: the entry starts with a number of four bytes. It is not read as an enum, because anybody with
+        // bpftool may have written any number.
+        entry.and_then(|entry| ListAction::from_number(unsafe { *core::ptr::from_ref(entry).cast::<u32>() }))
+    }
+
+    #[inline(always)]
+    fn now_ns(&self) -> u64 {
+        // SAFETY: the helper has no arguments and no preconditions.
+        unsafe { bpf_ktime_get_coarse_ns() }
+    }
+
+    #[inline(always)]
+    fn shared_debt(&self, of: SharedDebt) -> Option<MapDebt> {
+        shared_debts.get_ptr_mut(of as u32).map(MapDebt)
+    }
+
+    #[inline(always)]
+    fn prefix_debts(&self, index: u32) -> Option<PrefixDebts<MapDebt>> {
+        let cell = prefix_debts.get_ptr_mut(index)?;
+        // SAFETY: the map's values have both fields.
+        let (initials, packets) = unsafe { (&raw mut (*cell).initials, &raw mut (*cell).packets) };
+        Some(PrefixDebts { initials: MapDebt(initials), packets: MapDebt(packets) })
+    }
+
+    #[inline(always)]
+    fn syn_debt(&self, index: u32) -> Option<MapDebt> {
+        syn_debts.get_ptr_mut(index).map(MapDebt)
+    }
+}
+
+/// A debt in a map's value. Every access is a single instruction.
+#[derive(Clone, Copy)]
+pub struct MapDebt(*mut u64);
+
+impl Debt for MapDebt {
+    #[inline(always)]
+    fn get(self) -> u64 {
+        // SAFETY: a map's value is there until the program ends, and aligned.
+        unsafe { self.0.read_volatile() }
+    }
+
+    #[inline(always)]
+    fn set(self, until: u64) {
+        // SAFETY: as above.
+        unsafe { self.0.write_volatile(until) };
+    }
+
+    #[inline(always)]
+    fn add(self, nanoseconds: u64) {
+        // SAFETY: as above.
+        unsafe { crate::verifier::atomic_add(self.0, nanoseconds) };
+    }
+}
+
+impl Maps {
+    /// Counts a packet that was let through.
+    #[inline(always)]
+    pub fn count_pass(reason: PassReason, bytes: u32, redirected: bool) {
+        if let Some(counter) = passes.get_ptr_mut(reason) {
+            // SAFETY: a per-CPU value, and this program is not interrupted by itself.
+            let counter = unsafe { &mut *counter };
+            counter.packets += 1;
+            counter.bytes += u64::from(bytes);
+            counter.redirected += u64::from(redirected);
+        }
+    }
+
+    /// Counts a packet that was dropped.
+    #[inline(always)]
+    pub fn count_drop(reason: DropReason, bytes: u32) {
+        count(drops.get_ptr_mut(reason), bytes);
+    }
+
+    /// Counts a packet that was answered.
+    #[inline(always)]
+    pub fn count_answer(reason: AnswerReason, bytes: u32) {
+        count(answers.get_ptr_mut(reason), bytes);
+    }
+
+    /// Counts a datagram that was given to a socket, or not.
+    #[inline(always)]
+    pub fn count_socket(reason: SocketReason, bytes: u32) {
+        count(sockets.get_ptr_mut(reason), bytes);
+    }
+}
+
+#[inline(always)]
+fn count(counter: Option<*mut Counter>, bytes: u32) {
+    if let Some(counter) = counter {
+        // SAFETY: a per-CPU value, and this program is not interrupted by itself.
+        let counter = unsafe { &mut *counter };
+        counter.packets += 1;
+        counter.bytes += u64::from(bytes);
+    }
+}
