@@ -7,5 +7,7 @@ pub mod clients;
 pub mod flood;
 pub mod load;
 pub mod netns;
+pub mod packets;
 pub mod quic_client;
+pub mod rig;
 pub mod skip;

@@ -10,15 +10,17 @@ mod maps;
 mod packet;
 mod verifier;
 
+use aya_ebpf::bindings::sk_reuseport_md;
 use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_TX};
 use aya_ebpf::helpers::generated::{bpf_get_smp_processor_id, bpf_skb_load_bytes};
 use aya_ebpf::macros::{sk_reuseport, xdp};
 use aya_ebpf::programs::{SkReuseportContext, XdpContext};
 use aya_ebpf::{EbpfContext as _, bindings::sk_action};
 use headgate_common::frame::Packet as _;
-use headgate_common::records::WorkerState;
+use headgate_common::records::{WorkerState, socket_index};
+use headgate_common::route::{Class, Routing, classify};
 use headgate_common::shield::{Environment as _, Verdict, judge};
-use headgate_common::{AnswerReason, DropReason, Head, NO_SLOT, PassReason, Route, SocketReason, route};
+use headgate_common::{AnswerReason, DropReason, Head, NO_SLOT, PassReason, SocketReason};
 
 use crate::maps::Maps;
 use crate::packet::XdpPacket;
@@ -102,20 +104,35 @@ pub fn steer(ctx: SkReuseportContext) -> u32 {
     if loaded != 0 {
         return refuse(bytes);
     }
-    let (slot, reason) = match route(&Head(words), bytes.saturating_sub(UDP_HEADER_LEN), secrets, steering) {
-        Route::Own { slot, .. } => (slot, SocketReason::OwnCid),
-        Route::Orphan { slot, .. } | Route::New { slot, .. } | Route::UnknownVersion { slot } => {
-            (slot, SocketReason::Hashed)
-        }
-        Route::Refuse(_) => return refuse(bytes),
-    };
+    let Routing { class, slot, .. } = classify(&Head(words), bytes.saturating_sub(UDP_HEADER_LEN), secrets, steering);
+    if matches!(class, Class::Refuse) {
+        return refuse(bytes);
+    }
     // Without a selection the kernel would choose a worker that has no use for the datagram.
-    if slot == NO_SLOT || maps::sockets_by_slot.select_reuseport(&ctx, slot.into()).is_err() {
+    if slot == NO_SLOT || !select(&ctx, slot) {
         Maps::count_socket(SocketReason::NoSocket, bytes);
         return sk_action::SK_DROP;
     }
-    Maps::count_socket(reason, bytes);
+    let own = matches!(class, Class::Own);
+    Maps::count_socket(if own { SocketReason::OwnCid } else { SocketReason::Hashed }, bytes);
     sk_action::SK_PASS
+}
+
+/// Selects the slot's socket. A socket can stand at one place of the array only, and one of both IP versions stands
+/// where those of IPv6 do; the kernel refuses a socket that doesn't listen where the datagram went.
+#[inline(always)]
+fn select(ctx: &SkReuseportContext, slot: u8) -> bool {
+    if !is_ipv6(ctx) && maps::sockets_by_slot.select_reuseport(ctx, socket_index(slot, false)).is_ok() {
+        return true;
+    }
+    maps::sockets_by_slot.select_reuseport(ctx, socket_index(slot, true)).is_ok()
+}
+
+#[inline(always)]
+fn is_ipv6(ctx: &SkReuseportContext) -> bool {
+    const ETHERTYPE_IPV6: u32 = 0x86ddu16.to_be() as u32;
+    // SAFETY: the context is the kernel's own.
+    unsafe { (*ctx.as_ptr().cast::<sk_reuseport_md>()).eth_protocol == ETHERTYPE_IPV6 }
 }
 
 #[inline(always)]

@@ -9,8 +9,8 @@ use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
 use aya_ebpf::macros::btf_map;
 use headgate_common::frame::Source;
 use headgate_common::records::{
-    Budgets, CPUS_MAX, Config, Counter, ListAction, ListEntry, PREFIX_CELLS, PREFIXES_MAX, PassCounter, PrefixCell,
-    WORKERS_MAX, Worker,
+    Budgets, Config, Counter, ListAction, ListEntry, PREFIX_CELLS, PREFIXES_MAX, PassCounter, PrefixCell,
+    SOCKETS_MAX, WORKERS_MAX, Worker,
 };
 use headgate_common::shield::{Debt, Environment, PrefixDebts, SharedDebt};
 use headgate_common::{AnswerReason, DropReason, PassReason, Secrets, SocketReason, Steering};
@@ -40,10 +40,11 @@ pub static sockets: PerCpuHashMap<SocketReason, Counter, { SocketReason::ALL.len
 // Not pinned: keys, which nobody else may read, and what belongs to one process or is not worth keeping.
 #[btf_map]
 pub static secrets: Array<Secrets, 1> = Array::new();
+/// By CPU number. The loader gives it as many entries as the machine has CPUs; the kernel refuses more.
 #[btf_map]
-pub static cpus: CpuMap<{ CPUS_MAX as usize }> = CpuMap::new();
+pub static cpus: CpuMap<1> = CpuMap::new();
 #[btf_map]
-pub static sockets_by_slot: ReusePortSockArray<{ WORKERS_MAX as usize }> = ReusePortSockArray::new();
+pub static sockets_by_slot: ReusePortSockArray<{ SOCKETS_MAX as usize }> = ReusePortSockArray::new();
 #[btf_map]
 pub static shared_debts: Array<u64, { SharedDebt::COUNT as usize }> = Array::new();
 #[btf_map]

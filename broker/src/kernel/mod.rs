@@ -1,1 +1,30 @@
 //! The kernel half: loads, attaches and talks to the XDP and sk_reuseport programs.
+//!
+//! The programs judge packets alone; this module gives them their configuration and keys, tells them where the
+//! workers are, and reads their counters. Everything that outlives the process lies under one folder of the BPF file
+//! system: a broker that crashes leaves its shield up, and the next one adopts it.
+
+mod debug_log;
+mod error;
+mod loader;
+mod maps;
+mod pins;
+mod settings;
+mod status;
+
+pub use error::KernelError;
+pub use loader::{Shield, TestRun};
+pub use settings::{KernelSettings, Mode, Steering};
+pub use status::{Adoption, AttachedMode, Counters, InterfaceStatus, Status};
+
+/// The compiled kernel programs, or None if the broker was built without them.
+#[must_use]
+pub fn object() -> Option<&'static [u8]> {
+    #[cfg(headgate_bpf_object)]
+    {
+        static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("HEADGATE_BPF_OBJECT"));
+        Some(OBJECT)
+    }
+    #[cfg(not(headgate_bpf_object))]
+    None
+}

@@ -15,8 +15,8 @@ pub const WORKERS_MAX: u32 = SLOTS as u32;
 pub const PREFIXES_MAX: u32 = 65_536;
 /// Source prefixes share this many budgets by keyed hash: 16 bytes each, and 8 more for SYNs.
 pub const PREFIX_CELLS: u32 = 65_536;
-/// CPUs that packets can be sent to.
-pub const CPUS_MAX: u32 = 1024;
+/// Entries of the socket array: a socket for IPv4 and one for IPv6 by slot.
+pub const SOCKETS_MAX: u32 = 512;
 
 /// One entry, map `config`.
 #[repr(C)]
@@ -190,6 +190,14 @@ pub struct Worker {
     pub cpu: u32,
     /// What the slot is used for.
     pub state: WorkerState,
+}
+
+/// Where the socket array holds a worker's socket for one IP version. A socket for both stands where
+/// those of IPv6 do.
+#[inline(always)]
+#[must_use]
+pub const fn socket_index(slot: u8, ipv6: bool) -> u32 {
+    slot as u32 | (ipv6 as u32) << 8
 }
 
 /// The debts of one cell of source prefixes: until when they are paid back, in nanoseconds of the kernel's clock.

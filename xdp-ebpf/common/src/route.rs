@@ -99,7 +99,11 @@ impl Head {
     const fn hash_dcid(&self, key: &SipKey) -> u64 {
         let [w0, w1, w2, w3] = self.0;
         let end = 6 + self.dcid_len() as u32;
-        let words = [w0 >> 48 & keep(u64::MAX, end, 6), keep(w1, end, 8), keep(w2, end, 16)];
+        let words = [
+            w0 >> 48 & keep(u64::MAX, end, 6),
+            keep(w1, end, 8),
+            keep(w2, end, 16),
+        ];
         key.hash(words, (end as u64) << 56 | keep(w3, end, 24))
     }
 }
@@ -280,87 +284,157 @@ impl Route {
 #[inline(always)]
 #[must_use]
 pub fn route(head: &Head, len: u32, secrets: &Secrets, steering: &Steering) -> Route {
+    let Routing {
+        class,
+        form,
+        slot,
+        reason,
+    } = classify(head, len, secrets, steering);
+    match class {
+        Class::Own => Route::Own { slot, form },
+        Class::Orphan => Route::Orphan { slot, form },
+        Class::New => Route::New { slot, form },
+        Class::UnknownVersion => Route::UnknownVersion { slot },
+        Class::Refuse => Route::Refuse(reason),
+    }
+}
+
+/// [`Route`] with every field present in every case. An enum's unused bytes are undefined, the compiler reads them
+/// early where that saves a branch, and the kernel's verifier refuses the program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Routing {
+    /// Which variant of [`Route`] it is.
+    pub class: Class,
+    /// The packet's form, where that matters.
+    pub form: Form,
+    /// A worker slot, or [`NO_SLOT`].
+    pub slot: u8,
+    /// Why it is refused, if it is.
+    pub reason: DropReason,
+}
+
+/// The variants of [`Route`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// [`Route::Own`].
+    Own,
+    /// [`Route::Orphan`].
+    Orphan,
+    /// [`Route::New`].
+    New,
+    /// [`Route::UnknownVersion`].
+    UnknownVersion,
+    /// [`Route::Refuse`].
+    Refuse,
+}
+
+impl Routing {
+    #[inline(always)]
+    const fn to(class: Class, form: Form, slot: u8) -> Self {
+        Self {
+            class,
+            form,
+            slot,
+            reason: DropReason::Runt,
+        }
+    }
+
+    #[inline(always)]
+    const fn refuse(reason: DropReason) -> Self {
+        Self {
+            class: Class::Refuse,
+            form: Form::Short,
+            slot: NO_SLOT,
+            reason,
+        }
+    }
+}
+
+/// [`route`] for kernel programs.
+#[inline(always)]
+#[must_use]
+pub fn classify(head: &Head, len: u32, secrets: &Secrets, steering: &Steering) -> Routing {
     if head.first_octet() & 0x80 == 0 {
-        return match own_slot(head.short_cid(), secrets, steering) {
-            Ok(slot) => to_owner(slot, Form::Short, head, secrets, steering),
-            Err(OwnError::Foreign) => Route::Refuse(DropReason::ForgedCid),
-            Err(OwnError::OtherNode) => Route::Refuse(DropReason::OtherNode),
+        return match owner(head.short_cid(), secrets, steering) {
+            Owner::Us => to_owner(head.short_cid(), Form::Short, secrets, steering),
+            Owner::Nobody => Routing::refuse(DropReason::ForgedCid),
+            Owner::OtherNode => Routing::refuse(DropReason::OtherNode),
         };
     }
     match head.version() {
-        VERSION_1 => route_long(head, len, secrets, steering),
-        0 => Route::Refuse(DropReason::VersionZero),
-        _ if len < INITIAL_DATAGRAM_LEN_MIN => Route::Refuse(DropReason::UnknownVersionShort),
+        VERSION_1 => classify_long(head, len, secrets, steering),
+        0 => Routing::refuse(DropReason::VersionZero),
+        _ if len < INITIAL_DATAGRAM_LEN_MIN => Routing::refuse(DropReason::UnknownVersionShort),
         // RFC 9000 §17.2: other versions may have longer connection IDs. We don't know any that does, and don't answer it.
-        _ if head.dcid_len() > CID_LEN_MAX || head.scid_len() > CID_LEN_MAX => Route::Refuse(DropReason::CidLength),
-        _ => Route::UnknownVersion { slot: steering.pick(head.hash_dcid(&secrets.initial)) },
+        _ if head.dcid_len() > CID_LEN_MAX || head.scid_len() > CID_LEN_MAX => {
+            Routing::refuse(DropReason::CidLength)
+        }
+        _ => Routing::to(
+            Class::UnknownVersion,
+            Form::Initial,
+            steering.pick(head.hash_dcid(&secrets.initial)),
+        ),
     }
 }
 
 /// RFC 9000 §17.2: a long header of version 1.
 #[inline(always)]
-fn route_long(head: &Head, len: u32, secrets: &Secrets, steering: &Steering) -> Route {
+fn classify_long(head: &Head, len: u32, secrets: &Secrets, steering: &Steering) -> Routing {
     let form = match head.first_octet() >> 4 & 3 {
         0 => Form::Initial,
         1 => Form::ZeroRtt,
         2 => Form::Handshake,
-        _ => return Route::Refuse(DropReason::RetryFromClient),
+        _ => return Routing::refuse(DropReason::RetryFromClient),
     };
     // RFC 9000 §14.1: even an Initial that only acknowledges is padded by its client.
     if matches!(form, Form::Initial) && len < INITIAL_DATAGRAM_LEN_MIN {
-        return Route::Refuse(DropReason::InitialTooShort);
+        return Routing::refuse(DropReason::InitialTooShort);
     }
     let dcid_len = head.dcid_len();
     if dcid_len as usize == CID_LEN {
-        match own_slot(head.long_cid(), secrets, steering) {
-            Ok(slot) => return to_owner(slot, form, head, secrets, steering),
-            Err(OwnError::OtherNode) => return Route::Refuse(DropReason::OtherNode),
-            Err(OwnError::Foreign) => {}
+        match owner(head.long_cid(), secrets, steering) {
+            Owner::Us => return to_owner(head.long_cid(), form, secrets, steering),
+            Owner::OtherNode => return Routing::refuse(DropReason::OtherNode),
+            Owner::Nobody => {}
         }
     }
     if matches!(form, Form::Handshake) {
-        return Route::Refuse(DropReason::HandshakeForeignCid);
+        return Routing::refuse(DropReason::HandshakeForeignCid);
     }
     if !(FIRST_DCID_LEN_MIN..=CID_LEN_MAX).contains(&dcid_len) {
-        return Route::Refuse(DropReason::CidLength);
+        return Routing::refuse(DropReason::CidLength);
     }
-    Route::New {
-        slot: steering.pick(head.hash_dcid(&secrets.initial)),
+    Routing::to(
+        Class::New,
         form,
-    }
+        steering.pick(head.hash_dcid(&secrets.initial)),
+    )
 }
 
-enum OwnError {
-    Foreign,
+enum Owner {
+    Us,
     OtherNode,
+    Nobody,
 }
 
 #[inline(always)]
-fn own_slot(cid: RawCid, secrets: &Secrets, steering: &Steering) -> Result<u8, OwnError> {
+fn owner(cid: RawCid, secrets: &Secrets, steering: &Steering) -> Owner {
     match secrets.cid.verify(cid) {
-        Ok(()) if u64::from(cid.node()) == steering.node => Ok(cid.slot()),
-        Ok(()) => Err(OwnError::OtherNode),
-        Err(CidError::Length | CidError::Rotation | CidError::Mac) => Err(OwnError::Foreign),
+        Ok(()) if u64::from(cid.node()) == steering.node => Owner::Us,
+        Ok(()) => Owner::OtherNode,
+        Err(CidError::Length | CidError::Rotation | CidError::Mac) => Owner::Nobody,
     }
 }
 
 #[inline(always)]
-fn to_owner(slot: u8, form: Form, head: &Head, secrets: &Secrets, steering: &Steering) -> Route {
-    if steering.is_live(slot) {
-        return Route::Own { slot, form };
+fn to_owner(cid: RawCid, form: Form, secrets: &Secrets, steering: &Steering) -> Routing {
+    if steering.is_live(cid.slot()) {
+        return Routing::to(Class::Own, form, cid.slot());
     }
-    let cid = if matches!(form, Form::Short) {
-        head.short_cid()
-    } else {
-        head.long_cid()
-    };
     let hash = secrets
         .initial
         .hash([cid.first], 10 << 56 | u64::from(cid.second));
-    Route::Orphan {
-        slot: steering.pick(hash),
-        form,
-    }
+    Routing::to(Class::Orphan, form, steering.pick(hash))
 }
 
 /// Routing for user space: the same function over the same records.

@@ -6,7 +6,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use crate::frame::{Frame, Packet, Source, Tcp, Udp, parse};
 use crate::reason::{AnswerReason, DropReason, PassReason};
 use crate::records::{Budgets, Config, Limit, ListAction, PREFIX_CELLS};
-use crate::route::{Form, NO_SLOT, Route, Secrets, Steering, route};
+use crate::route::{Class, Form, NO_SLOT, Routing, Secrets, Steering, classify};
 
 /// What the checks look up. In the kernel these are maps.
 pub trait Environment {
@@ -161,9 +161,22 @@ fn judge_udp<P: Packet, E: Environment>(
     let Some(steering) = environment.steering() else {
         return Verdict::Ignore;
     };
-    match route(&head, len, secrets, steering) {
-        Route::Refuse(reason) => Verdict::Drop(reason),
-        Route::UnknownVersion { .. } => {
+    let Routing {
+        class,
+        form,
+        slot,
+        reason,
+    } = classify(&head, len, secrets, steering);
+    let admission = Admission {
+        slot,
+        allowed,
+        source: &udp.source,
+        secrets,
+        budgets,
+    };
+    match class {
+        Class::Refuse => Verdict::Drop(reason),
+        Class::UnknownVersion => {
             if charge_shared(
                 SharedDebt::VersionNegotiations,
                 &budgets.version_negotiations,
@@ -174,99 +187,78 @@ fn judge_udp<P: Packet, E: Environment>(
                 Verdict::Drop(DropReason::VersionNegotiationBudget)
             }
         }
-        Route::Own { slot, form } => {
-            let reason = if matches!(form, Form::Short) {
-                PassReason::OwnCid
-            } else {
-                PassReason::OwnCidLong
-            };
-            admit_packet(reason, slot, allowed, udp, secrets, budgets, environment)
+        Class::Own if matches!(form, Form::Short) => {
+            admission.of_packet(PassReason::OwnCid, environment)
         }
-        Route::Orphan { slot, .. } => admit_packet(
-            PassReason::OwnCidOrphan,
-            slot,
-            allowed,
-            udp,
-            secrets,
-            budgets,
-            environment,
-        ),
-        Route::New { slot, form } => {
-            let reason = if matches!(form, Form::Initial) {
-                PassReason::Initial
-            } else {
-                PassReason::ZeroRtt
-            };
-            admit_initial(reason, slot, allowed, udp, secrets, budgets, environment)
+        Class::Own => admission.of_packet(PassReason::OwnCidLong, environment),
+        Class::Orphan => admission.of_packet(PassReason::OwnCidOrphan, environment),
+        Class::New if matches!(form, Form::Initial) => {
+            admission.of_initial(PassReason::Initial, environment)
         }
+        Class::New => admission.of_initial(PassReason::ZeroRtt, environment),
     }
 }
 
-/// The packet budget of the source's prefix, for packets that carry a connection ID of ours.
-#[inline(always)]
-fn admit_packet<E: Environment>(
-    reason: PassReason,
+/// A QUIC packet that knows where to go and asks for its budgets.
+struct Admission<'a> {
     slot: u8,
     allowed: bool,
-    udp: &Udp,
-    secrets: &Secrets,
-    budgets: &Budgets,
-    environment: &E,
-) -> Verdict {
-    if slot == NO_SLOT {
-        return Verdict::Drop(DropReason::NoWorker);
+    source: &'a Source,
+    secrets: &'a Secrets,
+    budgets: &'a Budgets,
+}
+
+impl Admission<'_> {
+    /// The packet budget of the source's prefix, for packets that carry a connection ID of ours.
+    #[inline(always)]
+    fn of_packet<E: Environment>(&self, reason: PassReason, environment: &E) -> Verdict {
+        if self.slot == NO_SLOT {
+            return Verdict::Drop(DropReason::NoWorker);
+        }
+        let limit = &self.budgets.packets_per_prefix;
+        if !self.allowed && limit.per_packet_ns != 0 {
+            let Some(debts) = environment.prefix_debts(cell_index(self.source, self.secrets))
+            else {
+                return Verdict::Ignore;
+            };
+            if !charge(debts.packets, limit, environment.now_ns()) {
+                return Verdict::Drop(DropReason::PacketPrefixBudget);
+            }
+        }
+        Verdict::Pass(reason, self.slot)
     }
-    if !allowed && budgets.packets_per_prefix.per_packet_ns != 0 {
-        let Some(cell) = environment.prefix_debts(cell_index(&udp.source, secrets)) else {
+
+    /// The budgets of packets that may open a connection. What the source's prefix is denied doesn't count against
+    /// all others, and once the shared budget is used up, nothing else is computed.
+    #[inline(always)]
+    fn of_initial<E: Environment>(&self, reason: PassReason, environment: &E) -> Verdict {
+        if self.slot == NO_SLOT {
+            return Verdict::Drop(DropReason::NoWorker);
+        }
+        if self.allowed {
+            return Verdict::Pass(reason, self.slot);
+        }
+        let Some(shared) = environment.shared_debt(SharedDebt::Initials) else {
             return Verdict::Ignore;
         };
-        if !charge(cell.packets, &budgets.packets_per_prefix, environment.now_ns()) {
+        let now = environment.now_ns();
+        if self.budgets.initials.charge(shared.get(), now).is_none() {
+            return Verdict::Drop(DropReason::InitialGlobalBudget);
+        }
+        let Some(debts) = environment.prefix_debts(cell_index(self.source, self.secrets)) else {
+            return Verdict::Ignore;
+        };
+        if !charge(debts.packets, &self.budgets.packets_per_prefix, now) {
             return Verdict::Drop(DropReason::PacketPrefixBudget);
         }
+        if !charge(debts.initials, &self.budgets.initials_per_prefix, now) {
+            return Verdict::Drop(DropReason::InitialPrefixBudget);
+        }
+        if !charge_exactly(shared, &self.budgets.initials, now) {
+            return Verdict::Drop(DropReason::InitialGlobalBudget);
+        }
+        Verdict::Pass(reason, self.slot)
     }
-    Verdict::Pass(reason, slot)
-}
-
-/// The budgets of packets that may open a connection. What the source's prefix is denied doesn't count against all
-/// others, and once the shared budget is used up, nothing else is computed.
-#[inline(always)]
-fn admit_initial<E: Environment>(
-    reason: PassReason,
-    slot: u8,
-    allowed: bool,
-    udp: &Udp,
-    secrets: &Secrets,
-    budgets: &Budgets,
-    environment: &E,
-) -> Verdict {
-    if slot == NO_SLOT {
-        return Verdict::Drop(DropReason::NoWorker);
-    }
-    if allowed {
-        return Verdict::Pass(reason, slot);
-    }
-    let Some(shared) = environment.shared_debt(SharedDebt::Initials) else {
-        return Verdict::Ignore;
-    };
-    let now = environment.now_ns();
-    if budgets
-        .initials
-        .charge(shared.get(), now)
-        .is_none()
-    {
-        return Verdict::Drop(DropReason::InitialGlobalBudget);
-    }
-    let Some(debts) = environment.prefix_debts(cell_index(&udp.source, secrets)) else { return Verdict::Ignore };
-    if !charge(debts.packets, &budgets.packets_per_prefix, now) {
-        return Verdict::Drop(DropReason::PacketPrefixBudget);
-    }
-    if !charge(debts.initials, &budgets.initials_per_prefix, now) {
-        return Verdict::Drop(DropReason::InitialPrefixBudget);
-    }
-    if !charge_exactly(shared, &budgets.initials, now) {
-        return Verdict::Drop(DropReason::InitialGlobalBudget);
-    }
-    Verdict::Pass(reason, slot)
 }
 
 #[inline(always)]
@@ -323,7 +315,9 @@ fn charge<D: Debt>(debt: D, limit: &Limit, now: u64) -> bool {
 #[inline(always)]
 fn charge_exactly<D: Debt>(debt: D, limit: &Limit, now: u64) -> bool {
     let seen = debt.get();
-    let Some(next) = limit.charge(seen, now) else { return false };
+    let Some(next) = limit.charge(seen, now) else {
+        return false;
+    };
     if seen < now {
         debt.set(next);
     } else {

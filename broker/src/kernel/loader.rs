@@ -1,0 +1,629 @@
+//! Loads the kernel programs, attaches them and keeps them informed.
+
+use std::collections::BTreeMap;
+use std::ffi::CString;
+use std::os::fd::{AsFd, AsRawFd as _};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use aya::maps::{CpuMap, ReusePortSockArray};
+use aya::programs::links::FdLink;
+use aya::programs::xdp::{XdpLink, XdpMode};
+use aya::programs::{ProgramError, ProgramFd, SkReuseport, TestRun as _, TestRunOptions, Xdp};
+use aya::{Ebpf, EbpfLoader};
+use headgate_common::records::{
+    Config, LAYOUT_VERSION, TCP_PORTS, WORKERS_MAX, Worker, WorkerState, socket_index,
+};
+use headgate_common::{NO_SLOT, Router, Steering};
+
+use socket2::SockRef;
+
+use super::debug_log::DebugLog;
+use super::error::{KernelError, chain, is_permission};
+use super::maps;
+use super::pins::{self, PinFolder};
+use super::settings::{KernelSettings, Mode};
+use super::status::{Adoption, AttachedMode, Counters, InterfaceStatus, Status};
+use crate::keys::Keys;
+
+/// The kernel half while it runs. Dropping it leaves the shield up; [`Shield::stop`] takes it down.
+#[derive(Debug)]
+pub struct Shield {
+    settings: KernelSettings,
+    pins: PinFolder,
+    adoption: Adoption,
+    interfaces: Vec<InterfaceStatus>,
+    /// Distinguishes this start of the broker from earlier ones in the map `workers`.
+    generation: u64,
+    state: Mutex<State>,
+    _debug_log: Option<DebugLog>,
+}
+
+#[derive(Debug)]
+struct State {
+    ebpf: Ebpf,
+    /// Slot → CPU and state.
+    workers: BTreeMap<u8, (u32, WorkerState)>,
+    router: Router,
+    cpumap: bool,
+    why_no_cpumap: Option<String>,
+}
+
+impl Shield {
+    /// Loads the programs, adopts or replaces what an earlier process left, and attaches them. `epoch` is that of the
+    /// connection-ID keys. No packet reaches a worker by its connection ID before [`Shield::add_worker`].
+    ///
+    /// # Errors
+    /// When nothing of the kernel half can work, or an interface cannot get the mode that the settings demand.
+    pub fn start(settings: &KernelSettings, keys: &Keys, epoch: u32) -> Result<Self, KernelError> {
+        let object = super::object().ok_or(KernelError::NoObject)?;
+        let pins = PinFolder::open(&settings.pin_dir)?;
+        let adoption = pins.prepare()?;
+        let loaded = load(object, settings, &pins).and_then(|mut ebpf| {
+            pins::check_object(&ebpf)?;
+            let router = configure(&mut ebpf, settings, keys, epoch)?;
+            load_programs(&mut ebpf).map_err(|error| explain(error, settings))?;
+            Ok((ebpf, router))
+        });
+        let (mut ebpf, router) = match loaded {
+            Ok(loaded) => loaded,
+            Err(error) => {
+                if adoption != Adoption::Adopted {
+                    pins.remove_all()?;
+                    pins.remove_folder();
+                }
+                return Err(error);
+            }
+        };
+        let debug_log = settings
+            .debug_log
+            .then(|| DebugLog::start(&mut ebpf))
+            .transpose()?;
+        let interfaces = attach_all(&mut ebpf, settings, &pins)?;
+        let why_no_cpumap = why_no_cpumap(settings, &interfaces, 0);
+        let state = State {
+            ebpf,
+            workers: BTreeMap::new(),
+            router,
+            cpumap: false,
+            why_no_cpumap,
+        };
+        Ok(Self {
+            settings: settings.clone(),
+            pins,
+            adoption,
+            interfaces,
+            generation: generation(),
+            state: Mutex::new(state),
+            _debug_log: debug_log,
+        })
+    }
+
+    /// Lets the kernel program pick the sockets of the SO_REUSEPORT group that `socket` is in. Does nothing if the
+    /// settings leave the choice to the kernel.
+    ///
+    /// # Errors
+    /// When the kernel refuses the socket.
+    pub fn attach_reuseport(&self, socket: impl AsFd) -> Result<(), KernelError> {
+        if !self.settings.steering.sockets() {
+            return Ok(());
+        }
+        let mut state = self.state();
+        let refused = |error: &dyn std::error::Error| KernelError::Refused {
+            what: "a socket",
+            reason: chain(error),
+        };
+        let program: &mut SkReuseport = steer_program(&mut state.ebpf)?;
+        program.attach(socket).map_err(|error| refused(&error))
+    }
+
+    /// Gives a worker slot its socket and its CPU, and new connections. A worker with a socket for IPv4 and one for
+    /// IPv6 is added once with each.
+    ///
+    /// # Errors
+    /// When the kernel refuses the socket.
+    pub fn add_worker(&self, slot: u8, socket: impl AsFd, cpu: u32) -> Result<(), KernelError> {
+        if slot == NO_SLOT {
+            return Err(KernelError::ReservedSlot);
+        }
+        let socket = socket.as_fd();
+        let refused = |reason: String| KernelError::Socket { slot, reason };
+        let ipv6 = SockRef::from(&socket)
+            .local_addr()
+            .map_err(|error| refused(error.to_string()))?
+            .is_ipv6();
+        let mut state = self.state();
+        let map =
+            state
+                .ebpf
+                .map_mut("sockets_by_slot")
+                .ok_or_else(|| KernelError::StaleObject {
+                    what: "no map sockets_by_slot".to_owned(),
+                })?;
+        let mut sockets =
+            ReusePortSockArray::try_from(map).map_err(|error| refused(chain(&error)))?;
+        sockets
+            .set(socket_index(slot, ipv6), &socket.as_raw_fd(), 0)
+            .map_err(|error| refused(chain(&error)))?;
+        state.workers.insert(slot, (cpu, WorkerState::Active));
+        self.publish(&mut state, Some(slot))
+    }
+
+    /// Takes a worker slot's socket away: its connection IDs then go to another worker, which answers with a
+    /// stateless reset, and it gets no new connections.
+    ///
+    /// # Errors
+    /// When the kernel refuses the change.
+    pub fn remove_worker(&self, slot: u8) -> Result<(), KernelError> {
+        let mut state = self.state();
+        if state.workers.remove(&slot).is_none() {
+            return Ok(());
+        }
+        self.publish(&mut state, Some(slot))?;
+        if let Some(map) = state.ebpf.map_mut("sockets_by_slot")
+            && let Ok(mut sockets) = ReusePortSockArray::try_from(map)
+        {
+            for ipv6 in [false, true] {
+                // A socket that was closed has left already.
+                let _ = sockets.clear_index(&socket_index(slot, ipv6));
+            }
+        }
+        Ok(())
+    }
+
+    /// How the kernel routes now: for user space, which must route alike.
+    #[must_use]
+    pub fn router(&self) -> Router {
+        self.state().router
+    }
+
+    /// What runs where, and why it isn't better.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        let state = self.state();
+        Status {
+            interfaces: self.interfaces.clone(),
+            cpumap: state.cpumap,
+            why_no_cpumap: state.why_no_cpumap.clone(),
+            reuseport: self.settings.steering.sockets(),
+            pin_dir: self.settings.pin_dir.clone(),
+            pins: self.pins.names(),
+            adoption: self.adoption.clone(),
+        }
+    }
+
+    /// Reads the counters.
+    ///
+    /// # Errors
+    /// When the kernel refuses to give them.
+    pub fn counters(&self) -> Result<Counters, KernelError> {
+        maps::counters(&self.state().ebpf)
+    }
+
+    /// Runs the XDP program on a packet that is on no network, as often as `repeat` says: for tests and measurements.
+    /// The counters count it, and so do the budgets.
+    ///
+    /// # Errors
+    /// When the kernel refuses to run it: a packet has at least 14 bytes and fits into a page.
+    pub fn test_run(&self, packet: &[u8], repeat: u32) -> Result<TestRun, KernelError> {
+        const ROOM_LEN: usize = 4096;
+        let mut state = self.state();
+        let refused = |error: ProgramError| KernelError::Refused {
+            what: "a test run",
+            reason: chain(&error),
+        };
+        let program = shield_program(&mut state.ebpf).map_err(refused)?;
+        let mut out = vec![0; ROOM_LEN];
+        let options = TestRunOptions {
+            data_in: Some(packet),
+            data_out: Some(&mut out),
+            repeat,
+            ..TestRunOptions::default()
+        };
+        let result = program.test_run(options).map_err(refused)?;
+        out.truncate(result.data_size_out as usize);
+        Ok(TestRun {
+            action: result.return_value,
+            packet: out,
+            duration: result.duration,
+        })
+    }
+
+    /// The XDP program, for those who want to call it from a program of their own.
+    ///
+    /// # Errors
+    /// When the process has no file descriptor left.
+    pub fn program(&self) -> Result<ProgramFd, KernelError> {
+        let mut state = self.state();
+        let refused = |reason| KernelError::Refused {
+            what: "a copy of the program's descriptor",
+            reason,
+        };
+        let program = shield_program(&mut state.ebpf).map_err(|error| refused(chain(&error)))?;
+        let fd = program.fd().map_err(|error| refused(chain(&error)))?;
+        fd.try_clone().map_err(|error| refused(error.to_string()))
+    }
+
+    /// Takes the shield down: detaches it from every interface and removes its pins.
+    ///
+    /// # Errors
+    /// When a pin cannot be removed; the program then stays attached.
+    pub fn stop(self) -> Result<(), KernelError> {
+        self.pins.remove_all()?;
+        self.pins.remove_folder();
+        Ok(())
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Every change is complete or an error: a panic elsewhere left nothing half done.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells the programs where the workers are now.
+    fn publish(&self, state: &mut State, changed: Option<u8>) -> Result<(), KernelError> {
+        if let Some(slot) = changed {
+            let (cpu, worker_state) = state
+                .workers
+                .get(&slot)
+                .copied()
+                .unwrap_or((0, WorkerState::Free));
+            self.publish_cpumap(state, cpu)?;
+            let worker = Worker {
+                generation: self.generation,
+                cpu,
+                state: worker_state,
+            };
+            maps::write(&mut state.ebpf, "workers", slot.into(), worker)?;
+        }
+        let active: Vec<u8> = state.workers.keys().copied().collect();
+        state.router.steering = Steering::with_slots(self.settings.node, &active, &[]);
+        maps::write(&mut state.ebpf, "steering", 0, state.router.steering)
+    }
+
+    fn publish_cpumap(&self, state: &mut State, cpu: u32) -> Result<(), KernelError> {
+        let why_not = why_no_cpumap(&self.settings, &self.interfaces, state.workers.len());
+        let why_not = match why_not {
+            None => self
+                .add_cpu(state, cpu)
+                .err()
+                .map(|error| error.to_string()),
+            why_not => why_not,
+        };
+        if state.cpumap != why_not.is_none() || state.why_no_cpumap != why_not {
+            state.cpumap = why_not.is_none();
+            state.why_no_cpumap = why_not;
+            maps::write(
+                &mut state.ebpf,
+                "config",
+                0,
+                config(&self.settings, state.cpumap),
+            )?;
+        }
+        Ok(())
+    }
+
+    /// Makes the kernel threads that take packets for the workers' CPUs.
+    fn add_cpu(&self, state: &mut State, cpu: u32) -> Result<(), KernelError> {
+        let refused = |reason| KernelError::Refused {
+            what: "a CPU for CPUMAP",
+            reason,
+        };
+        let cpus: Vec<u32> = state
+            .workers
+            .values()
+            .map(|(cpu, _)| *cpu)
+            .chain([cpu])
+            .collect();
+        let map = state
+            .ebpf
+            .map_mut("cpus")
+            .ok_or_else(|| KernelError::StaleObject {
+                what: "no map cpus".to_owned(),
+            })?;
+        let mut map = CpuMap::try_from(map).map_err(|error| refused(chain(&error)))?;
+        for cpu in cpus {
+            if map.get(cpu, 0).is_ok_and(|value| value.queue_size != 0) {
+                continue;
+            }
+            map.set(cpu, self.settings.cpumap_queue_packets, None, 0)
+                .map_err(|error| refused(chain(&error)))?;
+        }
+        Ok(())
+    }
+}
+
+/// What became of a packet in [`Shield::test_run`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TestRun {
+    /// What the program returned: an XDP action of linux/bpf.h.
+    pub action: u32,
+    /// The packet afterwards.
+    pub packet: Vec<u8>,
+    /// The average time of a run.
+    pub duration: Duration,
+}
+
+/// Nanoseconds since the machine started: never the same for two processes that could meet.
+fn generation() -> u64 {
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: the record is ours to write to.
+    unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &raw mut time) };
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}
+
+fn load(object: &[u8], settings: &KernelSettings, pins: &PinFolder) -> Result<Ebpf, KernelError> {
+    const LOG_DEBUG: u8 = aya_log::Level::Debug as u8;
+    let level: u8 = if settings.debug_log { LOG_DEBUG } else { 0 };
+    let mut loader = EbpfLoader::new();
+    for name in PinFolder::map_names() {
+        loader.map_pin_path(name, pins.map(name));
+    }
+    loader.map_max_entries("cpus", cpus()?);
+    loader.override_global(aya_log::LEVEL, &level, true);
+    loader.load(object).map_err(|error| {
+        if is_permission(&error) {
+            return KernelError::NotPermitted {
+                pin_dir: settings.pin_dir.clone(),
+            };
+        }
+        KernelError::Refused {
+            what: "the kernel programs' maps",
+            reason: chain(&error),
+        }
+    })
+}
+
+/// How many CPUs the machine can have.
+fn cpus() -> Result<u32, KernelError> {
+    let cpus = aya::util::nr_cpus().map_err(|(file, source)| KernelError::Pin {
+        action: "read",
+        path: file.into(),
+        source,
+    })?;
+    Ok(cpus as u32)
+}
+
+fn config(settings: &KernelSettings, cpumap: bool) -> Config {
+    let mut tcp_ports = [0; TCP_PORTS];
+    for (slot, port) in tcp_ports.iter_mut().zip(&settings.tcp_ports) {
+        *slot = *port;
+    }
+    Config {
+        layout_version: LAYOUT_VERSION,
+        quic_port: settings.quic_port,
+        cpumap: cpumap.into(),
+        tcp_ports,
+    }
+}
+
+/// Writes everything that the programs read, before they run.
+fn configure(
+    ebpf: &mut Ebpf,
+    settings: &KernelSettings,
+    keys: &Keys,
+    epoch: u32,
+) -> Result<Router, KernelError> {
+    let router = Router {
+        secrets: keys.secrets(epoch),
+        steering: Steering::new(settings.node),
+    };
+    maps::write(ebpf, "secrets", 0, router.secrets)?;
+    maps::write(ebpf, "budgets", 0, settings.budgets)?;
+    maps::write(ebpf, "steering", 0, router.steering)?;
+    for slot in 0..WORKERS_MAX {
+        maps::write(
+            ebpf,
+            "workers",
+            slot,
+            Worker {
+                generation: 0,
+                cpu: 0,
+                state: WorkerState::Free,
+            },
+        )?;
+    }
+    maps::fill_counters(ebpf)?;
+    // Last, because its version says that the others are there.
+    maps::write(ebpf, "config", 0, config(settings, false))?;
+    Ok(router)
+}
+
+fn load_programs(ebpf: &mut Ebpf) -> Result<(), ProgramError> {
+    shield_program(ebpf)?.load()?;
+    let program = ebpf.program_mut("steer").ok_or_else(no_program)?;
+    let program: &mut SkReuseport = program.try_into()?;
+    program.load()
+}
+
+fn no_program() -> ProgramError {
+    ProgramError::IOError(std::io::Error::other("no such program in the object"))
+}
+
+fn shield_program(ebpf: &mut Ebpf) -> Result<&mut Xdp, ProgramError> {
+    ebpf.program_mut("shield")
+        .ok_or_else(no_program)?
+        .try_into()
+}
+
+fn steer_program(ebpf: &mut Ebpf) -> Result<&mut SkReuseport, KernelError> {
+    let program = ebpf
+        .program_mut("steer")
+        .and_then(|program| program.try_into().ok());
+    program.ok_or_else(|| KernelError::StaleObject {
+        what: "no program steer".to_owned(),
+    })
+}
+
+fn explain(error: ProgramError, settings: &KernelSettings) -> KernelError {
+    if is_permission(&error) {
+        return KernelError::NotPermitted {
+            pin_dir: settings.pin_dir.clone(),
+        };
+    }
+    KernelError::Refused {
+        what: "the kernel programs",
+        reason: chain(&error),
+    }
+}
+
+/// Attaches the shield to every interface and detaches it from those that are no longer named.
+fn attach_all(
+    ebpf: &mut Ebpf,
+    settings: &KernelSettings,
+    pins: &PinFolder,
+) -> Result<Vec<InterfaceStatus>, KernelError> {
+    let mut statuses = Vec::new();
+    let mut keep = Vec::new();
+    for name in &settings.interfaces {
+        let program = shield_program(ebpf).map_err(|error| explain(error, settings))?;
+        let (status, pin) = attach(program, name, settings, pins)?;
+        keep.extend(pin);
+        statuses.push(status);
+    }
+    pins.remove_links(&keep)?;
+    Ok(statuses)
+}
+
+fn attach(
+    program: &mut Xdp,
+    name: &str,
+    settings: &KernelSettings,
+    pins: &PinFolder,
+) -> Result<(InterfaceStatus, Option<PathBuf>), KernelError> {
+    let status = |mode, why_not_better, adopted| InterfaceStatus {
+        name: name.to_owned(),
+        mode,
+        why_not_better,
+        adopted,
+    };
+    let modes: &[AttachedMode] = match settings.mode {
+        Mode::Auto => &[AttachedMode::Native, AttachedMode::Generic],
+        Mode::Native => &[AttachedMode::Native],
+        Mode::Generic => &[AttachedMode::Generic],
+        Mode::Off => {
+            return Ok((
+                status(AttachedMode::None, Some("turned off".to_owned()), false),
+                None,
+            ));
+        }
+    };
+    let index = CString::new(name).map_or(0, |name| {
+        // SAFETY: the name is a string with its end.
+        unsafe { libc::if_nametoindex(name.as_ptr()) }
+    });
+    let mut why_not = (index == 0).then(|| "there is no such interface".to_owned());
+    let modes = if index == 0 { &[] } else { modes };
+    for mode in [AttachedMode::Native, AttachedMode::Generic] {
+        let path = pins.link(mode, index);
+        if !modes.contains(&mode) {
+            pins::remove(&path)?;
+        } else if adopt(program, &path) {
+            let why_not = (mode == AttachedMode::Generic && settings.mode == Mode::Auto)
+                .then(|| "adopted in the mode that it had".to_owned());
+            return Ok((status(mode, why_not, true), Some(path)));
+        }
+    }
+    for &mode in modes {
+        let path = pins.link(mode, index);
+        match attach_new(program, index, mode, &path) {
+            Ok(()) => return Ok((status(mode, why_not, false), Some(path))),
+            Err(reason) => {
+                let earlier = why_not
+                    .map(|reason| format!("{reason}; "))
+                    .unwrap_or_default();
+                why_not = Some(format!("{earlier}{}: {reason}", mode.name()));
+            }
+        }
+    }
+    let why_not = why_not.unwrap_or_default();
+    if settings.mode == Mode::Auto {
+        return Ok((status(AttachedMode::None, Some(why_not), false), None));
+    }
+    let mode = modes.first().map_or("no", |mode| mode.name());
+    Err(KernelError::Attach {
+        interface: name.to_owned(),
+        mode,
+        reason: why_not,
+    })
+}
+
+/// Puts the program in the place of an earlier process's, without a packet in between that nobody sees.
+fn adopt(program: &mut Xdp, path: &Path) -> bool {
+    let Some(pinned) = pins::open_link(path) else {
+        return false;
+    };
+    let swapped = XdpLink::try_from(FdLink::from(pinned))
+        .ok()
+        .and_then(|link| {
+            let id = program.attach_to_link(link).ok()?;
+            program.take_link(id).ok()
+        });
+    // If it failed, the interface is gone or another one has its index, and the pin is of no use.
+    if swapped.is_none() {
+        let _ = pins::remove(path);
+    }
+    swapped.is_some()
+}
+
+/// Attaches and pins: the pin alone then holds the link.
+fn attach_new(
+    program: &mut Xdp,
+    index: u32,
+    mode: AttachedMode,
+    path: &Path,
+) -> Result<(), String> {
+    let flags = if mode == AttachedMode::Native {
+        XdpMode::Driver
+    } else {
+        XdpMode::Skb
+    };
+    let id = program
+        .attach_to_if_index(index, flags)
+        .map_err(|error| reason(&error))?;
+    let link = program.take_link(id).map_err(|error| reason(&error))?;
+    let link = FdLink::try_from(link).map_err(|error| chain(&error))?;
+    link.pin(path).map_err(|error| chain(&error))?;
+    Ok(())
+}
+
+fn reason(error: &ProgramError) -> String {
+    if let ProgramError::SyscallError(syscall) = error {
+        match syscall.io_error.raw_os_error() {
+            Some(libc::EBUSY) => return "another XDP program is attached".to_owned(),
+            Some(libc::EOPNOTSUPP) => return "the driver does not support it".to_owned(),
+            _ => {}
+        }
+    }
+    chain(error)
+}
+
+/// Why packets are not sent to their worker's CPU.
+fn why_no_cpumap(
+    settings: &KernelSettings,
+    interfaces: &[InterfaceStatus],
+    workers: usize,
+) -> Option<String> {
+    if !settings.steering.cpus() {
+        return Some("turned off".to_owned());
+    }
+    if let Some(interface) = interfaces
+        .iter()
+        .find(|interface| interface.mode == AttachedMode::Generic)
+    {
+        return Some(format!(
+            "{} has generic XDP, which cannot send packets to CPUs",
+            interface.name
+        ));
+    }
+    if interfaces
+        .iter()
+        .all(|interface| interface.mode == AttachedMode::None)
+    {
+        return Some("no interface has XDP".to_owned());
+    }
+    (workers < 2).then(|| "there is one worker only".to_owned())
+}

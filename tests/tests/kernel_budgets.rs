@@ -1,0 +1,257 @@
+//! Budgets and lists of the XDP program.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::process::Command;
+
+use headgate_common::records::{Budgets, Limit};
+use headgate_common::{DropReason, PassReason};
+use headgate_tests::packets::{Packet, long, short};
+use headgate_tests::rig::{Outcome, Rig, why_not};
+use headgate_tests::skip;
+
+fn initial(source: impl Into<IpAddr>, id: u8) -> Vec<u8> {
+    Packet::quic(source.into(), long(0, 1, &[id; 8], &[1; 8], 1200)).bytes()
+}
+
+fn v4(third: u8, last: u8) -> Ipv4Addr {
+    Ipv4Addr::new(198, 51, third, last)
+}
+
+fn v6(fourth: u16, last: u16) -> Ipv6Addr {
+    Ipv6Addr::new(0x2001, 0xdb8, 7, fourth, 1, 2, 3, last)
+}
+
+const INITIAL: Outcome = Outcome::Passed(PassReason::Initial);
+
+#[test]
+fn a_prefix_has_a_budget_for_initials() {
+    if let Some(reason) = why_not() {
+        skip!("{reason}");
+    }
+    let rig = Rig::with_budgets(Budgets {
+        initials_per_prefix: Limit::new(1, 3),
+        ..Budgets::UNLIMITED
+    });
+    let over = Outcome::Dropped(DropReason::InitialPrefixBudget);
+    for id in 0..3 {
+        assert_eq!(rig.judge(&initial(v4(1, id), id)).0, INITIAL);
+        assert_eq!(rig.judge(&initial(v6(1, id.into()), id)).0, INITIAL);
+    }
+    assert_eq!(rig.judge(&initial(v4(1, 200), 9)).0, over, "the same /24");
+    assert_eq!(rig.judge(&initial(v6(1, 200), 9)).0, over, "the same /64");
+    assert_eq!(rig.judge(&initial(v4(2, 1), 9)).0, INITIAL, "another /24");
+    assert_eq!(rig.judge(&initial(v6(2, 1), 9)).0, INITIAL, "another /64");
+    let zero_rtt = Packet::quic(v4(1, 1).into(), long(1, 1, &[5; 8], &[1; 8], 200)).bytes();
+    assert_eq!(rig.judge(&zero_rtt).0, over, "0-RTT shares the budget");
+    let own = Packet::quic(v4(1, 1).into(), short(&rig.cid(1), 60)).bytes();
+    assert_eq!(
+        rig.judge(&own).0,
+        Outcome::Passed(PassReason::OwnCid),
+        "a connection that is there goes on"
+    );
+}
+
+#[test]
+fn all_sources_together_have_a_budget_for_initials() {
+    if let Some(reason) = why_not() {
+        skip!("{reason}");
+    }
+    let budgets = Budgets {
+        initials: Limit::new(1, 4),
+        initials_per_prefix: Limit::new(1, 2),
+        ..Budgets::UNLIMITED
+    };
+    let rig = Rig::with_budgets(budgets);
+    for _ in 0..2 {
+        assert_eq!(rig.judge(&initial(v4(1, 1), 1)).0, INITIAL);
+    }
+    for _ in 0..100 {
+        let outcome = rig.judge(&initial(v4(1, 1), 1)).0;
+        assert_eq!(
+            outcome,
+            Outcome::Dropped(DropReason::InitialPrefixBudget),
+            "one prefix doesn't use up the rest"
+        );
+    }
+    assert_eq!(rig.judge(&initial(v4(2, 1), 1)).0, INITIAL);
+    assert_eq!(rig.judge(&initial(v6(3, 1), 1)).0, INITIAL);
+    assert_eq!(
+        rig.judge(&initial(v4(4, 1), 1)).0,
+        Outcome::Dropped(DropReason::InitialGlobalBudget)
+    );
+}
+
+#[test]
+fn a_prefix_has_a_budget_for_packets() {
+    if let Some(reason) = why_not() {
+        skip!("{reason}");
+    }
+    let rig = Rig::with_budgets(Budgets {
+        packets_per_prefix: Limit::new(1, 3),
+        ..Budgets::UNLIMITED
+    });
+    let own = |last| Packet::quic(v4(9, last).into(), short(&rig.cid(1), 60)).bytes();
+    for last in 0..3 {
+        assert_eq!(rig.judge(&own(last)).0, Outcome::Passed(PassReason::OwnCid));
+    }
+    assert_eq!(
+        rig.judge(&own(7)).0,
+        Outcome::Dropped(DropReason::PacketPrefixBudget)
+    );
+    assert_eq!(
+        rig.judge(&initial(v4(9, 7), 1)).0,
+        Outcome::Dropped(DropReason::PacketPrefixBudget)
+    );
+    let forged = Packet::quic(v4(8, 1).into(), short(&[0; 14], 60)).bytes();
+    for _ in 0..20 {
+        assert_eq!(
+            rig.judge(&forged).0,
+            Outcome::Dropped(DropReason::ForgedCid)
+        );
+    }
+    let own = Packet::quic(v4(8, 2).into(), short(&rig.cid(1), 60)).bytes();
+    assert_eq!(
+        rig.judge(&own).0,
+        Outcome::Passed(PassReason::OwnCid),
+        "forged packets don't use up the budget"
+    );
+}
+
+/// Edits a list with bpftool, as an operator does.
+fn list(rig: &Rig, action: u8, prefix: IpAddr, len: u8) {
+    let (name, octets) = match prefix {
+        IpAddr::V4(address) => ("prefixes4", address.octets().to_vec()),
+        IpAddr::V6(address) => ("prefixes6", address.octets().to_vec()),
+    };
+    let mut command = Command::new("bpftool");
+    command
+        .args(["map", "update", "pinned"])
+        .arg(rig.settings.pin_dir.join(name))
+        .arg("key");
+    command.args([len, 0, 0, 0].map(|byte| byte.to_string()));
+    command.args(octets.iter().map(u8::to_string)).arg("value");
+    command.args([action, 0, 0, 0].map(|byte| byte.to_string()));
+    let output = command.output().expect("bpftool runs");
+    assert!(output.status.success(), "{output:?}");
+}
+
+fn has_bpftool() -> bool {
+    Command::new("bpftool")
+        .arg("version")
+        .output()
+        .is_ok_and(|output| output.status.success())
+}
+
+const DENY: u8 = 1;
+const ALLOW: u8 = 2;
+
+#[test]
+fn the_longest_listed_prefix_decides() {
+    if let Some(reason) = why_not() {
+        skip!("{reason}");
+    }
+    if !has_bpftool() {
+        skip!("bpftool is missing");
+    }
+    let rig = Rig::with_budgets(Budgets {
+        initials_per_prefix: Limit::new(1, 1),
+        ..Budgets::UNLIMITED
+    });
+    list(&rig, DENY, v4(0, 0).into(), 16);
+    list(&rig, ALLOW, v4(5, 0).into(), 24);
+    list(&rig, DENY, v4(5, 66).into(), 32);
+    list(&rig, DENY, v6(0, 0).into(), 48);
+    list(&rig, ALLOW, v6(5, 0).into(), 64);
+    list(&rig, 77, Ipv4Addr::new(203, 0, 113, 0).into(), 24);
+    let denied = Outcome::Dropped(DropReason::Denied);
+    for _ in 0..10 {
+        assert_eq!(
+            rig.judge(&initial(v4(5, 1), 1)).0,
+            INITIAL,
+            "no budget by source for who is allowed"
+        );
+        assert_eq!(rig.judge(&initial(v6(5, 1), 1)).0, INITIAL);
+    }
+    for source in [IpAddr::from(v4(5, 66)), v4(6, 1).into(), v6(6, 1).into()] {
+        assert_eq!(rig.judge(&initial(source, 1)).0, denied, "{source}");
+        assert_eq!(
+            rig.judge(&Packet::tcp(source, 1883, 16).bytes()).0,
+            denied,
+            "{source}"
+        );
+        let own = Packet::quic(source, short(&rig.cid(1), 60));
+        assert_eq!(rig.judge(&own.bytes()).0, denied, "{source}");
+        let fragment = Packet { fragment: 1, ..own };
+        assert_eq!(rig.judge(&fragment.bytes()).0, denied, "{source}");
+    }
+    let unlisted = Ipv4Addr::new(203, 0, 113, 9);
+    assert_eq!(
+        rig.judge(&initial(unlisted, 1)).0,
+        INITIAL,
+        "an unknown action is ignored"
+    );
+    assert_eq!(
+        rig.judge(&initial(unlisted, 1)).0,
+        Outcome::Dropped(DropReason::InitialPrefixBudget)
+    );
+}
+
+#[test]
+fn somebody_with_bpftool_can_read_the_maps() {
+    if let Some(reason) = why_not() {
+        skip!("{reason}");
+    }
+    if !has_bpftool() {
+        skip!("bpftool is missing");
+    }
+    let rig = Rig::new();
+    let forged = Packet::quic(v4(8, 1).into(), short(&[0; 14], 60)).bytes();
+    for _ in 0..3 {
+        assert_eq!(
+            rig.judge(&forged).0,
+            Outcome::Dropped(DropReason::ForgedCid)
+        );
+    }
+    list(&rig, DENY, v4(0, 0).into(), 16);
+    let dump = |name: &str| {
+        let path = rig.settings.pin_dir.join(name);
+        let output = Command::new("bpftool")
+            .args(["map", "dump", "pinned"])
+            .arg(path)
+            .output()
+            .expect("bpftool runs");
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).expect("text")
+    };
+    let drops = dump("drops");
+    for reason in DropReason::ALL {
+        assert!(
+            drops.contains(&format!("\"{reason:?}\"")),
+            "{reason:?} in {drops}"
+        );
+    }
+    assert!(drops.contains("\"packets\": 3"), "{drops}");
+    for (name, words) in [
+        ("passes", vec!["OwnCid", "redirected"]),
+        ("answers", vec!["VersionNegotiation"]),
+        ("sockets", vec!["NoSocket"]),
+        ("config", vec!["layout_version", "quic_port", "14567"]),
+        ("budgets", vec!["initials_per_prefix", "burst_ns"]),
+        ("workers", vec!["generation", "Active", "Free"]),
+        ("prefixes4", vec!["Deny"]),
+        ("steering", vec!["spread", "live"]),
+    ] {
+        let text = dump(name);
+        for word in words {
+            assert!(text.contains(word), "{word} in {text}");
+        }
+    }
+    let names: Vec<_> = std::fs::read_dir(&rig.settings.pin_dir)
+        .expect("there")
+        .flatten()
+        .collect();
+    assert!(
+        names.iter().all(|entry| entry.file_name() != "secrets"),
+        "keys are not pinned"
+    );
+}
