@@ -12,6 +12,7 @@ from aioquic.asyncio import connect
 from aioquic.quic.configuration import QuicConfiguration
 
 import mqtt_packets as mqtt
+from quic_stream import Stream
 
 TIMEOUT_S = 60
 PACKET_ID = 7
@@ -29,33 +30,6 @@ def arguments():
     parser.add_argument("--message", default="", help="the payload to publish")
     parser.add_argument("--retain", action="store_true")
     return parser.parse_args()
-
-
-class Stream:
-    """Packets over the control stream: the first bidirectional stream that the client opens."""
-
-    def __init__(self, reader, writer):
-        self.reader, self.writer = reader, writer
-        self.data = b""
-
-    def send(self, packet):
-        self.writer.write(packet)
-
-    async def receive(self):
-        while True:
-            packet, self.data = mqtt.split(self.data)
-            if packet:
-                return packet
-            more = await self.reader.read(65536)
-            if not more:
-                sys.exit("the broker closed the stream")
-            self.data += more
-
-    async def expect(self, wanted):
-        kind, _flags, body = await self.receive()
-        if kind != wanted:
-            sys.exit(f"packet type {kind} instead of {wanted}: {body.hex()}")
-        return body
 
 
 async def publish(stream, options):

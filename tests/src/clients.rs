@@ -124,6 +124,21 @@ impl Client {
     /// # Panics
     /// When the client fails.
     pub fn subscribe(self, broker: &Broker, filter: &str, qos: QoS, count: usize) -> Subscriber {
+        self.subscribe_with(broker, filter, qos, count, &[])
+    }
+
+    /// As [`Client::subscribe`], with more flags of the client's own.
+    ///
+    /// # Panics
+    /// When the client fails.
+    pub fn subscribe_with(
+        self,
+        broker: &Broker,
+        filter: &str,
+        qos: QoS,
+        count: usize,
+        flags: &[&str],
+    ) -> Subscriber {
         let count = count.to_string();
         let mut command = self.command(broker, "sub", filter, qos);
         let ready = match self {
@@ -140,9 +155,11 @@ impl Client {
                 "ready"
             }
         };
+        command.args(flags);
         let mut process = Process::start(command);
         assert!(
-            process.wait_for(ready),
+            // A resumed session may deliver all that the client waits for before SUBACK.
+            process.wait_for(ready) || process.success(),
             "{self} could not subscribe to {filter}: {:#?}",
             process.seen
         );
@@ -238,6 +255,34 @@ impl Subscriber {
     }
 }
 
+/// A client over QUIC that does what it must not: `clients/quic_misuse.py`. It is killed when this is dropped.
+#[derive(Debug)]
+pub struct Misuse(Process);
+
+impl Misuse {
+    /// Starts it.
+    ///
+    /// # Panics
+    /// When Python can't be started.
+    pub fn start(broker: &Broker, arguments: &[&str]) -> Self {
+        let mut command = python();
+        command
+            .arg(scripts().join("quic_misuse.py"))
+            .args(arguments)
+            .args(["--port", &broker.quic().port().to_string(), "--ca"])
+            .arg(broker.ca_certificate());
+        Self(Process::start(command))
+    }
+
+    /// Waits until it says `text`.
+    ///
+    /// # Panics
+    /// When it ends without.
+    pub fn says(&mut self, text: &str) {
+        assert!(self.0.wait_for(text), "no {text:?}: {:#?}", self.0.seen);
+    }
+}
+
 /// A running program whose output is read line by line. It is killed when this is dropped.
 #[derive(Debug)]
 struct Process {
@@ -318,11 +363,7 @@ impl Drop for Process {
 
 fn script(name: &str, action: &str, broker: SocketAddr, topic: &str, qos: &str) -> Command {
     let mut command = python();
-    command.arg(
-        Path::new(env!("CARGO_MANIFEST_DIR"))
-            .join("clients")
-            .join(name),
-    );
+    command.arg(scripts().join(name));
     command.args([
         action,
         "--port",
@@ -333,6 +374,10 @@ fn script(name: &str, action: &str, broker: SocketAddr, topic: &str, qos: &str) 
         qos,
     ]);
     command
+}
+
+fn scripts() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("clients")
 }
 
 /// The Python with the clients' libraries, which `cargo xtask setup --tests` makes.

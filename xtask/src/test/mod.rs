@@ -27,6 +27,9 @@ pub struct Options {
 /// Where tests that can't run here say so, one line each: `SKIPPED name: reason`.
 const SKIP_LOG: &str = "HEADGATE_SKIP_LOG";
 
+/// Names the binary that the tests from outside drive.
+const BINARY: &str = "HEADGATE_BIN";
+
 /// Cases per property in `--full`.
 const PROPERTY_CASES_FULL: &str = "20000";
 
@@ -114,7 +117,8 @@ impl Session {
     /// The tests of all crates; those from outside drive the binary that is built here.
     fn tests(&mut self) -> Result<()> {
         let mut build = shell::cargo();
-        build.args(["build", "--quiet", "--package", "headgate"]);
+        // With the features that the tests' build has: nothing is compiled twice.
+        build.args(["build", "--quiet", "--workspace", "--bins"]);
         if !self.check("build", &mut build)? {
             return Ok(());
         }
@@ -159,7 +163,9 @@ impl Session {
     /// Runs `cargo test` and counts its tests one by one.
     fn cargo_test(&mut self, name: &str, command: &mut Command) -> Result<()> {
         let skip_log = fresh_skip_log(name)?;
-        command.env(SKIP_LOG, &skip_log);
+        command
+            .env(SKIP_LOG, &skip_log)
+            .env(BINARY, paths::target().join("debug/headgate"));
         if env::var_os("CI").is_some() {
             command.env("CARGO_INCREMENTAL", "0");
         }
