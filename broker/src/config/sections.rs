@@ -251,7 +251,7 @@ sections! {
         inflight_messages_per_session: u16 = 256, 1..=65_535;
         /// Length of a Client Identifier, bytes. More: CONNACK 0x85.
         client_id_bytes: u16 = 256, 23..=65_535;
-        /// Levels of a Topic Name or Topic Filter. More: SUBACK 0x97, PUBACK 0x90.
+        /// Levels of a Topic Name or Topic Filter. More: SUBACK 0x97, DISCONNECT 0x90.
         topic_levels: u16 = 64, 1..=1_024;
         /// Retained messages in all. More: PUBACK 0x97 (5.0); otherwise delivered, not stored.
         retained_messages: u32 = 100_000;
