@@ -54,7 +54,7 @@ fn main() {
     run("idle_session_quinn_defaults_bytes", &|name| {
         vec![Row::info(
             name,
-            idle_bytes(Profile::quinn_defaults(), 20_000),
+            idle_bytes(Profile::quinn_defaults(), 5_000),
             "B",
         )]
     });
