@@ -176,12 +176,13 @@ async fn quic(
     })
 }
 
-/// What a failed handshake means: TLS alerts 42 to 48 (RFC 8446 §6.2) speak of the certificate;
-/// a QUIC CRYPTO_ERROR carries them in its low octet (RFC 9001 §4.8).
+/// What a failed handshake means: TLS alerts 42 to 48 (RFC 8446 §6.2) speak of the certificate, and
+/// 51 of a signature, of the certificate too; a QUIC CRYPTO_ERROR carries them in its low octet
+/// (RFC 9001 §4.8).
 fn handshake(target: &Target, error: &ConnectionError) -> ClientError {
     if let ConnectionError::TransportError(error) = error {
         let code = u64::from(error.code);
-        if (0x100 + 42..=0x100 + 48).contains(&code) {
+        if matches!(code, 0x12a..=0x130 | 0x133) {
             let (target, reason) = (target.to_string(), error.reason.clone());
             return ClientError::Certificate { target, reason };
         }
