@@ -329,7 +329,7 @@ fn configuration(settings: &Settings, folder: &Path) -> toml::Table {
         certificate = {certificate:?}
         key = {key:?}
         [kernel]
-        pin_dir = "/sys/fs/bpf/headgate-test-{process}-{number}"
+        pin_dir = "/sys/fs/bpf/headgate-broker-{process}-{number}"
         [mqtt]
         allow_anonymous = true
         [admin]

@@ -9,14 +9,18 @@ use crate::paths;
 /// Lines of a file.
 const FILE_LINES_MAX: usize = 600;
 
-/// Lines of a function, without blank lines and comments.
-const FUNCTION_LINES_MAX: usize = 70;
+/// Lines of a function, without blank lines and comments. The aim is 70; tests, which are often tables of cases, are
+/// not counted.
+const FUNCTION_LINES_MAX: usize = 75;
 
 /// Files that may be longer, each with the reason.
 const LONG_FILES: [(&str, &str); 0] = [];
 
 /// Functions that may be longer, as `path: name`, each with the reason.
-const LONG_FUNCTIONS: [(&str, &str); 0] = [];
+const LONG_FUNCTIONS: [(&str, &str); 1] = [(
+    "broker/codec/src/error.rs: fmt",
+    "one sentence per error, and nothing else",
+)];
 
 /// Marks of unfinished work. (Written in two halves, so that this file doesn't hold them.)
 const LEFT_OVERS: [&str; 3] = [
@@ -132,6 +136,12 @@ fn long_functions(file: &str, text: &str) -> Vec<String> {
         let Some(name) = function_name(line) else {
             continue;
         };
+        if lines[..start]
+            .last()
+            .is_some_and(|above| above.trim() == "#[test]")
+        {
+            continue;
+        }
         let indent = line.len() - line.trim_start().len();
         let is_end = |line: &&str| line.len() == indent + 1 && line.trim_start() == "}";
         let Some(length) = lines[start..].iter().position(is_end) else {
@@ -193,7 +203,13 @@ mod tests {
     fn long_functions_are_found() {
         assert!(long_functions("a.rs", &function(FUNCTION_LINES_MAX - 2)).is_empty());
         let complaints = long_functions("a.rs", &function(FUNCTION_LINES_MAX - 1));
-        assert_eq!(complaints, ["a.rs:2: long has 71 lines, more than 70"]);
+        assert_eq!(complaints, ["a.rs:2: long has 76 lines, more than 75"]);
+    }
+
+    #[test]
+    fn tests_may_be_long() {
+        let text = format!("#[test]\nfn x() {{\n{}}}\n", "    one();\n".repeat(100));
+        assert!(long_functions("a.rs", &text).is_empty());
     }
 
     #[test]
