@@ -222,11 +222,17 @@ worker_metrics! {
 pub struct KernelCounters {
     /// Packets that XDP dropped, by reason; all reasons, also those at 0.
     pub drops: Vec<(&'static str, u64)>,
-    /// Packets that XDP passed, steered or answered, by reason; all reasons, also those at 0.
+    /// Packets that XDP passed or steered, by reason; all reasons, also those at 0.
     pub passes: Vec<(&'static str, u64)>,
+    /// Packets that XDP answered, by answer.
+    pub answers: Vec<(&'static str, u64)>,
+    /// Datagrams at the sk_reuseport program, by what it did.
+    pub sockets: Vec<(&'static str, u64)>,
+    /// Packets that XDP sent to another CPU.
+    pub redirected: u64,
 }
 
-type KernelSource = Box<dyn Fn() -> KernelCounters + Send + Sync>;
+type KernelSource = Box<dyn Fn() -> Option<KernelCounters> + Send + Sync>;
 
 /// All metrics of the process.
 pub struct Metrics {
@@ -265,13 +271,13 @@ impl Metrics {
 
     /// Registers where the kernel's counters come from. Only the first registration counts;
     /// without one (no kernel part) the families are absent.
-    pub fn register_kernel(&self, source: impl Fn() -> KernelCounters + Send + Sync + 'static) {
+    pub fn register_kernel(&self, source: impl Fn() -> Option<KernelCounters> + Send + Sync + 'static) {
         let _ = self.kernel.set(Box::new(source));
     }
 
     /// The kernel's counters now; `None` without the kernel part.
     pub fn kernel(&self) -> Option<KernelCounters> {
-        self.kernel.get().map(|source| source())
+        self.kernel.get().and_then(|source| source())
     }
 
     /// Everything in Prometheus' text format 0.0.4.
@@ -353,8 +359,18 @@ fn render_kernel(out: &mut String, kernel: &KernelCounters) {
         ),
         (
             "headgate_kernel_passes_total",
-            "Packets that XDP passed on, steered or answered, by reason.",
+            "Packets that XDP passed on or steered, by reason.",
             &kernel.passes,
+        ),
+        (
+            "headgate_kernel_answers_total",
+            "Packets that XDP answered, by answer.",
+            &kernel.answers,
+        ),
+        (
+            "headgate_kernel_sockets_total",
+            "Datagrams at the sk_reuseport program, by what it did with them.",
+            &kernel.sockets,
         ),
     ];
     for (name, help, counts) in families {
@@ -363,6 +379,9 @@ fn render_kernel(out: &mut String, kernel: &KernelCounters) {
             let _ = writeln!(out, "{name}{{reason=\"{reason}\"}} {count}");
         }
     }
+    let name = "headgate_kernel_redirected_total";
+    head(out, Kind::Counter, name, "Packets that XDP sent to their worker's CPU.");
+    let _ = writeln!(out, "{name} {}", kernel.redirected);
 }
 
 /// Resident set size; `None` where /proc is not mounted.

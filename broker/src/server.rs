@@ -2,12 +2,14 @@
 
 mod affinity;
 mod settings;
+mod shield;
 mod supervisor;
 mod vacant;
 
 use crate::{
     cluster::LocalDirectory,
     config::{Config, UdpGro},
+    kernel::KernelError,
     keys::{KeyError, Keys},
     metrics::Metrics,
     net::{
@@ -22,10 +24,13 @@ use socket2::Type;
 use std::{
     io,
     net::SocketAddr,
+    os::fd::AsFd,
     path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
+pub use shield::{InterfaceStatus, KernelStatus};
+use shield::KernelPart;
 use supervisor::{Supervised, WorkerSockets, Workshop};
 
 /// Why the server did not start.
@@ -55,6 +60,9 @@ pub enum ServerError {
     /// The certificate or its key can't be used.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// The kernel part was demanded (`kernel.mode`) and can't be had.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
     /// A worker's thread could not be started.
     #[error("can't start worker {slot}: {source}")]
     Worker {
@@ -107,6 +115,8 @@ pub struct ServerStatus {
     pub sessions: u64,
     /// Subscriptions in the topic table.
     pub subscriptions: u64,
+    /// The kernel part.
+    pub kernel: KernelStatus,
 }
 
 /// A running server.
@@ -116,6 +126,7 @@ pub struct Server {
     listeners: Vec<Listener>,
     workers: Vec<Supervised>,
     workshop: Arc<Workshop>,
+    kernel: Arc<KernelPart>,
 }
 
 impl Server {
@@ -139,6 +150,9 @@ impl Server {
         };
         let sockets = bind(&config, count)?;
         let listeners = listeners(&sockets);
+        let kernel = Arc::new(start_kernel(&config, &keys, (&sockets, &listeners), &cpus)?);
+        let reader = Arc::clone(&kernel);
+        metrics.register_kernel(move || reader.counters());
         let directory = Arc::new(LocalDirectory::default());
         let parts = (start, count);
         let workshop = Workshop::new(&config, &keys, identity.as_ref(), parts, metrics, directory)?;
@@ -166,6 +180,7 @@ impl Server {
             listeners,
             workers,
             workshop,
+            kernel,
         })
     }
 
@@ -181,6 +196,7 @@ impl Server {
             connections: metrics.sum(|m| m.connections.sum()),
             sessions: metrics.sum(|m| m.sessions.get()),
             subscriptions: self.workshop.shared.topics.len() as u64,
+            kernel: self.kernel.status(),
         }
     }
 
@@ -216,6 +232,9 @@ impl Server {
         }
         for worker in self.workers.drain(..) {
             worker.join();
+        }
+        if let Err(error) = self.kernel.stop() {
+            tracing::warn!(%error, "the kernel part could not be taken down entirely");
         }
         cut
     }
@@ -287,6 +306,26 @@ fn listeners(sockets: &[WorkerSockets]) -> Vec<Listener> {
         address,
     });
     quic.into_iter().chain(tcp).collect()
+}
+
+fn start_kernel(
+    config: &Config,
+    keys: &Keys,
+    (sockets, listeners): (&[WorkerSockets], &[Listener]),
+    cpus: &[u32],
+) -> Result<KernelPart, KernelError> {
+    let port = |transport| {
+        let listener = listeners.iter().find(|l| l.transport == transport);
+        listener.map(|l| l.address.port())
+    };
+    let workers: Vec<_> = sockets
+        .iter()
+        .filter_map(|own| own.quic.as_deref())
+        .enumerate()
+        .map(|(slot, socket)| (socket.as_fd(), cpus[slot % cpus.len()]))
+        .collect();
+    let ports = (port("quic"), port("tcp"));
+    KernelPart::start(config, keys, settings::KEY_EPOCH, ports, &workers)
 }
 
 fn worker_count(config: &Config, cpus: usize) -> usize {

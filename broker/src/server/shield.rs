@@ -1,0 +1,211 @@
+//! The kernel part as the server has it: there, or not there for a reason that is said.
+
+use crate::{
+    config::{Config, KernelMode, Steering as ConfiguredSteering},
+    kernel::{Adoption, KernelError, KernelSettings, Mode, Shield, Steering},
+    keys::Keys,
+    metrics::KernelCounters,
+};
+use headgate_common::records::Limit;
+use serde::Serialize;
+use std::{
+    os::fd::{AsFd, BorrowedFd},
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+/// One protected interface.
+#[derive(Clone, Debug, Serialize)]
+pub struct InterfaceStatus {
+    /// Its name.
+    pub name: String,
+    /// `native`, `generic` or `none`.
+    pub xdp: &'static str,
+    /// Why it is not better.
+    pub why_not_better: Option<String>,
+    /// The program of an earlier process was replaced in place.
+    pub adopted: bool,
+}
+
+/// The kernel part.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct KernelStatus {
+    /// Whether it runs.
+    pub active: bool,
+    /// Why it doesn't.
+    pub why_not: Option<String>,
+    /// Each protected interface.
+    pub interfaces: Vec<InterfaceStatus>,
+    /// XDP sends packets to their worker's CPU.
+    pub cpumap: bool,
+    /// Why not.
+    pub why_no_cpumap: Option<String>,
+    /// Sockets are picked by connection ID.
+    pub reuseport: bool,
+    /// Where the pins are.
+    pub pin_dir: Option<String>,
+    /// Their names.
+    pub pins: Vec<String>,
+    /// What was found there: `fresh`, `adopted`, or why it was replaced.
+    pub adoption: Option<String>,
+}
+
+/// The kernel part, or why there is none.
+#[derive(Debug)]
+pub(super) struct KernelPart {
+    shield: Mutex<Option<Shield>>,
+    why_not: Option<String>,
+}
+
+impl KernelPart {
+    /// Starts it for the workers' sockets, in the order of their slots, and their CPUs. With
+    /// `kernel.mode = "auto"` the server goes on without it.
+    pub fn start(
+        config: &Config,
+        keys: &Keys,
+        epoch: u32,
+        ports: (Option<u16>, Option<u16>),
+        workers: &[(BorrowedFd<'_>, u32)],
+    ) -> Result<Self, KernelError> {
+        let settings = settings(config, ports);
+        if settings.mode == Mode::Off && !settings.steering.sockets() {
+            return Ok(Self::absent("switched off: kernel.mode and kernel.steering".into()));
+        }
+        match start(&settings, keys, epoch, workers) {
+            Ok(shield) => Ok(Self { shield: Mutex::new(Some(shield)), why_not: None }),
+            Err(error) if matches!(config.kernel.mode, KernelMode::Auto | KernelMode::Off) => {
+                Ok(Self::absent(error.to_string()))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn absent(why_not: String) -> Self {
+        Self { shield: Mutex::new(None), why_not: Some(why_not) }
+    }
+
+    fn shield(&self) -> MutexGuard<'_, Option<Shield>> {
+        self.shield.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What runs, and why it isn't better.
+    pub fn status(&self) -> KernelStatus {
+        let guard = self.shield();
+        let Some(shield) = &*guard else {
+            return KernelStatus { why_not: self.why_not.clone(), ..KernelStatus::default() };
+        };
+        let status = shield.status();
+        KernelStatus {
+            active: true,
+            why_not: None,
+            interfaces: status
+                .interfaces
+                .into_iter()
+                .map(|interface| InterfaceStatus {
+                    name: interface.name,
+                    xdp: interface.mode.name(),
+                    why_not_better: interface.why_not_better,
+                    adopted: interface.adopted,
+                })
+                .collect(),
+            cpumap: status.cpumap,
+            why_no_cpumap: status.why_no_cpumap,
+            reuseport: status.reuseport,
+            pin_dir: Some(status.pin_dir.display().to_string()),
+            pins: status.pins,
+            adoption: Some(match status.adoption {
+                Adoption::Fresh => "fresh".into(),
+                Adoption::Adopted => "adopted".into(),
+                Adoption::Replaced { reason } => format!("replaced: {reason}"),
+            }),
+        }
+    }
+
+    /// What the kernel has counted; `None` without it.
+    pub fn counters(&self) -> Option<KernelCounters> {
+        let guard = self.shield();
+        let counters = match guard.as_ref()?.counters() {
+            Ok(counters) => counters,
+            Err(error) => {
+                tracing::warn!(%error, "the kernel's counters can't be read");
+                return None;
+            }
+        };
+        Some(KernelCounters {
+            drops: counters.drops.iter().map(|(r, c)| (r.name(), c.packets)).collect(),
+            passes: counters.passes.iter().map(|(r, c)| (r.name(), c.packets)).collect(),
+            answers: counters.answers.iter().map(|(r, c)| (r.name(), c.packets)).collect(),
+            sockets: counters.sockets.iter().map(|(r, c)| (r.name(), c.packets)).collect(),
+            redirected: counters.passes.iter().map(|(_, c)| c.redirected).sum(),
+        })
+    }
+
+    /// Detaches and unpins.
+    pub fn stop(&self) -> Result<(), KernelError> {
+        match self.shield().take() {
+            Some(shield) => shield.stop(),
+            None => Ok(()),
+        }
+    }
+}
+
+fn start(
+    settings: &KernelSettings,
+    keys: &Keys,
+    epoch: u32,
+    workers: &[(BorrowedFd<'_>, u32)],
+) -> Result<Shield, KernelError> {
+    let shield = Shield::start(settings, keys, epoch)?;
+    let steered = || {
+        if let Some((socket, _)) = workers.first() {
+            shield.attach_reuseport(socket.as_fd())?;
+        }
+        for (slot, (socket, cpu)) in workers.iter().enumerate() {
+            shield.add_worker(slot as u8, socket.as_fd(), *cpu)?;
+        }
+        Ok(())
+    };
+    match steered() {
+        Ok(()) => Ok(shield),
+        Err(error) => {
+            // Half a shield would drop what it can't steer.
+            if let Err(left) = shield.stop() {
+                tracing::warn!(error = %left, "the kernel part could not be taken down entirely");
+            }
+            Err(error)
+        }
+    }
+}
+
+fn settings(config: &Config, (quic, tcp): (Option<u16>, Option<u16>)) -> KernelSettings {
+    let kernel = &config.kernel;
+    let mut settings = KernelSettings {
+        mode: match kernel.mode {
+            KernelMode::Auto => Mode::Auto,
+            KernelMode::Native => Mode::Native,
+            KernelMode::Generic => Mode::Generic,
+            KernelMode::Off => Mode::Off,
+        },
+        interfaces: kernel.interfaces.clone(),
+        pin_dir: kernel.pin_dir.clone(),
+        steering: match kernel.steering {
+            ConfiguredSteering::Auto => Steering::Auto,
+            ConfiguredSteering::Reuseport => Steering::Reuseport,
+            ConfiguredSteering::Cpumap => Steering::Cpumap,
+            ConfiguredSteering::None => Steering::None,
+        },
+        quic_port: quic.unwrap_or(0),
+        tcp_ports: tcp.into_iter().collect(),
+        node: config.node.id,
+        debug_log: kernel.debug_log,
+        ..KernelSettings::default()
+    };
+    // Twice a second's worth may come at once: fleets reconnect in waves.
+    let limit = |per_second: u32| Limit::new(per_second, per_second.saturating_mul(2));
+    let budgets = &mut settings.budgets;
+    budgets.fragments = limit(kernel.fragments_per_second);
+    budgets.version_negotiations = limit(kernel.version_negotiations_per_second);
+    budgets.initials = limit(kernel.initials_per_second);
+    budgets.initials_per_prefix = limit(kernel.initials_per_second_per_prefix);
+    budgets.packets_per_prefix = limit(kernel.packets_per_second_per_prefix);
+    settings
+}
