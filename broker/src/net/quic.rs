@@ -170,6 +170,7 @@ impl QuicSide {
         metrics: &WorkerMetrics,
         clock: Clock,
     ) -> Option<ConnId> {
+        metrics.datagrams_processed.inc();
         self.buffer.clear();
         let event = self.endpoint.handle(
             clock.now,
