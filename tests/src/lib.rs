@@ -2,7 +2,6 @@
 
 pub mod bench;
 pub mod broker;
-pub mod certificate;
 pub mod clients;
 pub mod flood;
 pub mod load;

@@ -6,7 +6,7 @@ use headgate_codec::{
     Connect, ConnectProperties, Packet, Publish, QoS, ReasonCode, Text, Version, decode, encode,
 };
 use headgate_tests::{
-    certificate,
+    broker::certificate,
     quic_client::{Client, Error, endpoint},
 };
 use std::{
@@ -26,7 +26,9 @@ impl Running {
     fn start(workers: u16, change: impl FnOnce(&mut Config)) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let mut config = Config::default();
-        (config.tls.certificate, config.tls.key) = certificate::write(folder.path());
+        certificate::write(folder.path());
+        config.tls.certificate = folder.path().join(certificate::CHAIN);
+        config.tls.key = folder.path().join(certificate::KEY);
         config.node.state_dir = folder.path().join("state");
         config.node.workers = workers;
         config.node.pin_threads = false;

@@ -1,7 +1,7 @@
 //! A headgate of a test's own: the real binary, with free ports, a certificate and a state folder that go with it.
 
 mod binary;
-mod certificate;
+pub mod certificate;
 mod metrics;
 mod ports;
 
