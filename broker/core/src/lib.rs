@@ -59,6 +59,11 @@ use conns::State;
 use counters::add;
 use hub::Hub;
 
+/// The worker that an entry of the topic table belongs to.
+pub fn worker_of(subscriber: Subscriber) -> WorkerSlot {
+    slots::Handle(subscriber.id()).worker()
+}
+
 /// What the cores of all workers share.
 #[derive(Debug)]
 pub struct Shared {

@@ -254,3 +254,24 @@ fn deep_topics() {
     assert_eq!(found(129), [1]);
     assert_eq!(found(60_000), [1]);
 }
+
+/// What was lost goes from every filter, what was not stays.
+#[test]
+fn removes_what_is_named() {
+    let table = Table::new([7, 8]);
+    let empty_bytes = table.memory_bytes();
+    let filters = ["a", "a/b", "a/+", "a/#", "+/b", "#"];
+    for filter in filters {
+        for id in 1..=200 {
+            table.subscribe(filter, Subscriber::new(id, 0));
+        }
+    }
+    assert_eq!(table.remove_where(|s| s.id() % 2 == 0), filters.len() * 100);
+    assert_eq!(table.len(), filters.len() * 100);
+    let mut found = Vec::new();
+    table.matches("a/b", &mut found);
+    assert!(found.iter().all(|s| s.id() % 2 == 1));
+    assert_eq!(found.len(), 500);
+    assert_eq!(table.remove_where(|_| true), filters.len() * 100);
+    assert_eq!((table.len(), table.memory_bytes()), (0, empty_bytes));
+}

@@ -313,6 +313,20 @@ impl Slots {
             - Segment::layout(old.class).size().cast_signed()
     }
 
+    /// Shows the writer each terminal's value. The caller has the writer's lock.
+    pub(crate) fn each_terminal(&self, mut terminal: impl FnMut(*mut ())) {
+        for word in &self.segments {
+            let segment = Segment::unpack(word.own());
+            for index in 0..segment.class.slots() {
+                // SAFETY: within the segment, which only a writer replaces.
+                let slot = unsafe { &*segment.slots.add(index) };
+                if slot.key.own() & 0b11 == 0b11 {
+                    terminal(slot.value.own());
+                }
+            }
+        }
+    }
+
     /// Frees all segments, handing each terminal's value to `terminal`.
     ///
     /// # Safety

@@ -139,6 +139,33 @@ impl Table {
         true
     }
 
+    /// Removes every entry that `gone` names and returns how many there were.
+    ///
+    /// It looks at the whole table and holds other writers up meanwhile, readers never: for cleaning up after a worker that was lost with what it knew.
+    pub fn remove_where(&self, gone: impl Fn(Subscriber) -> bool) -> usize {
+        let mut entries = Vec::new();
+        {
+            let _guard = pin();
+            let _fills = self.lock();
+            let mut subscribers = Vec::new();
+            self.slots.each_terminal(|value| {
+                // SAFETY: the writer's own look, under the writer's lock.
+                let Some(view) = (unsafe { record::view(value) }) else {
+                    return;
+                };
+                subscribers.clear();
+                view.read(&mut subscribers);
+                let filter = std::str::from_utf8(view.filter()).unwrap_or_default();
+                let lost = subscribers.iter().filter(|subscriber| gone(**subscriber));
+                entries.extend(lost.map(|subscriber| (filter.to_owned(), subscriber.id())));
+            });
+        }
+        let removed = entries
+            .iter()
+            .filter(|(filter, id)| self.unsubscribe(filter, *id).is_some());
+        removed.count()
+    }
+
     /// Appends the subscribers of all filters that match `topic` to `out`, once per filter (MQTT 5 §4.7).
     ///
     /// A change that is made at the same time is seen or not; one that was complete before is seen. Only a subscriber
