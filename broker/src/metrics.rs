@@ -271,7 +271,10 @@ impl Metrics {
 
     /// Registers where the kernel's counters come from. Only the first registration counts;
     /// without one (no kernel part) the families are absent.
-    pub fn register_kernel(&self, source: impl Fn() -> Option<KernelCounters> + Send + Sync + 'static) {
+    pub fn register_kernel(
+        &self,
+        source: impl Fn() -> Option<KernelCounters> + Send + Sync + 'static,
+    ) {
         let _ = self.kernel.set(Box::new(source));
     }
 
@@ -380,7 +383,12 @@ fn render_kernel(out: &mut String, kernel: &KernelCounters) {
         }
     }
     let name = "headgate_kernel_redirected_total";
-    head(out, Kind::Counter, name, "Packets that XDP sent to their worker's CPU.");
+    head(
+        out,
+        Kind::Counter,
+        name,
+        "Packets that XDP sent to their worker's CPU.",
+    );
     let _ = writeln!(out, "{name} {}", kernel.redirected);
 }
 

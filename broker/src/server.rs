@@ -20,6 +20,8 @@ use crate::{
 };
 use headgate_core::WorkerSlot;
 use serde::Serialize;
+use shield::KernelPart;
+pub use shield::{InterfaceStatus, KernelStatus};
 use socket2::Type;
 use std::{
     io,
@@ -29,8 +31,6 @@ use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
-pub use shield::{InterfaceStatus, KernelStatus};
-use shield::KernelPart;
 use supervisor::{Supervised, WorkerSockets, Workshop};
 
 /// Why the server did not start.

@@ -84,7 +84,13 @@ async fn exchange(clients: &mut [Client], round: usize) -> Result<(), Error> {
     let count = clients.len();
     for (index, client) in clients.iter_mut().enumerate() {
         let topic = format!("to/{}", (index + 1) % count);
-        client.publish(&topic, QoS::AtLeastOnce, format!("{round} {index}").as_bytes()).await?;
+        client
+            .publish(
+                &topic,
+                QoS::AtLeastOnce,
+                format!("{round} {index}").as_bytes(),
+            )
+            .await?;
     }
     // Everybody waits for both: its PUBACK and its neighbour's message.
     for (index, client) in clients.iter_mut().enumerate() {
@@ -124,8 +130,11 @@ async fn fleet(
     }
     let mut clients = Vec::new();
     for index in 0..CONNECTIONS {
-        let mut client = Client::connect(&endpoints[index % SOCKETS], server, &format!("c{index}")).await?;
-        client.subscribe(&format!("to/{index}"), QoS::AtLeastOnce).await?;
+        let mut client =
+            Client::connect(&endpoints[index % SOCKETS], server, &format!("c{index}")).await?;
+        client
+            .subscribe(&format!("to/{index}"), QoS::AtLeastOnce)
+            .await?;
         clients.push(client);
     }
     exchange(&mut clients, 0).await?;
@@ -143,7 +152,10 @@ async fn fleet(
         round += 1;
     }
     for client in &clients {
-        assert!(client.connection.close_reason().is_none(), "a connection was lost");
+        assert!(
+            client.connection.close_reason().is_none(),
+            "a connection was lost"
+        );
     }
     Ok(())
 }
@@ -156,18 +168,33 @@ fn flood(server_mac: [u8; 6]) -> std::io::Result<()> {
     for index in 0..FLOOD_INITIALS.max(FLOOD_FORGED) {
         if index < FLOOD_INITIALS {
             let payload = spoofed_initial(&mut random);
-            socket.send(&frame_v4(&mut random, macs, [10, 78, 0, 1], 14567, &payload))?;
+            socket.send(&frame_v4(
+                &mut random,
+                macs,
+                [10, 78, 0, 1],
+                14567,
+                &payload,
+            ))?;
         }
         if index < FLOOD_FORGED {
             let payload = forged_short_header(&mut random, 60);
-            socket.send(&frame_v4(&mut random, macs, [10, 78, 0, 1], 14567, &payload))?;
+            socket.send(&frame_v4(
+                &mut random,
+                macs,
+                [10, 78, 0, 1],
+                14567,
+                &payload,
+            ))?;
         }
     }
     Ok(())
 }
 
 fn runtime() -> tokio::runtime::Runtime {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime")
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime")
 }
 
 /// Why this machine can't run these tests.
@@ -179,7 +206,12 @@ fn steered(steering: &str, v6: bool) {
     let net = Net::new();
     let broker = net.broker(steering);
     let status = broker.status();
-    let server_mac = net.server.enter(|| mac("s1")).join().expect("no panic").expect("a MAC address");
+    let server_mac = net
+        .server
+        .enter(|| mac("s1"))
+        .join()
+        .expect("no panic")
+        .expect("a MAC address");
 
     let connected = Arc::new(AtomicBool::new(false));
     let flooded = Arc::new(AtomicBool::new(false));
@@ -192,7 +224,8 @@ fn steered(steering: &str, v6: bool) {
     let fleet = net.clients.enter({
         let (connected, flooded) = (Arc::clone(&connected), Arc::clone(&flooded));
         move || {
-            let result = runtime().block_on(fleet(addresses, server, Arc::clone(&connected), flooded));
+            let result =
+                runtime().block_on(fleet(addresses, server, Arc::clone(&connected), flooded));
             connected.store(true, Ordering::Release);
             result.map_err(|e| e.to_string())
         }
@@ -201,7 +234,11 @@ fn steered(steering: &str, v6: bool) {
         std::thread::sleep(Duration::from_millis(10));
     }
     let before = broker.metrics();
-    let flooding = net.attacker.enter(move || flood(server_mac)).join().expect("no panic");
+    let flooding = net
+        .attacker
+        .enter(move || flood(server_mac))
+        .join()
+        .expect("no panic");
     // What is in the veth's queue is seen within a moment.
     std::thread::sleep(Duration::from_millis(500));
     let after = broker.metrics();
@@ -211,15 +248,28 @@ fn steered(steering: &str, v6: bool) {
 
     let delta = |series: &str| after.sum(series) - before.sum(series);
     let forged = delta(r#"headgate_kernel_drops_total{reason="forged_cid"#);
-    assert_eq!(forged, FLOOD_FORGED as f64, "each forged packet was dropped in the kernel");
+    assert_eq!(
+        forged, FLOOD_FORGED as f64,
+        "each forged packet was dropped in the kernel"
+    );
     let initials = delta(r#"headgate_kernel_drops_total{reason="initial"#)
         + delta(r#"headgate_kernel_passes_total{reason="initial"#);
-    assert_eq!(initials, FLOOD_INITIALS as f64, "each spoofed Initial was counted once");
+    assert_eq!(
+        initials, FLOOD_INITIALS as f64,
+        "each spoofed Initial was counted once"
+    );
     let after = broker.metrics();
-    assert_eq!(after.sum("headgate_datagrams_wrong_worker_total"), 0.0, "every packet came to its owner");
+    assert_eq!(
+        after.sum("headgate_datagrams_wrong_worker_total"),
+        0.0,
+        "every packet came to its owner"
+    );
     for worker in 0..WORKERS {
         let label = format!(r#"headgate_datagrams_received_total{{worker="{worker}"}}"#);
-        assert!(after.sum(&label) > 1000.0, "worker {worker} has had its share: {status}");
+        assert!(
+            after.sum(&label) > 1000.0,
+            "worker {worker} has had its share: {status}"
+        );
     }
     let redirected = after.sum("headgate_kernel_redirected_total");
     match steering {

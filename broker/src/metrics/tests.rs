@@ -70,9 +70,14 @@ fn what_was_counted_is_what_is_shown() {
 fn names_follow_the_guide() {
     let metrics = Metrics::new();
     metrics.worker(0);
-    metrics.register_kernel(|| KernelCounters {
-        drops: vec![("a", 1)],
-        passes: vec![("b", 2)],
+    metrics.register_kernel(|| {
+        Some(KernelCounters {
+            drops: vec![("a", 1)],
+            passes: vec![("b", 2)],
+            answers: vec![("version_negotiation", 1)],
+            sockets: vec![("own_cid", 2)],
+            redirected: 3,
+        })
     });
     for (name, (kind, samples)) in parse(&metrics.render()) {
         assert!(name.starts_with("headgate_"), "{name}");
@@ -94,9 +99,14 @@ fn names_follow_the_guide() {
 fn kernel_counters_appear_when_there_is_a_kernel_part() {
     let metrics = Metrics::new();
     assert!(!parse(&metrics.render()).contains_key("headgate_kernel_drops_total"));
-    metrics.register_kernel(|| KernelCounters {
-        drops: vec![("forged_cid", 5), ("fragment_budget", 0)],
-        passes: vec![("steered", 9)],
+    metrics.register_kernel(|| {
+        Some(KernelCounters {
+            drops: vec![("forged_cid", 5), ("fragment_budget", 0)],
+            passes: vec![("steered", 9)],
+            answers: vec![("version_negotiation", 1)],
+            sockets: vec![("own_cid", 2)],
+            redirected: 3,
+        })
     });
     let families = parse(&metrics.render());
     assert_eq!(

@@ -68,10 +68,15 @@ impl KernelPart {
     ) -> Result<Self, KernelError> {
         let settings = settings(config, ports);
         if settings.mode == Mode::Off && !settings.steering.sockets() {
-            return Ok(Self::absent("switched off: kernel.mode and kernel.steering".into()));
+            return Ok(Self::absent(
+                "switched off: kernel.mode and kernel.steering".into(),
+            ));
         }
         match start(&settings, keys, epoch, workers) {
-            Ok(shield) => Ok(Self { shield: Mutex::new(Some(shield)), why_not: None }),
+            Ok(shield) => Ok(Self {
+                shield: Mutex::new(Some(shield)),
+                why_not: None,
+            }),
             Err(error) if matches!(config.kernel.mode, KernelMode::Auto | KernelMode::Off) => {
                 Ok(Self::absent(error.to_string()))
             }
@@ -80,7 +85,10 @@ impl KernelPart {
     }
 
     fn absent(why_not: String) -> Self {
-        Self { shield: Mutex::new(None), why_not: Some(why_not) }
+        Self {
+            shield: Mutex::new(None),
+            why_not: Some(why_not),
+        }
     }
 
     fn shield(&self) -> MutexGuard<'_, Option<Shield>> {
@@ -91,7 +99,10 @@ impl KernelPart {
     pub fn status(&self) -> KernelStatus {
         let guard = self.shield();
         let Some(shield) = &*guard else {
-            return KernelStatus { why_not: self.why_not.clone(), ..KernelStatus::default() };
+            return KernelStatus {
+                why_not: self.why_not.clone(),
+                ..KernelStatus::default()
+            };
         };
         let status = shield.status();
         KernelStatus {
@@ -131,10 +142,26 @@ impl KernelPart {
             }
         };
         Some(KernelCounters {
-            drops: counters.drops.iter().map(|(r, c)| (r.name(), c.packets)).collect(),
-            passes: counters.passes.iter().map(|(r, c)| (r.name(), c.packets)).collect(),
-            answers: counters.answers.iter().map(|(r, c)| (r.name(), c.packets)).collect(),
-            sockets: counters.sockets.iter().map(|(r, c)| (r.name(), c.packets)).collect(),
+            drops: counters
+                .drops
+                .iter()
+                .map(|(r, c)| (r.name(), c.packets))
+                .collect(),
+            passes: counters
+                .passes
+                .iter()
+                .map(|(r, c)| (r.name(), c.packets))
+                .collect(),
+            answers: counters
+                .answers
+                .iter()
+                .map(|(r, c)| (r.name(), c.packets))
+                .collect(),
+            sockets: counters
+                .sockets
+                .iter()
+                .map(|(r, c)| (r.name(), c.packets))
+                .collect(),
             redirected: counters.passes.iter().map(|(_, c)| c.redirected).sum(),
         })
     }

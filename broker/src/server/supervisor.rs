@@ -138,7 +138,9 @@ impl Workshop {
             metrics.connections[transport].store(0);
         }
         self.directory.forget_worker(slot);
-        self.shared.topics.remove_where(|entry| headgate_core::worker_of(entry) == slot);
+        self.shared
+            .topics
+            .remove_where(|entry| headgate_core::worker_of(entry) == slot);
         for other in (0..self.mesh.workers())
             .map(|n| WorkerSlot(n as u8))
             .filter(|n| *n != slot)
