@@ -170,7 +170,6 @@ impl QuicSide {
         metrics: &WorkerMetrics,
         clock: Clock,
     ) -> Option<ConnId> {
-        metrics.datagrams_processed.inc();
         self.buffer.clear();
         let event = self.endpoint.handle(
             clock.now,
