@@ -12,8 +12,8 @@ impl Random {
         Self(seed | 1)
     }
 
-    /// The next number.
-    pub fn next(&mut self) -> u64 {
+    /// The next 64 bits.
+    pub fn word(&mut self) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;
@@ -23,7 +23,7 @@ impl Random {
     /// Fills a slice.
     pub fn fill(&mut self, bytes: &mut [u8]) {
         for chunk in bytes.chunks_mut(8) {
-            let word = self.next().to_le_bytes();
+            let word = self.word().to_le_bytes();
             chunk.copy_from_slice(&word[..chunk.len()]);
         }
     }
@@ -70,7 +70,7 @@ pub fn frame_v4(
     ip[2..4].copy_from_slice(&total.to_be_bytes());
     ip[8] = 64;
     ip[9] = 17;
-    let source = random.next();
+    let source = random.word();
     ip[12..16].copy_from_slice(&[
         1 + (source % 222) as u8,
         (source >> 8) as u8,
