@@ -31,7 +31,7 @@ pub(super) fn started(
     }
     line("workers", text(status, "workers"));
     for (name, value) in kernel(status) {
-        line(&name, value);
+        line(name, value);
     }
     if config.listen.quic.is_some() {
         let made = if dev_certificate.is_some() {
@@ -55,6 +55,7 @@ pub(super) fn started(
     });
     line("metrics", http);
     line("admin", shown(&config.admin_socket()));
+    out.push_str(&try_it(status, dev_certificate));
     out
 }
 
@@ -109,7 +110,7 @@ pub(super) fn status(status: &Value) -> String {
         line("memory", format!("{:.1} MB resident", bytes as f64 / 1e6));
     }
     for (name, value) in kernel(status) {
-        line(&name, value);
+        line(name, value);
     }
     for (name, key) in [
         ("XDP drops", "kernel_drops"),
@@ -122,16 +123,109 @@ pub(super) fn status(status: &Value) -> String {
     out
 }
 
-/// The kernel part's own words, a line each.
-fn kernel(status: &Value) -> Vec<(String, String)> {
-    match &status["kernel"] {
-        Value::Object(object) => object
-            .iter()
-            .map(|(name, value)| (words(name), plain(value)))
-            .collect(),
-        Value::Null => Vec::new(),
-        other => vec![("kernel".to_owned(), plain(other))],
+/// Two commands to try. Over QUIC only with the certificate that clients can be told of.
+fn try_it(status: &Value, dev_certificate: Option<&Path>) -> String {
+    let server = |transport| {
+        let address: SocketAddr = listener(status, transport)?.parse().ok()?;
+        Some(match address.ip().is_unspecified() {
+            true => format!("localhost:{}", address.port()),
+            false => address.to_string(),
+        })
+    };
+    let quic = server("quic").zip(dev_certificate);
+    let quic = quic.map(|(server, file)| {
+        (
+            format!("quic://{server}"),
+            format!(" --cafile {}", shown(file)),
+        )
+    });
+    let tcp = server("tcp").map(|server| (format!("mqtt://{server}"), String::new()));
+    let Some((sub, sub_flags)) = quic.clone().or_else(|| tcp.clone()) else {
+        return String::new();
+    };
+    let (publish, pub_flags) = tcp.or(quic).unwrap_or_default();
+    let program = program();
+    format!(
+        "Try it, in two other terminals:\n  \
+         {program} sub -v -L '{sub}/try/#'{sub_flags}\n  \
+         {program} pub -L {publish}/try/it -m hello{pub_flags}\n"
+    )
+}
+
+/// This program as it can be called from here.
+fn program() -> String {
+    let called = std::env::args_os()
+        .next()
+        .unwrap_or_else(|| "headgate".into());
+    let here = std::env::current_dir().unwrap_or_default();
+    let path = Path::new(&called);
+    shown(path.strip_prefix(here).unwrap_or(path))
+}
+
+/// The kernel part: what protects, what steers, and where its pins are; or why not.
+fn kernel(status: &Value) -> Vec<(&'static str, String)> {
+    let kernel = &status["kernel"];
+    let mut lines = Vec::new();
+    if kernel["active"] != true {
+        lines.push(("shield", format!("off: {}", text(kernel, "why_not"))));
+        lines.push((
+            "steering",
+            "by the workers: what arrives at a wrong one is handed over".to_owned(),
+        ));
+        return lines;
     }
+    let none = Vec::new();
+    let interfaces = kernel["interfaces"].as_array().unwrap_or(&none);
+    if interfaces.is_empty() {
+        lines.push((
+            "shield",
+            "off: kernel.interfaces names no interface".to_owned(),
+        ));
+    }
+    for interface in interfaces {
+        let adopted = if interface["adopted"] == true {
+            ", taken over from the former broker"
+        } else {
+            ""
+        };
+        let why = because(&interface["why_not_better"]);
+        let (name, mode) = (text(interface, "name"), text(interface, "xdp"));
+        lines.push(("shield", format!("{name}: XDP {mode}{adopted}{why}")));
+    }
+    let sockets = if kernel["reuseport"] == true {
+        "sk_reuseport"
+    } else {
+        "no sk_reuseport"
+    };
+    let cpus = if kernel["cpumap"] == true {
+        "CPUMAP"
+    } else {
+        "no CPUMAP"
+    };
+    lines.push((
+        "steering",
+        format!("{sockets}, {cpus}{}", because(&kernel["why_no_cpumap"])),
+    ));
+    let adoption = match kernel["adoption"].as_str() {
+        None | Some("fresh") => String::new(),
+        Some(other) => format!(" ({other})"),
+    };
+    lines.push((
+        "pins",
+        format!(
+            "{}{adoption}: {}",
+            text(kernel, "pin_dir"),
+            text(kernel, "pins")
+        ),
+    ));
+    lines
+}
+
+fn because(reason: &Value) -> String {
+    reason
+        .as_str()
+        .map(|reason| format!(" ({reason})"))
+        .unwrap_or_default()
 }
 
 fn listener(status: &Value, transport: &str) -> Option<String> {
@@ -183,17 +277,8 @@ fn plain(value: &Value) -> String {
         Value::String(text) => text.clone(),
         Value::Array(items) if items.is_empty() => "none".to_owned(),
         Value::Array(items) => items.iter().map(plain).collect::<Vec<_>>().join(", "),
-        Value::Object(object) => object
-            .iter()
-            .map(|(name, value)| format!("{} {}", words(name), plain(value)))
-            .collect::<Vec<_>>()
-            .join(" "),
         other => other.to_string(),
     }
-}
-
-fn words(name: &str) -> String {
-    name.replace('_', " ")
 }
 
 fn duration(seconds: u64) -> String {

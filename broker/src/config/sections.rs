@@ -22,13 +22,13 @@ words! {
 words! {
     /// How packets find the worker that owns their connection.
     Steering {
-        /// Like `Cpumap` with native drivers and more than one worker, otherwise `Reuseport`.
+        /// `Reuseport`, and CPUMAP besides with native drivers and more than one worker.
         Auto = "auto",
         /// The sk_reuseport program picks the owner's socket.
         Reuseport = "reuseport",
-        /// Besides, XDP sends the packet to the owner's CPU.
+        /// XDP sends the packet to the owner's CPU; the kernel's own hash picks the socket.
         Cpumap = "cpumap",
-        /// The kernel's own hash over the sockets; the workers hand over what is not theirs.
+        /// Neither: the kernel's own hash picks the socket.
         None = "none",
     }
 }
@@ -191,23 +191,31 @@ sections! {
         /// the next start after a crash. Two brokers on one machine need different ones.
         pin_dir: PathBuf = "/sys/fs/bpf/headgate".into();
         /// How packets find the worker that owns their connection. "reuseport" = sk_reuseport
-        /// picks the owner's socket; "cpumap" = besides, XDP sends the packet to the owner's CPU;
-        /// "none" = neither, workers hand over what is not theirs; "auto" = "cpumap" with native
-        /// drivers and more than one worker, otherwise "reuseport".
+        /// picks the owner's socket, exactly; "cpumap" = XDP sends the packet to the owner's CPU,
+        /// and the kernel's own hash picks the socket; "none" = neither; "auto" = "reuseport", and
+        /// CPUMAP besides with native drivers and more than one worker. What arrives at a wrong
+        /// worker is handed over and counted.
         steering: Steering = Steering::Auto;
+        /// Packets that wait for a CPU behind CPUMAP before further ones are dropped. Worst case: 2 KiB
+        /// of kernel memory each, per CPU.
+        cpumap_queue_packets: u32 = 2_048, 64..=16_384;
         /// QUIC Initial and 0-RTT packets to unknown connection IDs that pass, per second, all
-        /// sources together. 0 = no limit.
-        initials_per_second: u32 = 40_000;
+        /// sources together. Of this and the following budgets two seconds' worth may come at once,
+        /// and what is above is dropped and counted. 0 = no limit.
+        initials_per_second: u32 = 40_000, 0..=100_000_000;
         /// The same from one source prefix (IPv4 /24, IPv6 /64). 0 = no limit.
-        initials_per_second_per_prefix: u32 = 10_000;
+        initials_per_second_per_prefix: u32 = 10_000, 0..=100_000_000;
         /// All QUIC packets from one source prefix that pass, per second. A fleet behind one
         /// carrier's NAT shares a prefix. 0 = no limit.
-        packets_per_second_per_prefix: u32 = 500_000;
-        /// IP fragments of UDP that pass, per second. 0 = no limit.
-        fragments_per_second: u32 = 1_000;
-        /// Version Negotiation packets that XDP answers with, per second; above it, unknown
-        /// versions are dropped. 0 = none is answered.
-        version_negotiations_per_second: u32 = 1_000;
+        packets_per_second_per_prefix: u32 = 500_000, 0..=100_000_000;
+        /// TCP SYNs to the MQTT ports from one source prefix that pass, per second. 0 = no limit.
+        syns_per_second_per_prefix: u32 = 10_000, 0..=100_000_000;
+        /// IP fragments of UDP, and UDP behind IP options or extension headers, that pass, per
+        /// second. 0 = no limit.
+        fragments_per_second: u32 = 1_000, 0..=100_000_000;
+        /// Version Negotiation packets (RFC 9000 §6) that XDP answers with, per second; above it,
+        /// unknown versions are dropped. 0 = no limit.
+        version_negotiations_per_second: u32 = 1_000, 0..=100_000_000;
         /// Log from inside the XDP program (aya-log). It is slow: for debugging only.
         debug_log: bool = false;
     }
