@@ -286,7 +286,8 @@ impl Metrics {
     /// Everything in Prometheus' text format 0.0.4.
     pub fn render(&self) -> String {
         let mut out = String::with_capacity(16 * 1024);
-        render_process(&mut out, self.started);
+        let kernel = self.kernel();
+        render_process(&mut out, self.started, kernel.is_some());
         for family in FAMILIES {
             head(&mut out, family.kind, family.name, family.help);
             for (slot, worker) in self.workers() {
@@ -304,7 +305,7 @@ impl Metrics {
                 });
             }
         }
-        if let Some(kernel) = self.kernel() {
+        if let Some(kernel) = kernel {
             render_kernel(&mut out, &kernel);
         }
         out
@@ -326,7 +327,7 @@ fn head(out: &mut String, kind: Kind, name: &str, help: &str) {
     let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
 }
 
-fn render_process(out: &mut String, started: SystemTime) {
+fn render_process(out: &mut String, started: SystemTime, kernel: bool) {
     let version = env!("CARGO_PKG_VERSION");
     head(
         out,
@@ -346,6 +347,11 @@ fn render_process(out: &mut String, started: SystemTime) {
         .duration_since(UNIX_EPOCH)
         .map_or(0.0, |since| since.as_secs_f64());
     let _ = writeln!(out, "{name} {seconds:.3}");
+    let name = "headgate_kernel_active";
+    let help =
+        "1 if the kernel part is loaded; 0 if nothing is shielded and the workers alone steer.";
+    head(out, Kind::Gauge, name, help);
+    let _ = writeln!(out, "{name} {}", u8::from(kernel));
     if let Some(bytes) = resident_bytes() {
         let name = "headgate_resident_memory_bytes";
         head(out, Kind::Gauge, name, "Resident memory of the process.");

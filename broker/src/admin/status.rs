@@ -51,6 +51,9 @@ pub fn snapshot(source: &AdminSource) -> Value {
         };
         status.insert("kernel_drops".to_owned(), object(&kernel.drops).into());
         status.insert("kernel_passes".to_owned(), object(&kernel.passes).into());
+        status.insert("kernel_answers".to_owned(), object(&kernel.answers).into());
+        status.insert("kernel_sockets".to_owned(), object(&kernel.sockets).into());
+        status.insert("kernel_redirected".to_owned(), kernel.redirected.into());
     }
     status.into()
 }

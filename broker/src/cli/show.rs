@@ -30,7 +30,7 @@ pub(super) fn started(
         );
     }
     line("workers", text(status, "workers"));
-    for (name, value) in kernel(status) {
+    for (name, value) in kernel_lines(status) {
         line(name, value);
     }
     if config.listen.quic.is_some() {
@@ -109,13 +109,16 @@ pub(super) fn status(status: &Value) -> String {
     if let Some(bytes) = status["resident_bytes"].as_u64() {
         line("memory", format!("{:.1} MB resident", bytes as f64 / 1e6));
     }
-    for (name, value) in kernel(status) {
+    for (name, value) in kernel_lines(status) {
         line(name, value);
     }
-    for (name, key) in [
+    let counters = [
         ("XDP drops", "kernel_drops"),
         ("XDP passes", "kernel_passes"),
-    ] {
+        ("XDP answers", "kernel_answers"),
+        ("sockets", "kernel_sockets"),
+    ];
+    for (name, key) in counters {
         if status[key].is_object() {
             line(name, counts(&status[key], false));
         }
@@ -163,7 +166,7 @@ fn program() -> String {
 }
 
 /// The kernel part: what protects, what steers, and where its pins are; or why not.
-fn kernel(status: &Value) -> Vec<(&'static str, String)> {
+fn kernel_lines(status: &Value) -> Vec<(&'static str, String)> {
     let kernel = &status["kernel"];
     let mut lines = Vec::new();
     if kernel["active"] != true {
@@ -303,6 +306,7 @@ mod tests {
             "connections": 3, "open": { "quic": 0, "tcp": 3 }, "sessions": 4, "subscriptions": 5,
             "messages": { "received": 6, "sent": 7, "dropped": { "queue_full": 8, "expired": 0 } },
             "refused": { "connections": 0 }, "resident_bytes": 12_345_678,
+            "kernel": { "active": true, "interfaces": [], "reuseport": true, "pin_dir": "/p", "pins": [] },
             "kernel_drops": { "forged_cid": 9, "shape": 0 },
         }));
         assert_eq!(
@@ -315,7 +319,45 @@ mod tests {
              messages    6 received, 7 sent, dropped: queue_full 8\n  \
              refused     none\n  \
              memory      12.3 MB resident\n  \
+             shield      off: kernel.interfaces names no interface\n  \
+             steering    sk_reuseport, no CPUMAP\n  \
+             pins        /p: none\n  \
              XDP drops   forged_cid 9\n"
+        );
+    }
+
+    #[test]
+    fn the_kernel_part_says_why_it_is_not_better() {
+        let lines = |kernel: Value| {
+            let lines = kernel_lines(&json!({ "kernel": kernel }));
+            lines
+                .iter()
+                .map(|(name, value)| format!("{name}: {value}\n"))
+                .collect::<String>()
+        };
+        assert_eq!(
+            lines(json!({ "active": false, "why_not": "it needs root" })),
+            "shield: off: it needs root\n\
+             steering: by the workers: what arrives at a wrong one is handed over\n"
+        );
+        assert_eq!(
+            lines(json!({
+                "active": true, "interfaces": [
+                    { "name": "lo", "xdp": "generic", "why_not_better": "no driver", "adopted": false },
+                    { "name": "eth0", "xdp": "native", "why_not_better": null, "adopted": true },
+                ],
+                "reuseport": true, "cpumap": false, "why_no_cpumap": "one worker",
+                "pin_dir": "/sys/fs/bpf/x", "pins": ["a", "b"], "adoption": "adopted",
+            })),
+            "shield: lo: XDP generic (no driver)\n\
+             shield: eth0: XDP native, taken over from the former broker\n\
+             steering: sk_reuseport, no CPUMAP (one worker)\n\
+             pins: /sys/fs/bpf/x (adopted): a, b\n"
+        );
+        let lines = lines(json!({ "active": true, "interfaces": [], "reuseport": true }));
+        assert!(
+            lines.contains("shield: off: kernel.interfaces names no interface"),
+            "{lines}"
         );
     }
 

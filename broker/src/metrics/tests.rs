@@ -98,7 +98,9 @@ fn names_follow_the_guide() {
 #[test]
 fn kernel_counters_appear_when_there_is_a_kernel_part() {
     let metrics = Metrics::new();
-    assert!(!parse(&metrics.render()).contains_key("headgate_kernel_drops_total"));
+    let without = parse(&metrics.render());
+    assert!(!without.contains_key("headgate_kernel_drops_total"));
+    assert_eq!(without["headgate_kernel_active"].1[""], 0.0);
     metrics.register_kernel(|| {
         Some(KernelCounters {
             drops: vec![("forged_cid", 5), ("fragment_budget", 0)],
@@ -109,6 +111,7 @@ fn kernel_counters_appear_when_there_is_a_kernel_part() {
         })
     });
     let families = parse(&metrics.render());
+    assert_eq!(families["headgate_kernel_active"].1[""], 1.0);
     assert_eq!(
         families["headgate_kernel_drops_total"].1["reason=\"forged_cid\""],
         5.0

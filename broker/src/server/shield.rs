@@ -223,6 +223,7 @@ fn settings(config: &Config, (quic, tcp): (Option<u16>, Option<u16>)) -> KernelS
         quic_port: quic.unwrap_or(0),
         tcp_ports: tcp.into_iter().collect(),
         node: config.node.id,
+        cpumap_queue_packets: kernel.cpumap_queue_packets,
         debug_log: kernel.debug_log,
         ..KernelSettings::default()
     };
@@ -234,5 +235,6 @@ fn settings(config: &Config, (quic, tcp): (Option<u16>, Option<u16>)) -> KernelS
     budgets.initials = limit(kernel.initials_per_second);
     budgets.initials_per_prefix = limit(kernel.initials_per_second_per_prefix);
     budgets.packets_per_prefix = limit(kernel.packets_per_second_per_prefix);
+    budgets.syns_per_prefix = limit(kernel.syns_per_second_per_prefix);
     settings
 }
