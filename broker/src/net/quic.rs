@@ -14,17 +14,18 @@ use crate::{
     },
     worker::{
         Clock,
-        conns::{Conn, Conns, Link, Outbox, append_frame},
+        conns::{Conn, Conns, Link, Outbox, PREFETCH_AHEAD, append_frame},
     },
 };
 use bytes::{Bytes, BytesMut};
 use headgate_codec::ReasonCode;
 use headgate_core::ConnId;
 use quinn_proto::{
-    Connection, ConnectionHandle, DatagramEvent, Dir, Endpoint, Event, Incoming, Side, StreamEvent,
-    StreamId, VarInt, WriteError,
+    Connection, ConnectionEvent, ConnectionHandle, DatagramEvent, Dir, Endpoint, Event, Incoming,
+    Side, StreamEvent, StreamId, VarInt, WriteError,
 };
 use std::{
+    collections::VecDeque,
     net::{IpAddr, SocketAddr},
     sync::Arc,
     time::{Duration, Instant},
@@ -100,6 +101,8 @@ pub struct QuicSide {
     send: SendBatch,
     /// quinn-proto's handle → place in the slab.
     places: Vec<u32>,
+    /// What has arrived in this batch, by place; at most as many as a batch holds.
+    arrivals: VecDeque<(u32, ConnectionEvent)>,
     /// What quinn-proto writes datagrams into.
     buffer: Vec<u8>,
     /// Small frames of one connection, joined.
@@ -150,6 +153,7 @@ impl QuicSide {
             socket,
             send: SendBatch::new(),
             places: Vec::new(),
+            arrivals: VecDeque::new(),
             buffer: Vec::with_capacity(64 * 1024),
             joined: Vec::with_capacity(64 * 1024),
             accepting: true,
@@ -161,7 +165,8 @@ impl QuicSide {
         self.accepting = false;
     }
 
-    /// Shows quinn-proto a datagram. Returns the connection if this one is new.
+    /// Shows quinn-proto a datagram. Returns the connection if this one is new; what belongs to a known one waits for
+    /// [`QuicSide::deliver`].
     pub fn arrived(
         &mut self,
         arrival: Arrival<'_>,
@@ -182,14 +187,8 @@ impl QuicSide {
         match event? {
             DatagramEvent::ConnectionEvent(handle, event) => {
                 let index = *self.places.get(handle.0)?;
-                if let Some(Conn {
-                    link: Link::Quic(link),
-                    ..
-                }) = conns.at(index)
-                {
-                    link.connection.handle_event(event);
-                    conns.schedule(index);
-                }
+                conns.prefetch(index);
+                self.arrivals.push_back((index, event));
                 None
             }
             DatagramEvent::NewConnection(incoming) => {
@@ -199,6 +198,27 @@ impl QuicSide {
                 metrics.stateless_responses.inc();
                 self.send.push(&transmit, &self.buffer);
                 None
+            }
+        }
+    }
+
+    /// Gives the connections what has arrived for them. The state of each is fetched while the ones before it work: a
+    /// worker's connections are more than its cache holds.
+    pub fn deliver(&mut self, conns: &mut Conns) {
+        for &(index, _) in self.arrivals.iter().take(PREFETCH_AHEAD) {
+            conns.prefetch_link(index);
+        }
+        while let Some((index, event)) = self.arrivals.pop_front() {
+            if let Some(&(ahead, _)) = self.arrivals.get(PREFETCH_AHEAD - 1) {
+                conns.prefetch_link(ahead);
+            }
+            if let Some(Conn {
+                link: Link::Quic(link),
+                ..
+            }) = conns.at(index)
+            {
+                link.connection.handle_event(event);
+                conns.schedule(index);
             }
         }
     }
@@ -259,6 +279,7 @@ impl QuicSide {
                     closing: None,
                     close_by: None,
                     scheduled: false,
+                    eventful: false,
                     inbox: Inbox::default(),
                     outbox: Outbox::default(),
                     link: Link::Quic(Box::new(link)),

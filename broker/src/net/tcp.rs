@@ -166,6 +166,7 @@ impl TcpSide {
                     closing: None,
                     close_by: None,
                     scheduled: false,
+                    eventful: false,
                     inbox: Inbox::default(),
                     outbox: Outbox::default(),
                     link: Link::Tcp(TcpLink {

@@ -1,5 +1,6 @@
 //! The slab of a worker's connections: no task, mutex or channel for any of them.
 
+use super::prefetch::prefetch;
 use crate::{
     limits::Permit,
     metrics,
@@ -35,6 +36,8 @@ pub struct Conn {
     pub close_by: Option<Instant>,
     /// It stands in the list of connections to be served in this turn.
     pub scheduled: bool,
+    /// Something came or is due; otherwise there is only something to send.
+    pub eventful: bool,
     /// Bytes that came and are no whole packet yet.
     pub inbox: Inbox,
     /// Frames that the transport has not taken yet.
@@ -119,6 +122,9 @@ pub struct Conns {
     count: usize,
 }
 
+/// How many connections ahead of the one at work the next is asked for.
+pub const PREFETCH_AHEAD: usize = 2;
+
 /// Frame lists kept for reuse, at most.
 const SPARE_LISTS: usize = 4096;
 /// A list that grew beyond this is not kept.
@@ -184,10 +190,35 @@ impl Conns {
             .places
             .get_mut(index as usize)
             .and_then(|p| p.conn.as_deref_mut())
-            && !conn.scheduled
         {
-            conn.scheduled = true;
-            self.scheduled.push(index);
+            conn.eventful = true;
+            if !conn.scheduled {
+                conn.scheduled = true;
+                self.scheduled.push(index);
+            }
+        }
+    }
+
+    /// Asks for a connection that will be looked at soon.
+    pub fn prefetch(&self, index: u32) {
+        if let Some(conn) = self
+            .places
+            .get(index as usize)
+            .and_then(|p| p.conn.as_deref())
+        {
+            prefetch(conn);
+        }
+    }
+
+    /// Asks for what carries a connection that will be looked at soon.
+    pub fn prefetch_link(&self, index: u32) {
+        if let Some(Link::Quic(link)) = self
+            .places
+            .get(index as usize)
+            .and_then(|p| p.conn.as_deref())
+            .map(|conn| &conn.link)
+        {
+            prefetch::<QuicLink>(link);
         }
     }
 

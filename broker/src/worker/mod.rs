@@ -5,6 +5,7 @@
 //! that something happened to; then one flush of everything that leaves.
 
 pub mod conns;
+pub(crate) mod prefetch;
 mod publish;
 mod serve;
 
@@ -357,6 +358,7 @@ impl Worker {
                                 clock,
                             );
                             self.opened.extend(new);
+                            quic.deliver(&mut self.conns);
                         }
                         self.open(Transport::Quic, clock);
                     }
@@ -366,66 +368,65 @@ impl Worker {
         }
     }
 
+    /// Receives in batches, and serves the connections of each while they are in the CPU's cache.
     fn udp(&mut self, clock: Clock) {
-        let (Some(quic), Some((recv, socket))) = (&mut self.quic, &mut self.recv) else {
-            return;
-        };
-        if !self.udp_readable {
-            return;
-        }
-        let alone = self.mesh.workers() == 1;
         for _ in 0..UDP_BATCHES {
-            let received = recv.recv(socket, |datagram| {
-                self.metrics.datagrams_received.inc();
-                let owner = match self.router.route(datagram.data).slot() {
-                    Some(slot) if !alone => WorkerSlot(slot),
-                    _ => self.slot,
+            if !self.udp_readable || !self.udp_batch(clock) {
+                return;
+            }
+            self.serve_round(clock);
+        }
+    }
+
+    /// Whether there may be more.
+    fn udp_batch(&mut self, clock: Clock) -> bool {
+        let (Some(quic), Some((recv, socket))) = (&mut self.quic, &mut self.recv) else {
+            return false;
+        };
+        let alone = self.mesh.workers() == 1;
+        let received = recv.recv(socket, |datagram| {
+            self.metrics.datagrams_received.inc();
+            let owner = match self.router.route(datagram.data).slot() {
+                Some(slot) if !alone => WorkerSlot(slot),
+                _ => self.slot,
+            };
+            if owner == self.slot {
+                let arrival = Arrival::from(datagram);
+                let new = quic.arrived(
+                    arrival,
+                    &mut self.conns,
+                    &self.admission,
+                    &self.metrics,
+                    clock,
+                );
+                self.opened.extend(new);
+            } else {
+                self.metrics.datagrams_wrong_worker.inc();
+                let foreign = ForeignDatagram {
+                    source: datagram.source,
+                    destination: datagram.destination_ip,
+                    ecn: datagram.ecn,
+                    data: Bytes::copy_from_slice(datagram.data),
                 };
-                if owner == self.slot {
-                    let arrival = Arrival::from(datagram);
-                    let new = quic.arrived(
-                        arrival,
-                        &mut self.conns,
-                        &self.admission,
-                        &self.metrics,
-                        clock,
-                    );
-                    self.opened.extend(new);
-                } else {
-                    self.metrics.datagrams_wrong_worker.inc();
-                    let foreign = ForeignDatagram {
-                        source: datagram.source,
-                        destination: datagram.destination_ip,
-                        ecn: datagram.ecn,
-                        data: Bytes::copy_from_slice(datagram.data),
-                    };
-                    if self
-                        .mesh
-                        .send(self.slot, owner, Post::Datagram(Box::new(foreign)))
-                        .is_err()
-                    {
-                        // As good as lost in the network: QUIC repeats it.
-                        self.metrics.datagrams_dropped[DatagramDrop::MeshFull].inc();
-                    }
-                }
-            });
-            match received {
-                Ok(0) => {
-                    self.udp_readable = false;
-                    break;
-                }
-                Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.udp_readable = false;
-                    break;
-                }
-                Err(error) => {
-                    tracing::debug!(%error, "UDP receive failed");
-                    break;
+                if self
+                    .mesh
+                    .send(self.slot, owner, Post::Datagram(Box::new(foreign)))
+                    .is_err()
+                {
+                    // As good as lost in the network: QUIC repeats it.
+                    self.metrics.datagrams_dropped[DatagramDrop::MeshFull].inc();
                 }
             }
-        }
+        });
+        quic.deliver(&mut self.conns);
         self.open(Transport::Quic, clock);
+        match received {
+            Ok(0) => self.udp_readable = false,
+            Ok(_) => return true,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.udp_readable = false,
+            Err(error) => tracing::debug!(%error, "UDP receive failed"),
+        }
+        false
     }
 
     fn accept(&mut self, clock: Clock) {

@@ -3,7 +3,7 @@
 
 use super::{
     Clock, Worker,
-    conns::{Conn, Link, Outbox},
+    conns::{Conn, Link, Outbox, PREFETCH_AHEAD},
 };
 use crate::{
     limits::Limit,
@@ -46,11 +46,24 @@ impl Worker {
                 break;
             }
             while served < serving.len() {
-                self.ingest(serving[served], clock);
+                let index = serving[served];
+                if self
+                    .conns
+                    .at(index)
+                    .is_some_and(|conn| std::mem::take(&mut conn.eventful))
+                {
+                    self.ingest(index, clock);
+                }
                 served += 1;
             }
         }
-        for &index in &serving {
+        for (at, &index) in serving.iter().enumerate() {
+            if let Some(&ahead) = serving.get(at + 2 * PREFETCH_AHEAD) {
+                self.conns.prefetch(ahead);
+            }
+            if let Some(&ahead) = serving.get(at + PREFETCH_AHEAD) {
+                self.conns.prefetch_link(ahead);
+            }
             let Some(conn) = self.conns.at(index) else {
                 continue;
             };
