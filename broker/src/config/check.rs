@@ -8,48 +8,88 @@ use super::{ConfigError, KernelMode, Loaded, Problem, Steering};
 
 /// What no single key can say.
 pub(super) fn fit_together(loaded: &Loaded) -> Vec<Problem> {
-    let config = &loaded.config;
-    let mut problems = Vec::new();
-    let mut wrong = |wrong: bool, section: &str, key: &str, message: &str, help: &str| {
-        if wrong {
-            problems.push(Problem::new(message, loaded.origin(section, key), help));
-        }
+    let mut findings = Findings {
+        loaded,
+        problems: Vec::new(),
     };
-    wrong(
+    listeners(&mut findings);
+    clients(&mut findings);
+    kernel(&mut findings);
+    findings.problems
+}
+
+struct Findings<'a> {
+    loaded: &'a Loaded,
+    problems: Vec<Problem>,
+}
+
+impl Findings<'_> {
+    /// Adds a problem at `section.key` if something is `wrong`.
+    fn add(&mut self, wrong: bool, (section, key): (&str, &str), message: &str, help: &str) {
+        if wrong {
+            self.problems.push(Problem::new(
+                message,
+                self.loaded.origin(section, key),
+                help,
+            ));
+        }
+    }
+}
+
+fn listeners(findings: &mut Findings<'_>) {
+    let config = &findings.loaded.config;
+    let (certificate, key) = (&config.tls.certificate, &config.tls.key);
+    findings.add(
         config.listen.quic.is_none() && config.listen.tcp.is_none(),
-        "listen",
-        "quic",
+        ("listen", "quic"),
         "both listeners are off: nobody could connect",
         "set listen.quic or listen.tcp to an address, such as \"[::]:1883\"",
     );
-    wrong(
+    findings.add(
+        config.listen.quic.is_some() && certificate.as_os_str().is_empty(),
+        ("tls", "certificate"),
+        "QUIC needs a certificate, and tls.certificate is not set",
+        "set tls.certificate and tls.key to PEM files, or switch QUIC off with listen.quic = \"\", \
+         or try it with `headgate run --dev`, which makes a certificate",
+    );
+    findings.add(
+        !certificate.as_os_str().is_empty() && key.as_os_str().is_empty(),
+        ("tls", "certificate"),
+        "tls.certificate is set, but tls.key is not",
+        "set tls.key to the PEM file of the certificate's private key",
+    );
+}
+
+fn clients(findings: &mut Findings<'_>) {
+    let config = &findings.loaded.config;
+    findings.add(
         !config.mqtt.allow_anonymous,
-        "mqtt",
-        "allow_anonymous",
+        ("mqtt", "allow_anonymous"),
         "nobody could connect: there is no authentication yet, and anonymous clients are not allowed",
         "set mqtt.allow_anonymous = true if everybody who can reach the listeners is trusted, \
          or try it with `headgate run --dev`",
     );
-    wrong(
+    findings.add(
         config.limits.packet_bytes_max > config.limits.memory_per_connection_bytes,
-        "limits",
-        "packet_bytes_max",
+        ("limits", "packet_bytes_max"),
         "limits.packet_bytes_max is more than limits.memory_per_connection_bytes: the largest \
          packet could not be delivered",
         "lower limits.packet_bytes_max or raise limits.memory_per_connection_bytes",
     );
-    wrong(
-        config.kernel.steering == Steering::Cpumap
-            && matches!(config.kernel.mode, KernelMode::Generic | KernelMode::Off),
-        "kernel",
-        "steering",
+}
+
+fn kernel(findings: &mut Findings<'_>) {
+    let kernel = &findings.loaded.config.kernel;
+    findings.add(
+        kernel.steering == Steering::Cpumap
+            && matches!(kernel.mode, KernelMode::Generic | KernelMode::Off),
+        ("kernel", "steering"),
         "kernel.steering \"cpumap\" needs XDP in native mode",
         "set kernel.mode to \"native\" or \"auto\", or kernel.steering to \"auto\"",
     );
-    wrong(
-        config.kernel.mode == KernelMode::Native && config.kernel.interfaces.is_empty(),
-        "kernel",
-        "mode",
+    findings.add(
+        kernel.mode == KernelMode::Native && kernel.interfaces.is_empty(),
+        ("kernel", "mode"),
         "kernel.mode \"native\" asks for XDP, but kernel.interfaces names no interface",
         "name the interfaces, such as interfaces = [\"eth0\"] (`ip link` lists them), or set \
          kernel.mode to \"auto\"",
@@ -57,29 +97,12 @@ pub(super) fn fit_together(loaded: &Loaded) -> Vec<Problem> {
     let name_wrong = |name: &String| {
         name.is_empty() || name.len() > 15 || name.contains(|c: char| c == '/' || c.is_whitespace())
     };
-    wrong(
-        config.kernel.interfaces.iter().any(name_wrong),
-        "kernel",
-        "interfaces",
+    findings.add(
+        kernel.interfaces.iter().any(name_wrong),
+        ("kernel", "interfaces"),
         "kernel.interfaces holds something that is not the name of an interface",
         "a name has 1 to 15 characters without / and spaces; `ip link` lists them",
     );
-    wrong(
-        config.listen.quic.is_some() && config.tls.certificate.as_os_str().is_empty(),
-        "tls",
-        "certificate",
-        "QUIC needs a certificate, and tls.certificate is not set",
-        "set tls.certificate and tls.key to PEM files, or switch QUIC off with listen.quic = \"\", \
-         or try it with `headgate run --dev`, which makes a certificate",
-    );
-    wrong(
-        !config.tls.certificate.as_os_str().is_empty() && config.tls.key.as_os_str().is_empty(),
-        "tls",
-        "certificate",
-        "tls.certificate is set, but tls.key is not",
-        "set tls.key to the PEM file of the certificate's private key",
-    );
-    problems
 }
 
 /// Whether the files that the configuration points to can be read and are what they should be.
