@@ -1,7 +1,7 @@
 //! Counters that the workers keep and the administration reads.
 //!
 //! A worker adds to its own [`WorkerMetrics`] with relaxed atomics on cache lines that nobody else
-//! writes; whoever asks for `/metrics` reads them all. One table ([`worker_metrics!`]) makes the
+//! writes; whoever asks for `/metrics` reads them all. One table (`worker_metrics!`) makes the
 //! fields, their docs and the text for Prometheus.
 
 mod labels;

@@ -152,7 +152,10 @@ pub fn cargo() -> Command {
             cargo.env_remove(name);
         }
     }
-    cargo.current_dir(paths::root());
+    // Its output goes to a log.
+    cargo
+        .env("CARGO_TERM_COLOR", "never")
+        .current_dir(paths::root());
     cargo
 }
 

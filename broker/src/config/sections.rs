@@ -159,7 +159,7 @@ sections! {
         /// needs it.
         pin_threads: bool = true;
     }
-    /// Where clients connect. [::] means all addresses, IPv4 and IPv6.
+    /// Where clients connect. `[::]` means all addresses, IPv4 and IPv6.
     listen: ListenConfig {
         /// MQTT over QUIC (ALPN mqtt), UDP.
         quic: Option<SocketAddr> = Some(([0u16; 8], 14567).into());

@@ -82,11 +82,12 @@ impl Session {
     /// What is checked without running the code.
     fn checks(&mut self) -> Result<()> {
         let mut format = shell::cargo();
-        format.args(["fmt", "--all", "--check"]);
+        format.args(["fmt", "--all", "--check", "--", "--color=never"]);
         self.check("fmt", &mut format)?;
         if paths::ebpf_workspace().join("Cargo.toml").is_file() {
             let mut format = shell::cargo();
             format.args(["fmt", "--check", "--manifest-path", "xdp-ebpf/Cargo.toml"]);
+            format.args(["--", "--color=never"]);
             self.check("fmt-ebpf", &mut format)?;
         }
         let mut clippy = shell::cargo();

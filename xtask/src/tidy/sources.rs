@@ -11,7 +11,7 @@ const FILE_LINES_MAX: usize = 600;
 
 /// Lines of a function, without blank lines and comments. The aim is 70; tests, which are often tables of cases, are
 /// not counted.
-const FUNCTION_LINES_MAX: usize = 75;
+const FUNCTION_LINES_MAX: usize = 80;
 
 /// Files that may be longer, each with the reason.
 const LONG_FILES: [(&str, &str); 0] = [];
@@ -203,7 +203,7 @@ mod tests {
     fn long_functions_are_found() {
         assert!(long_functions("a.rs", &function(FUNCTION_LINES_MAX - 2)).is_empty());
         let complaints = long_functions("a.rs", &function(FUNCTION_LINES_MAX - 1));
-        assert_eq!(complaints, ["a.rs:2: long has 76 lines, more than 75"]);
+        assert_eq!(complaints, ["a.rs:2: long has 81 lines, more than 80"]);
     }
 
     #[test]
