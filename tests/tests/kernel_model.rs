@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicU64;
 
 use headgate_common::frame::Source;
 use headgate_common::records::{Budgets, Config, LAYOUT_VERSION, ListAction};
-use headgate_common::shield::{Environment, PrefixDebts, SharedDebt, Verdict, judge};
+use headgate_common::shield::{Environment, SharedDebt, Verdict, judge};
 use headgate_common::{Router, Secrets, Steering};
 use headgate_tests::packets::{Packet, QUIC_PORT, Transport, long, short};
 use headgate_tests::rig::{NODE, Outcome, Rig, why_not};
@@ -45,7 +45,7 @@ impl<'a> Environment for Host<'a> {
         None
     }
 
-    fn now_ns(&self) -> u64 {
+    fn now_ns(&self, _: &Config) -> u64 {
         1
     }
 
@@ -53,11 +53,12 @@ impl<'a> Environment for Host<'a> {
         Some(self.debt)
     }
 
-    fn prefix_debts(&self, _: u32) -> Option<PrefixDebts<&'a AtomicU64>> {
-        Some(PrefixDebts {
-            initials: self.debt,
-            packets: self.debt,
-        })
+    fn packet_debt(&self, _: u32) -> Option<&'a AtomicU64> {
+        Some(self.debt)
+    }
+
+    fn initial_debt(&self, _: u32) -> Option<&'a AtomicU64> {
+        Some(self.debt)
     }
 
     fn syn_debt(&self, _: u32) -> Option<&'a AtomicU64> {
@@ -152,6 +153,7 @@ fn kernel_and_host_come_to_the_same_verdict() {
             quic_port: QUIC_PORT,
             cpumap: 0,
             tcp_ports: [1883, 8883, 0, 0],
+            tick_ns: 1,
         },
         budgets: Budgets::UNLIMITED,
         router: rig.shield().router(),
@@ -163,7 +165,7 @@ fn kernel_and_host_come_to_the_same_verdict() {
     });
     let result = runner.run(&(packet(&rig), damage()), |(packet, damage)| {
         let bytes = bytes(&packet, &damage);
-        let expected = match judge(&bytes.as_slice(), &host) {
+        let expected = match judge(&bytes.as_slice(), &host).verdict {
             Verdict::Ignore => Outcome::Ignored,
             Verdict::Pass(reason, _) => Outcome::Passed(reason),
             Verdict::Drop(reason) => Outcome::Dropped(reason),

@@ -3,8 +3,8 @@
 use core::ffi::c_void;
 
 use aya_ebpf::helpers::generated::{
-    bpf_csum_diff, bpf_get_prandom_u32, bpf_xdp_adjust_tail, bpf_xdp_get_buff_len, bpf_xdp_load_bytes,
-    bpf_xdp_store_bytes,
+    bpf_csum_diff, bpf_get_prandom_u32, bpf_xdp_adjust_tail, bpf_xdp_get_buff_len,
+    bpf_xdp_load_bytes, bpf_xdp_store_bytes,
 };
 use aya_ebpf::programs::XdpContext;
 use headgate_common::route::{CID_LEN_MAX, VERSION_1};
@@ -25,7 +25,9 @@ fn done(result: i64) -> Result<(), Failed> {
 /// only to be ignored (RFC 9000 §6.3).
 #[inline(always)]
 pub fn version_negotiation(ctx: &XdpContext, payload: usize) -> Result<(), Failed> {
-    let Some(scratch) = maps::scratch.get_ptr_mut(0) else { return Err(Failed) };
+    let Some(scratch) = maps::scratch.get_ptr_mut(0) else {
+        return Err(Failed);
+    };
     let out = scratch.cast::<u8>();
     let mut lengths = [0u8; 8];
     // SAFETY: every write goes to the 128 bytes of the scratch buffer, at offsets that the masks keep below 64 + 31;
@@ -37,12 +39,22 @@ pub fn version_negotiation(ctx: &XdpContext, payload: usize) -> Result<(), Faile
             out.cast::<u64>().add(word).write_volatile(0);
             word += 1;
         }
-        done(bpf_xdp_load_bytes(ctx.ctx, payload as u32 + 5, lengths.as_mut_ptr().cast(), 1))?;
+        done(bpf_xdp_load_bytes(
+            ctx.ctx,
+            payload as u32 + 5,
+            lengths.as_mut_ptr().cast(),
+            1,
+        ))?;
         let dcid_len = u64::from(lengths[0]);
         if dcid_len > u64::from(CID_LEN_MAX) {
             return Err(Failed);
         }
-        done(bpf_xdp_load_bytes(ctx.ctx, payload as u32 + 6 + dcid_len as u32, lengths.as_mut_ptr().cast(), 1))?;
+        done(bpf_xdp_load_bytes(
+            ctx.ctx,
+            payload as u32 + 6 + dcid_len as u32,
+            lengths.as_mut_ptr().cast(),
+            1,
+        ))?;
         let scid_len = u64::from(lengths[0]);
         if scid_len > u64::from(CID_LEN_MAX) {
             return Err(Failed);
@@ -55,7 +67,12 @@ pub fn version_negotiation(ctx: &XdpContext, payload: usize) -> Result<(), Faile
         copy_cid(ctx, payload as u64 + 7 + dcid_len, out.add(6), scid_len)?;
         let at = 6 + scid_len;
         *out.add(mask::<0x3f>(at) as usize) = dcid_len as u8;
-        copy_cid(ctx, payload as u64 + 6, out.add(mask::<0x3f>(at + 1) as usize), dcid_len)?;
+        copy_cid(
+            ctx,
+            payload as u64 + 6,
+            out.add(mask::<0x3f>(at + 1) as usize),
+            dcid_len,
+        )?;
         let versions = out.add(mask::<0x3f>(at + 1 + dcid_len) as usize);
         store(versions, VERSION_1.to_be());
         store(versions.add(4), (random & 0xf0f0_f0f0) | 0x0a0a_0a0a);
@@ -82,7 +99,10 @@ fn reply(ctx: &XdpContext, payload: usize, out: *mut u8, len: u64) -> Result<(),
     // SAFETY: the context is the kernel's own; the helper refuses what doesn't fit.
     unsafe {
         let now = bpf_xdp_get_buff_len(ctx.ctx) as i32;
-        done(bpf_xdp_adjust_tail(ctx.ctx, payload as i32 + len as i32 - now))?;
+        done(bpf_xdp_adjust_tail(
+            ctx.ctx,
+            payload as i32 + len as i32 - now,
+        ))?;
     }
     // SAFETY: `out` has 128 zero-padded bytes, and `padded` is at most 124.
     let sum = unsafe {
@@ -98,13 +118,24 @@ fn reply(ctx: &XdpContext, payload: usize, out: *mut u8, len: u64) -> Result<(),
         _ => return Err(Failed),
     }
     // SAFETY: `out` has 128 bytes; the helper checks the packet's bounds.
-    done(unsafe { bpf_xdp_store_bytes(ctx.ctx, payload as u32, out.cast::<c_void>(), one_to::<0x7f>(len)) })
+    done(unsafe {
+        bpf_xdp_store_bytes(
+            ctx.ctx,
+            payload as u32,
+            out.cast::<c_void>(),
+            one_to::<0x7f>(len),
+        )
+    })
 }
 
 /// The packet's linear part, if it reaches `end` bytes.
 #[inline(always)]
 fn linear(ctx: &XdpContext, end: usize) -> Result<*mut u8, Failed> {
-    if ctx.data() + end > ctx.data_end() { Err(Failed) } else { Ok(ctx.data() as *mut u8) }
+    if ctx.data() + end > ctx.data_end() {
+        Err(Failed)
+    } else {
+        Ok(ctx.data() as *mut u8)
+    }
 }
 
 #[inline(always)]
@@ -131,7 +162,11 @@ fn turn_ipv4<const IP: usize>(ctx: &XdpContext, len: u64, payload_sum: u64) -> R
             at += 2;
         }
         store(ip.add(10), fold(header_sum));
-        turn_udp(ip.add(20), udp_len, payload_sum + u64::from(source) + u64::from(destination));
+        turn_udp(
+            ip.add(20),
+            udp_len,
+            payload_sum + u64::from(source) + u64::from(destination),
+        );
     }
     Ok(())
 }
@@ -156,7 +191,8 @@ fn turn_ipv6<const IP: usize>(ctx: &XdpContext, len: u64, payload_sum: u64) -> R
         store(ip.add(4), udp_len);
         store(ip.add(7), HOP_LIMIT);
         let halves = |word: u64| (word & 0xffff_ffff) + (word >> 32);
-        let sum = halves(source[0]) + halves(source[1]) + halves(destination[0]) + halves(destination[1]);
+        let sum =
+            halves(source[0]) + halves(source[1]) + halves(destination[0]) + halves(destination[1]);
         turn_udp(ip.add(40), udp_len, payload_sum + sum);
     }
     Ok(())
@@ -191,7 +227,9 @@ unsafe fn turn_udp(udp: *mut u8, length: u16, sum: u64) {
         store(udp.add(2), source);
         store(udp.add(4), length);
         // The length counts twice: in the pseudo-header and in the header.
-        let checksum = fold(sum + u64::from(source) + u64::from(destination) + 2 * u64::from(length) + PROTOCOL);
+        let checksum = fold(
+            sum + u64::from(source) + u64::from(destination) + 2 * u64::from(length) + PROTOCOL,
+        );
         store(udp.add(6), if checksum == 0 { 0xffff } else { checksum });
     }
 }

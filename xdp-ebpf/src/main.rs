@@ -16,10 +16,9 @@ use aya_ebpf::helpers::generated::{bpf_get_smp_processor_id, bpf_skb_load_bytes}
 use aya_ebpf::macros::{sk_reuseport, xdp};
 use aya_ebpf::programs::{SkReuseportContext, XdpContext};
 use aya_ebpf::{EbpfContext as _, bindings::sk_action};
-use headgate_common::frame::Packet as _;
 use headgate_common::records::{WorkerState, socket_index};
 use headgate_common::route::{Class, Routing, classify};
-use headgate_common::shield::{Environment as _, Verdict, judge};
+use headgate_common::shield::{Environment as _, Judgement, Verdict, judge};
 use headgate_common::{AnswerReason, DropReason, Head, NO_SLOT, PassReason, SocketReason};
 
 use crate::maps::Maps;
@@ -28,19 +27,23 @@ use crate::packet::XdpPacket;
 /// Judges every packet of the interface.
 #[xdp(frags)]
 pub fn shield(ctx: XdpContext) -> u32 {
-    let packet = XdpPacket::new(&ctx);
-    match judge(&packet, &Maps) {
+    let Judgement { verdict, bytes } = judge(&XdpPacket::new(&ctx), &Maps);
+    match verdict {
         Verdict::Ignore => XDP_PASS,
-        Verdict::Pass(reason, slot) => pass(&ctx, &packet, reason, slot),
-        Verdict::Drop(reason) => drop_packet(&ctx, reason, packet.len()),
-        Verdict::Answer(reason, payload) => answer(&ctx, reason, payload, packet.len()),
+        Verdict::Pass(reason, slot) => pass(&ctx, reason, slot, bytes),
+        Verdict::Drop(reason) => drop_packet(&ctx, reason, bytes),
+        Verdict::Answer(reason, payload) => answer(&ctx, reason, payload, bytes),
     }
 }
 
 #[inline(always)]
-fn pass(ctx: &XdpContext, packet: &XdpPacket, reason: PassReason, slot: u8) -> u32 {
-    let action = if slot == NO_SLOT { XDP_PASS } else { redirect(slot) };
-    Maps::count_pass(reason, packet.len(), action != XDP_PASS);
+fn pass(ctx: &XdpContext, reason: PassReason, slot: u8, bytes: u32) -> u32 {
+    let action = if slot == NO_SLOT {
+        XDP_PASS
+    } else {
+        redirect(slot)
+    };
+    Maps::count_pass(reason, bytes, action != XDP_PASS);
     log(ctx, "pass", reason.name());
     action
 }
@@ -52,12 +55,16 @@ fn redirect(slot: u8) -> u32 {
     if !cpumap {
         return XDP_PASS;
     }
-    let Some(cpu) = Maps::worker_cpu(slot) else { return XDP_PASS };
+    let Some(cpu) = Maps::worker_cpu(slot) else {
+        return XDP_PASS;
+    };
     // SAFETY: the helper has no arguments and no preconditions.
     if cpu == unsafe { bpf_get_smp_processor_id() } {
         return XDP_PASS;
     }
-    maps::cpus.redirect(cpu, XDP_PASS.into()).unwrap_or(XDP_PASS)
+    maps::cpus
+        .redirect(cpu, XDP_PASS.into())
+        .unwrap_or(XDP_PASS)
 }
 
 #[inline(always)]
@@ -98,13 +105,21 @@ pub fn steer(ctx: SkReuseportContext) -> u32 {
     let mut words = [0u64; 4];
     // Never direct access: a datagram from a local sender lies in page fragments.
     // SAFETY: `words` has the 32 bytes that the helper writes.
-    let loaded = unsafe { bpf_skb_load_bytes(ctx.as_ptr(), UDP_HEADER_LEN, words.as_mut_ptr().cast(), 32) };
+    let loaded =
+        unsafe { bpf_skb_load_bytes(ctx.as_ptr(), UDP_HEADER_LEN, words.as_mut_ptr().cast(), 32) };
     let bytes = ctx.len() as u32;
-    let (Some(secrets), Some(steering)) = (Maps.secrets(), Maps.steering()) else { return sk_action::SK_DROP };
+    let (Some(secrets), Some(steering)) = (Maps.secrets(), Maps.steering()) else {
+        return sk_action::SK_DROP;
+    };
     if loaded != 0 {
         return refuse(bytes);
     }
-    let Routing { class, slot, .. } = classify(&Head(words), bytes.saturating_sub(UDP_HEADER_LEN), secrets, steering);
+    let Routing { class, slot, .. } = classify(
+        &Head(words),
+        bytes.saturating_sub(UDP_HEADER_LEN),
+        secrets,
+        steering,
+    );
     if matches!(class, Class::Refuse) {
         return refuse(bytes);
     }
@@ -114,7 +129,14 @@ pub fn steer(ctx: SkReuseportContext) -> u32 {
         return sk_action::SK_DROP;
     }
     let own = matches!(class, Class::Own);
-    Maps::count_socket(if own { SocketReason::OwnCid } else { SocketReason::Hashed }, bytes);
+    Maps::count_socket(
+        if own {
+            SocketReason::OwnCid
+        } else {
+            SocketReason::Hashed
+        },
+        bytes,
+    );
     sk_action::SK_PASS
 }
 
@@ -122,10 +144,16 @@ pub fn steer(ctx: SkReuseportContext) -> u32 {
 /// where those of IPv6 do; the kernel refuses a socket that doesn't listen where the datagram went.
 #[inline(always)]
 fn select(ctx: &SkReuseportContext, slot: u8) -> bool {
-    if !is_ipv6(ctx) && maps::sockets_by_slot.select_reuseport(ctx, socket_index(slot, false)).is_ok() {
+    if !is_ipv6(ctx)
+        && maps::sockets_by_slot
+            .select_reuseport(ctx, socket_index(slot, false))
+            .is_ok()
+    {
         return true;
     }
-    maps::sockets_by_slot.select_reuseport(ctx, socket_index(slot, true)).is_ok()
+    maps::sockets_by_slot
+        .select_reuseport(ctx, socket_index(slot, true))
+        .is_ok()
 }
 
 #[inline(always)]

@@ -1,19 +1,27 @@
 //! The maps, and the lookups that the verdict needs.
 //!
 //! Names are what `bpftool` and the pins' files show, hence lower case.
-#![expect(non_upper_case_globals, reason = "a map's name is part of the user's interface")]
+#![expect(
+    non_upper_case_globals,
+    reason = "a map's name is part of the user's interface"
+)]
 
 use aya_ebpf::btf_maps::lpm_trie::Key;
-use aya_ebpf::btf_maps::{Array, CpuMap, LpmTrie, PerCpuArray, PerCpuHashMap, ReusePortSockArray};
-use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
+use aya_ebpf::btf_maps::{Array, CpuMap, LpmTrie, PerCpuArray, ReusePortSockArray};
+use aya_ebpf::helpers::generated::bpf_jiffies64;
 use aya_ebpf::macros::btf_map;
 use headgate_common::frame::Source;
 use headgate_common::records::{
-    Budgets, Config, Counter, ListAction, ListEntry, PREFIX_CELLS, PREFIXES_MAX, PassCounter, PrefixCell,
-    SOCKETS_MAX, WORKERS_MAX, Worker,
+    Budgets, Config, Counter, INITIAL_CELLS, ListAction, ListEntry, PACKET_CELLS, PREFIXES_MAX,
+    PassCounter, SOCKETS_MAX, SYN_CELLS, WORKERS_MAX, Worker,
 };
-use headgate_common::shield::{Debt, Environment, PrefixDebts, SharedDebt};
-use headgate_common::{AnswerReason, DropReason, PassReason, Secrets, SocketReason, Steering};
+use headgate_common::shield::{Debt, Environment, SharedDebt};
+use headgate_common::{
+    AnswerReason, Answers, DropReason, Drops, PassReason, Passes, Secrets, SocketReason, Sockets,
+    Steering,
+};
+
+use crate::verifier::below;
 
 // Pinned.
 #[btf_map]
@@ -29,13 +37,13 @@ pub static prefixes4: LpmTrie<[u8; 4], ListEntry, { PREFIXES_MAX as usize }> = L
 #[btf_map]
 pub static prefixes6: LpmTrie<[u8; 16], ListEntry, { PREFIXES_MAX as usize }> = LpmTrie::new();
 #[btf_map]
-pub static drops: PerCpuHashMap<DropReason, Counter, { DropReason::ALL.len() }> = PerCpuHashMap::new();
+pub static drops: PerCpuArray<Drops, 1> = PerCpuArray::new();
 #[btf_map]
-pub static passes: PerCpuHashMap<PassReason, PassCounter, { PassReason::ALL.len() }> = PerCpuHashMap::new();
+pub static passes: PerCpuArray<Passes, 1> = PerCpuArray::new();
 #[btf_map]
-pub static answers: PerCpuHashMap<AnswerReason, Counter, { AnswerReason::ALL.len() }> = PerCpuHashMap::new();
+pub static answers: PerCpuArray<Answers, 1> = PerCpuArray::new();
 #[btf_map]
-pub static sockets: PerCpuHashMap<SocketReason, Counter, { SocketReason::ALL.len() }> = PerCpuHashMap::new();
+pub static sockets: PerCpuArray<Sockets, 1> = PerCpuArray::new();
 
 // Not pinned: keys, which nobody else may read, and what belongs to one process or is not worth keeping.
 #[btf_map]
@@ -44,13 +52,16 @@ pub static secrets: Array<Secrets, 1> = Array::new();
 #[btf_map]
 pub static cpus: CpuMap<1> = CpuMap::new();
 #[btf_map]
-pub static sockets_by_slot: ReusePortSockArray<{ SOCKETS_MAX as usize }> = ReusePortSockArray::new();
+pub static sockets_by_slot: ReusePortSockArray<{ SOCKETS_MAX as usize }> =
+    ReusePortSockArray::new();
 #[btf_map]
 pub static shared_debts: Array<u64, { SharedDebt::COUNT as usize }> = Array::new();
 #[btf_map]
-pub static prefix_debts: Array<PrefixCell, { PREFIX_CELLS as usize }> = Array::new();
+pub static packet_debts: Array<u64, { PACKET_CELLS as usize }> = Array::new();
 #[btf_map]
-pub static syn_debts: Array<u64, { PREFIX_CELLS as usize }> = Array::new();
+pub static initial_debts: Array<u64, { INITIAL_CELLS as usize }> = Array::new();
+#[btf_map]
+pub static syn_debts: Array<u64, { SYN_CELLS as usize }> = Array::new();
 #[btf_map]
 pub static scratch: PerCpuArray<Scratch, 1> = PerCpuArray::new();
 
@@ -97,20 +108,29 @@ impl Environment for Maps {
                 prefixes4.get(unsafe { &*key.as_ptr().cast::<Key<[u8; 4]>>() })
             }
             Source::V6([high, low]) => {
-                let key = [128, high as u32, (high >> 32) as u32, low as u32, (low >> 32) as u32];
+                let key = [
+                    128,
+                    high as u32,
+                    (high >> 32) as u32,
+                    low as u32,
+                    (low >> 32) as u32,
+                ];
                 // SAFETY: as above.
                 prefixes6.get(unsafe { &*key.as_ptr().cast::<Key<[u8; 16]>>() })
             }
         };
         // SAFETY: the entry starts with a number of four bytes. It is not read as an enum, because anybody with
         // bpftool may have written any number.
-        entry.and_then(|entry| ListAction::from_number(unsafe { *core::ptr::from_ref(entry).cast::<u32>() }))
+        entry.and_then(|entry| {
+            ListAction::from_number(unsafe { *core::ptr::from_ref(entry).cast::<u32>() })
+        })
     }
 
     #[inline(always)]
-    fn now_ns(&self) -> u64 {
+    fn now_ns(&self, settings: &Config) -> u64 {
+        // Jiffies, because the verifier turns this helper into a single load, and every call costs as much as a check.
         // SAFETY: the helper has no arguments and no preconditions.
-        unsafe { bpf_ktime_get_coarse_ns() }
+        unsafe { bpf_jiffies64() }.wrapping_mul(settings.tick_ns)
     }
 
     #[inline(always)]
@@ -119,11 +139,13 @@ impl Environment for Maps {
     }
 
     #[inline(always)]
-    fn prefix_debts(&self, index: u32) -> Option<PrefixDebts<MapDebt>> {
-        let cell = prefix_debts.get_ptr_mut(index)?;
-        // SAFETY: the map's values have both fields.
-        let (initials, packets) = unsafe { (&raw mut (*cell).initials, &raw mut (*cell).packets) };
-        Some(PrefixDebts { initials: MapDebt(initials), packets: MapDebt(packets) })
+    fn packet_debt(&self, index: u32) -> Option<MapDebt> {
+        packet_debts.get_ptr_mut(index).map(MapDebt)
+    }
+
+    #[inline(always)]
+    fn initial_debt(&self, index: u32) -> Option<MapDebt> {
+        initial_debts.get_ptr_mut(index).map(MapDebt)
     }
 
     #[inline(always)]
@@ -160,40 +182,56 @@ impl Maps {
     /// Counts a packet that was let through.
     #[inline(always)]
     pub fn count_pass(reason: PassReason, bytes: u32, redirected: bool) {
-        if let Some(counter) = passes.get_ptr_mut(reason) {
-            // SAFETY: a per-CPU value, and this program is not interrupted by itself.
-            let counter = unsafe { &mut *counter };
-            counter.packets += 1;
-            counter.bytes += u64::from(bytes);
-            counter.redirected += u64::from(redirected);
-        }
+        let Some(counters) = passes.get_ptr_mut(0) else {
+            return;
+        };
+        let Some(index) = below::<{ PassReason::ALL.len() as u64 }>(reason as u64) else {
+            return;
+        };
+        // SAFETY: the record is an array of so many counters (asserted beside it), per CPU, and this program is not
+        // interrupted by itself.
+        let counter = unsafe { &mut *counters.cast::<PassCounter>().add(index) };
+        counter.packets += 1;
+        counter.bytes += u64::from(bytes);
+        counter.redirected += u64::from(redirected);
     }
 
     /// Counts a packet that was dropped.
     #[inline(always)]
     pub fn count_drop(reason: DropReason, bytes: u32) {
-        count(drops.get_ptr_mut(reason), bytes);
+        count::<_, { DropReason::ALL.len() as u64 }>(drops.get_ptr_mut(0), reason as u64, bytes);
     }
 
     /// Counts a packet that was answered.
     #[inline(always)]
     pub fn count_answer(reason: AnswerReason, bytes: u32) {
-        count(answers.get_ptr_mut(reason), bytes);
+        count::<_, { AnswerReason::ALL.len() as u64 }>(
+            answers.get_ptr_mut(0),
+            reason as u64,
+            bytes,
+        );
     }
 
     /// Counts a datagram that was given to a socket, or not.
     #[inline(always)]
     pub fn count_socket(reason: SocketReason, bytes: u32) {
-        count(sockets.get_ptr_mut(reason), bytes);
+        count::<_, { SocketReason::ALL.len() as u64 }>(
+            sockets.get_ptr_mut(0),
+            reason as u64,
+            bytes,
+        );
     }
 }
 
+/// `counters` must be an array of `COUNT` counters; the verifier refuses the program if it has fewer.
 #[inline(always)]
-fn count(counter: Option<*mut Counter>, bytes: u32) {
-    if let Some(counter) = counter {
-        // SAFETY: a per-CPU value, and this program is not interrupted by itself.
-        let counter = unsafe { &mut *counter };
-        counter.packets += 1;
-        counter.bytes += u64::from(bytes);
-    }
+fn count<T, const COUNT: u64>(counters: Option<*mut T>, reason: u64, bytes: u32) {
+    let Some(counters) = counters else { return };
+    let Some(index) = below::<COUNT>(reason) else {
+        return;
+    };
+    // SAFETY: as in `count_pass`.
+    let counter = unsafe { &mut *counters.cast::<Counter>().add(index) };
+    counter.packets += 1;
+    counter.bytes += u64::from(bytes);
 }

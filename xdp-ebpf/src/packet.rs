@@ -11,27 +11,34 @@ pub struct XdpPacket {
     ctx: *mut xdp_md,
     data: usize,
     end: usize,
-    len: u32,
 }
 
 impl XdpPacket {
     /// The packet as it is now: not to be used any more once the packet has been changed.
     #[inline(always)]
     pub fn new(ctx: &XdpContext) -> Self {
-        // SAFETY: the context is the kernel's own.
-        let len = unsafe { bpf_xdp_get_buff_len(ctx.ctx) } as u32;
-        Self { ctx: ctx.ctx, data: ctx.data(), end: ctx.data_end(), len }
+        Self {
+            ctx: ctx.ctx,
+            data: ctx.data(),
+            end: ctx.data_end(),
+        }
     }
 
     /// The head at a constant offset: such a read is one that the verifier can follow.
     #[inline(always)]
     fn head_at<const OFFSET: usize>(&self) -> Option<Head> {
         if let Some(chunk) = self.chunk(OFFSET, 32) {
-            return Some(Head([chunk.long(0), chunk.long(8), chunk.long(16), chunk.long(24)]));
+            return Some(Head([
+                chunk.long(0),
+                chunk.long(8),
+                chunk.long(16),
+                chunk.long(24),
+            ]));
         }
         let mut words = [0u64; 4];
         // SAFETY: `words` has the 32 bytes that the helper writes.
-        let loaded = unsafe { bpf_xdp_load_bytes(self.ctx, OFFSET as u32, words.as_mut_ptr().cast(), 32) };
+        let loaded =
+            unsafe { bpf_xdp_load_bytes(self.ctx, OFFSET as u32, words.as_mut_ptr().cast(), 32) };
         if loaded == 0 { Some(Head(words)) } else { None }
     }
 }
@@ -42,7 +49,11 @@ impl Packet for XdpPacket {
     #[inline(always)]
     fn chunk(&self, offset: usize, len: usize) -> Option<XdpChunk> {
         let start = self.data + offset;
-        if start + len > self.end { None } else { Some(XdpChunk(start)) }
+        if start + len > self.end {
+            None
+        } else {
+            Some(XdpChunk(start))
+        }
     }
 
     #[inline(always)]
@@ -57,8 +68,13 @@ impl Packet for XdpPacket {
     }
 
     #[inline(always)]
-    fn len(&self) -> u32 {
-        self.len
+    fn reaches(&self, end: u32) -> bool {
+        if self.data + end as usize <= self.end {
+            return true;
+        }
+        // The rest may lie in page fragments. The helper is not for every packet: a call costs as much as a check.
+        // SAFETY: the context is the kernel's own.
+        end as u64 <= unsafe { bpf_xdp_get_buff_len(self.ctx) }
     }
 }
 

@@ -6,8 +6,24 @@ use core::arch::asm;
 #[inline(always)]
 pub fn mask<const MASK: u64>(mut value: u64) -> u64 {
     // SAFETY: one instruction on one register.
-    unsafe { asm!("{value} &= {mask}", value = inout(reg) value, mask = const MASK, options(pure, nomem, nostack)) };
+    unsafe {
+        asm!("{value} &= {mask}", value = inout(reg) value, mask = const MASK, options(pure, nomem, nostack))
+    };
     value
+}
+
+/// `index` if it is below `COUNT`, also where the compiler knows that it always is.
+#[inline(always)]
+pub fn below<const COUNT: u64>(mut index: u64) -> Option<usize> {
+    // An addition of nothing, after which the compiler no longer knows the register. (No instruction at all would
+    // leave two of its line numbers at one place, which the kernel refuses.)
+    // SAFETY: one instruction on one register.
+    unsafe { asm!("{index} += 0", index = inout(reg) index, options(pure, nomem, nostack)) };
+    if index < COUNT {
+        Some(index as usize)
+    } else {
+        None
+    }
 }
 
 /// A length of 1 to `MASK + 1` bytes for a helper. A mask alone would let the verifier think that it may be 0.

@@ -344,6 +344,17 @@ pub struct TestRun {
     pub duration: Duration,
 }
 
+/// Nanoseconds of a jiffy: what the kernel's coarse clock advances by.
+fn tick_ns() -> u64 {
+    let mut tick = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: the record is ours to write to.
+    unsafe { libc::clock_getres(libc::CLOCK_MONOTONIC_COARSE, &raw mut tick) };
+    tick.tv_nsec as u64
+}
+
 /// Nanoseconds since the machine started: never the same for two processes that could meet.
 fn generation() -> u64 {
     let mut time = libc::timespec {
@@ -397,6 +408,7 @@ fn config(settings: &KernelSettings, cpumap: bool) -> Config {
         quic_port: settings.quic_port,
         cpumap: cpumap.into(),
         tcp_ports,
+        tick_ns: tick_ns(),
     }
 }
 
@@ -426,7 +438,6 @@ fn configure(
             },
         )?;
     }
-    maps::fill_counters(ebpf)?;
     // Last, because its version says that the others are there.
     maps::write(ebpf, "config", 0, config(settings, false))?;
     Ok(router)

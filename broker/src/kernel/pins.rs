@@ -10,10 +10,9 @@ use std::path::{Path, PathBuf};
 use aya::maps::{Array, Map, MapData, MapInfo, MapType};
 use aya::programs::links::PinnedLink;
 use headgate_common::records::{
-    Budgets, Config, Counter, LAYOUT_VERSION, ListEntry, PREFIXES_MAX, PassCounter, WORKERS_MAX,
-    Worker,
+    Budgets, Config, LAYOUT_VERSION, ListEntry, PREFIXES_MAX, WORKERS_MAX, Worker,
 };
-use headgate_common::{AnswerReason, DropReason, PassReason, SocketReason, Steering};
+use headgate_common::{Answers, Drops, Passes, Sockets, Steering};
 
 use super::error::{KernelError, chain};
 use super::maps::Record;
@@ -46,10 +45,10 @@ const PINNED: [Shape; 10] = [
     shape::<Worker>("workers", MapType::Array, 4, WORKERS_MAX as usize),
     shape::<ListEntry>("prefixes4", MapType::LpmTrie, 8, PREFIXES_MAX as usize),
     shape::<ListEntry>("prefixes6", MapType::LpmTrie, 20, PREFIXES_MAX as usize),
-    shape::<Counter>("drops", MapType::PerCpuHash, 4, DropReason::ALL.len()),
-    shape::<PassCounter>("passes", MapType::PerCpuHash, 4, PassReason::ALL.len()),
-    shape::<Counter>("answers", MapType::PerCpuHash, 4, AnswerReason::ALL.len()),
-    shape::<Counter>("sockets", MapType::PerCpuHash, 4, SocketReason::ALL.len()),
+    shape::<Drops>("drops", MapType::PerCpuArray, 4, 1),
+    shape::<Passes>("passes", MapType::PerCpuArray, 4, 1),
+    shape::<Answers>("answers", MapType::PerCpuArray, 4, 1),
+    shape::<Sockets>("sockets", MapType::PerCpuArray, 4, 1),
 ];
 
 /// `BPF_FS_MAGIC` of linux/magic.h.
@@ -226,7 +225,7 @@ pub(super) fn check_object(ebpf: &aya::Ebpf) -> Result<(), KernelError> {
 
 fn map_data(map: &Map) -> Option<&MapData> {
     match map {
-        Map::Array(data) | Map::LpmTrie(data) | Map::PerCpuHashMap(data) => Some(data),
+        Map::Array(data) | Map::LpmTrie(data) | Map::PerCpuArray(data) => Some(data),
         _ => None,
     }
 }

@@ -2,8 +2,9 @@
 
 use std::path::PathBuf;
 
-use headgate_common::records::{Counter, PassCounter};
-use headgate_common::{AnswerReason, DropReason, PassReason, SocketReason};
+use headgate_common::{
+    AnswerReason, Answers, DropReason, Drops, PassReason, Passes, SocketReason, Sockets,
+};
 
 /// How XDP runs on an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,66 +76,67 @@ pub struct Status {
 }
 
 /// What the kernel has counted, of all CPUs together, since the maps were made.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
     /// Packets that XDP dropped.
-    pub drops: Vec<(DropReason, Counter)>,
+    pub drops: Drops,
     /// Packets to our ports that XDP let through.
-    pub passes: Vec<(PassReason, PassCounter)>,
+    pub passes: Passes,
     /// Packets that XDP answered.
-    pub answers: Vec<(AnswerReason, Counter)>,
+    pub answers: Answers,
     /// Datagrams by what became of them at the sockets.
-    pub sockets: Vec<(SocketReason, Counter)>,
+    pub sockets: Sockets,
 }
 
 impl Counters {
     /// Packets dropped for a reason.
     #[must_use]
-    pub fn dropped(&self, reason: DropReason) -> u64 {
-        packets(&self.drops, reason, |counter| counter.packets)
+    pub const fn dropped(&self, reason: DropReason) -> u64 {
+        self.drops.of(reason).packets
     }
 
     /// Packets let through for a reason.
     #[must_use]
-    pub fn passed(&self, reason: PassReason) -> u64 {
-        packets(&self.passes, reason, |counter| counter.packets)
+    pub const fn passed(&self, reason: PassReason) -> u64 {
+        self.passes.of(reason).packets
+    }
+
+    /// Packets sent to another CPU.
+    #[must_use]
+    pub fn redirected(&self) -> u64 {
+        PassReason::ALL
+            .iter()
+            .map(|reason| self.passes.of(*reason).redirected)
+            .sum()
     }
 
     /// Packets answered for a reason.
     #[must_use]
-    pub fn answered(&self, reason: AnswerReason) -> u64 {
-        packets(&self.answers, reason, |counter| counter.packets)
+    pub const fn answered(&self, reason: AnswerReason) -> u64 {
+        self.answers.of(reason).packets
     }
 
     /// Datagrams at the sockets for a reason.
     #[must_use]
-    pub fn at_sockets(&self, reason: SocketReason) -> u64 {
-        packets(&self.sockets, reason, |counter| counter.packets)
+    pub const fn at_sockets(&self, reason: SocketReason) -> u64 {
+        self.sockets.of(reason).packets
     }
 
     /// Every packet that XDP judged to be for our ports.
     #[must_use]
     pub fn judged(&self) -> u64 {
-        self.drops
+        let dropped: u64 = DropReason::ALL
             .iter()
-            .map(|(_, counter)| counter.packets)
-            .sum::<u64>()
-            + self
-                .passes
-                .iter()
-                .map(|(_, counter)| counter.packets)
-                .sum::<u64>()
-            + self
-                .answers
-                .iter()
-                .map(|(_, counter)| counter.packets)
-                .sum::<u64>()
+            .map(|reason| self.dropped(*reason))
+            .sum();
+        let passed: u64 = PassReason::ALL
+            .iter()
+            .map(|reason| self.passed(*reason))
+            .sum();
+        let answered: u64 = AnswerReason::ALL
+            .iter()
+            .map(|reason| self.answered(*reason))
+            .sum();
+        dropped + passed + answered
     }
-}
-
-fn packets<R: PartialEq, C>(counters: &[(R, C)], reason: R, packets: impl Fn(&C) -> u64) -> u64 {
-    counters
-        .iter()
-        .find(|(other, _)| *other == reason)
-        .map_or(0, |(_, counter)| packets(counter))
 }

@@ -16,13 +16,8 @@ pub trait Packet {
     /// The first bytes of a datagram at `offset`, which may lie outside the linear part.
     fn head(&self, offset: usize) -> Option<Head>;
 
-    /// Length of the whole packet in bytes.
-    fn len(&self) -> u32;
-
-    /// Whether there is no byte at all.
-    fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
+    /// Whether the packet has at least `end` bytes, in its linear part or outside.
+    fn reaches(&self, end: u32) -> bool;
 }
 
 /// Bytes that are known to be there. Reading beyond them is a bug.
@@ -70,6 +65,8 @@ pub struct Udp {
     pub length: u16,
     /// Where the payload begins, in bytes.
     pub payload: usize,
+    /// Where the packet ends, in bytes, if its IP header is right.
+    pub end: u32,
 }
 
 /// A TCP segment.
@@ -81,6 +78,8 @@ pub struct Tcp {
     pub port: u16,
     /// SYN without ACK: opens a connection (RFC 9293 §3.5).
     pub opens: bool,
+    /// Where the packet ends, in bytes, if its IP header is right.
+    pub end: u32,
 }
 
 /// What a packet is.
@@ -89,7 +88,12 @@ pub enum Frame {
     /// Nothing that concerns us, or too short to tell.
     Other,
     /// UDP or TCP in a fragment, or behind IP options or extension headers.
-    Fragment(Source),
+    Fragment {
+        /// Where it claims to come from.
+        source: Source,
+        /// Where the packet ends, in bytes, if its IP header is right.
+        end: u32,
+    },
     /// A whole UDP datagram.
     Udp(Udp),
     /// A whole TCP segment.
@@ -159,12 +163,14 @@ fn ipv4<P: Packet, const AT: usize>(packet: &P) -> Frame {
         return Frame::Other;
     }
     let source = Source::V4(ip.word(12));
+    // RFC 791 §3.1: Total Length.
+    let end = AT as u32 + u32::from(ip.half(2).swap_bytes());
     // RFC 791 §3.1: more fragments, or a fragment offset.
     let fragmented = ip.half(6) & 0x3fffu16.swap_bytes() != 0;
     if fragmented || version_and_length & 0xf != 5 {
-        return Frame::Fragment(source);
+        return Frame::Fragment { source, end };
     }
-    transport(packet, AT + IPV4_LEN, protocol, source)
+    transport(packet, AT + IPV4_LEN, protocol, source, end)
 }
 
 #[inline(always)]
@@ -176,9 +182,11 @@ fn ipv6<P: Packet, const AT: usize>(packet: &P) -> Frame {
         return Frame::Other;
     }
     let source = Source::V6([ip.long(8), ip.long(16)]);
+    // RFC 8200 §3: Payload Length.
+    let end = (AT + IPV6_LEN) as u32 + u32::from(ip.half(4).swap_bytes());
     match ip.octet(6) {
         protocol @ (PROTOCOL_UDP | PROTOCOL_TCP) => {
-            transport(packet, AT + IPV6_LEN, protocol, source)
+            transport(packet, AT + IPV6_LEN, protocol, source, end)
         }
         HEADER_HOP_BY_HOP
         | HEADER_ROUTING
@@ -187,7 +195,9 @@ fn ipv6<P: Packet, const AT: usize>(packet: &P) -> Frame {
         | HEADER_DESTINATION => {
             // Neighbours' multicast reports come with a hop-by-hop option (RFC 3810 §5): never a matter for a budget.
             match packet.chunk(AT + IPV6_LEN, 8) {
-                Some(extension) if extension.octet(0) != HEADER_ICMPV6 => Frame::Fragment(source),
+                Some(extension) if extension.octet(0) != HEADER_ICMPV6 => {
+                    Frame::Fragment { source, end }
+                }
                 _ => Frame::Other,
             }
         }
@@ -196,7 +206,7 @@ fn ipv6<P: Packet, const AT: usize>(packet: &P) -> Frame {
 }
 
 #[inline(always)]
-fn transport<P: Packet>(packet: &P, at: usize, protocol: u8, source: Source) -> Frame {
+fn transport<P: Packet>(packet: &P, at: usize, protocol: u8, source: Source, end: u32) -> Frame {
     if protocol == PROTOCOL_UDP {
         let Some(udp) = packet.chunk(at, UDP_LEN) else {
             return Frame::Other;
@@ -207,6 +217,7 @@ fn transport<P: Packet>(packet: &P, at: usize, protocol: u8, source: Source) -> 
             port,
             length: udp.half(4).swap_bytes(),
             payload: at + UDP_LEN,
+            end,
         });
     }
     let Some(tcp) = packet.chunk(at, TCP_LEN) else {
@@ -219,16 +230,17 @@ fn transport<P: Packet>(packet: &P, at: usize, protocol: u8, source: Source) -> 
         source,
         port: tcp.half(2).swap_bytes(),
         opens,
+        end,
     })
 }
 
 impl Udp {
-    /// The payload's length, if the headers agree with the packet.
+    /// The payload's length, if UDP's header, IP's header and the packet agree about it.
     #[inline(always)]
-    #[must_use]
-    pub fn payload_len(&self, packet_len: u32) -> Option<u32> {
+    pub fn payload_len<P: Packet>(&self, packet: &P) -> Option<u32> {
         let payload_len = u32::from(self.length).checked_sub(UDP_LEN as u32)?;
-        if self.payload as u32 + payload_len > packet_len {
+        let end = self.payload as u32 + payload_len;
+        if end > self.end || !packet.reaches(end) {
             None
         } else {
             Some(payload_len)
@@ -248,8 +260,8 @@ impl Packet for &[u8] {
         self.chunk(offset, HEAD_LEN).and_then(Head::of)
     }
 
-    fn len(&self) -> u32 {
-        u32::try_from(<[u8]>::len(self)).unwrap_or(u32::MAX)
+    fn reaches(&self, end: u32) -> bool {
+        self.len() >= end as usize
     }
 }
 

@@ -18,6 +18,8 @@ pub mod shield;
 pub mod siphash;
 
 pub use cid::{CID_LEN, CidFields, CidKeys};
-pub use reason::{AnswerReason, DropReason, PassReason, SocketReason};
+pub use reason::{
+    AnswerReason, Answers, DropReason, Drops, PassReason, Passes, SocketReason, Sockets,
+};
 pub use route::{Form, Head, NO_SLOT, Route, Router, Secrets, Steering, route};
 pub use siphash::SipKey;

@@ -13,8 +13,13 @@ pub const TCP_PORTS: usize = 4;
 pub const WORKERS_MAX: u32 = SLOTS as u32;
 /// Entries of the map `prefixes4`, and as many of `prefixes6`. Worst case about 100 bytes of kernel memory each.
 pub const PREFIXES_MAX: u32 = 65_536;
-/// Source prefixes share this many budgets by keyed hash: 16 bytes each, and 8 more for SYNs.
-pub const PREFIX_CELLS: u32 = 65_536;
+/// Source prefixes share this many budgets for QUIC packets by keyed hash: 8 bytes each. Few, so that they stay in a
+/// core's own cache: every packet of a connection meets one.
+pub const PACKET_CELLS: u32 = 16_384;
+/// The same for Initials and 0-RTT. Many, so that a prefix seldom shares its budget.
+pub const INITIAL_CELLS: u32 = 65_536;
+/// The same for TCP SYNs.
+pub const SYN_CELLS: u32 = 16_384;
 /// Entries of the socket array: a socket for IPv4 and one for IPv6 by slot.
 pub const SOCKETS_MAX: u32 = 512;
 
@@ -30,6 +35,8 @@ pub struct Config {
     pub cpumap: u16,
     /// TCP ports that are watched; 0 for none.
     pub tcp_ports: [u16; TCP_PORTS],
+    /// Nanoseconds that the kernel's jiffy takes: the clock of the budgets.
+    pub tick_ns: u64,
 }
 
 /// What a budget allows, as the kernel computes it: each packet is a debt of some nanoseconds that time pays back.
@@ -115,26 +122,43 @@ impl Budgets {
     };
 }
 
-/// Values of the maps `drops`, `answers` and `sockets`, per CPU.
+/// What is counted of packets, per CPU, in the maps `drops`, `answers` and `sockets`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counter {
     /// Packets.
     pub packets: u64,
-    /// Bytes of these packets, link-layer header included.
+    /// Bytes of these packets, link-layer header included, as their IP headers say.
     pub bytes: u64,
 }
 
-/// Values of the map `passes`, per CPU.
+impl Counter {
+    /// Adds another CPU's count.
+    pub const fn add(&mut self, other: &Self) {
+        self.packets += other.packets;
+        self.bytes += other.bytes;
+    }
+}
+
+/// What is counted of packets, per CPU, in the map `passes`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PassCounter {
     /// Packets.
     pub packets: u64,
-    /// Bytes of these packets, link-layer header included.
+    /// Bytes of these packets, link-layer header included, as their IP headers say.
     pub bytes: u64,
     /// How many of the packets were sent to another CPU.
     pub redirected: u64,
+}
+
+impl PassCounter {
+    /// Adds another CPU's count.
+    pub const fn add(&mut self, other: &Self) {
+        self.packets += other.packets;
+        self.bytes += other.bytes;
+        self.redirected += other.redirected;
+    }
 }
 
 /// What a listed prefix means; the longest prefix decides.
@@ -200,20 +224,10 @@ pub const fn socket_index(slot: u8, ipv6: bool) -> u32 {
     slot as u32 | (ipv6 as u32) << 8
 }
 
-/// The debts of one cell of source prefixes: until when they are paid back, in nanoseconds of the kernel's clock.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct PrefixCell {
-    /// First Initials and 0-RTT.
-    pub initials: u64,
-    /// QUIC packets.
-    pub packets: u64,
-}
-
 const _: () =
-    assert!(size_of::<Config>() == 16 && size_of::<Budgets>() == 96 && size_of::<Worker>() == 16);
+    assert!(size_of::<Config>() == 24 && size_of::<Budgets>() == 96 && size_of::<Worker>() == 16);
 const _: () = assert!(
-    size_of::<PassCounter>() == 24 && size_of::<PrefixCell>() == 16 && NO_SLOT as usize == SLOTS
+    size_of::<PassCounter>() == 24 && size_of::<Counter>() == 16 && NO_SLOT as usize == SLOTS
 );
 
 #[cfg(test)]

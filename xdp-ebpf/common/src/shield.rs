@@ -5,8 +5,8 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use crate::frame::{Frame, Packet, Source, Tcp, Udp, parse};
 use crate::reason::{AnswerReason, DropReason, PassReason};
-use crate::records::{Budgets, Config, Limit, ListAction, PREFIX_CELLS};
-use crate::route::{Class, Form, NO_SLOT, Routing, Secrets, Steering, classify};
+use crate::records::{Budgets, Config, INITIAL_CELLS, Limit, ListAction, PACKET_CELLS, SYN_CELLS};
+use crate::route::{Class, Form, HEAD_LEN, NO_SLOT, Routing, Secrets, Steering, classify};
 
 /// What the checks look up. In the kernel these are maps.
 pub trait Environment {
@@ -24,11 +24,13 @@ pub trait Environment {
     /// The list entry with the longest prefix of the source.
     fn listed(&self, source: &Source) -> Option<ListAction>;
     /// A clock in nanoseconds; it may tick coarsely.
-    fn now_ns(&self) -> u64;
+    fn now_ns(&self, config: &Config) -> u64;
     /// The debt of a budget that all sources share.
     fn shared_debt(&self, of: SharedDebt) -> Option<Self::Debt>;
-    /// The debts of a source prefix's QUIC packets.
-    fn prefix_debts(&self, index: u32) -> Option<PrefixDebts<Self::Debt>>;
+    /// The debt of a source prefix's QUIC packets.
+    fn packet_debt(&self, index: u32) -> Option<Self::Debt>;
+    /// The debt of a source prefix's Initials and 0-RTT.
+    fn initial_debt(&self, index: u32) -> Option<Self::Debt>;
     /// The debt of a source prefix's TCP SYNs.
     fn syn_debt(&self, index: u32) -> Option<Self::Debt>;
 }
@@ -56,15 +58,6 @@ impl Debt for &AtomicU64 {
     fn add(self, nanoseconds: u64) {
         self.fetch_add(nanoseconds, Ordering::Relaxed);
     }
-}
-
-/// The debts of one cell of source prefixes.
-#[derive(Clone, Copy, Debug)]
-pub struct PrefixDebts<D> {
-    /// First Initials and 0-RTT.
-    pub initials: D,
-    /// QUIC packets.
-    pub packets: D,
 }
 
 /// Budgets that all sources share.
@@ -97,205 +90,235 @@ pub enum Verdict {
     Answer(AnswerReason, usize),
 }
 
+/// A verdict, and how much it is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Judgement {
+    /// What happens to the packet.
+    pub verdict: Verdict,
+    /// The packet's length as its IP header says; 0 for [`Verdict::Ignore`].
+    pub bytes: u32,
+}
+
 /// Judges a packet. It charges the budgets of `environment`.
 #[inline(always)]
-pub fn judge<P: Packet, E: Environment>(packet: &P, environment: &E) -> Verdict {
+pub fn judge<P: Packet, E: Environment>(packet: &P, environment: &E) -> Judgement {
     let frame = parse(packet);
+    let ignore = Judgement {
+        verdict: Verdict::Ignore,
+        bytes: 0,
+    };
     // Each is there from the first moment: these are arrays with one entry.
     let Some(config) = environment.config() else {
-        return Verdict::Ignore;
+        return ignore;
     };
     let Some(budgets) = environment.budgets() else {
-        return Verdict::Ignore;
+        return ignore;
+    };
+    let judge = Judge {
+        config,
+        budgets,
+        environment,
     };
     match frame {
-        Frame::Udp(udp) if udp.port == config.quic_port => {
-            judge_udp(packet, &udp, budgets, environment)
-        }
-        Frame::Tcp(tcp) if config.tcp_ports.contains(&tcp.port) && tcp.port != 0 => {
-            judge_tcp(&tcp, budgets, environment)
-        }
-        Frame::Fragment(source) => judge_fragment(&source, budgets, environment),
-        Frame::Udp(_) | Frame::Tcp(_) | Frame::Other => Verdict::Ignore,
+        Frame::Udp(udp) if udp.port == config.quic_port => Judgement {
+            verdict: judge.udp(packet, &udp),
+            bytes: udp.end,
+        },
+        Frame::Tcp(tcp) if config.tcp_ports.contains(&tcp.port) && tcp.port != 0 => Judgement {
+            verdict: judge.tcp(&tcp),
+            bytes: tcp.end,
+        },
+        Frame::Fragment { source, end } => Judgement {
+            verdict: judge.fragment(&source),
+            bytes: end,
+        },
+        Frame::Udp(_) | Frame::Tcp(_) | Frame::Other => ignore,
     }
 }
 
-#[inline(always)]
-fn judge_fragment<E: Environment>(source: &Source, budgets: &Budgets, environment: &E) -> Verdict {
-    // The lists are for our ports, which a later fragment doesn't name: only what is denied altogether is dropped
-    // by them, and nothing is exempt.
-    if environment.listed(source) == Some(ListAction::Deny) {
-        return Verdict::Drop(DropReason::Denied);
-    }
-    if charge_shared(SharedDebt::Fragments, &budgets.fragments, environment) {
-        Verdict::Pass(PassReason::Fragment, NO_SLOT)
-    } else {
-        Verdict::Drop(DropReason::FragmentBudget)
-    }
+/// What every check needs.
+struct Judge<'a, E> {
+    config: &'a Config,
+    budgets: &'a Budgets,
+    environment: &'a E,
 }
 
-#[inline(always)]
-fn judge_udp<P: Packet, E: Environment>(
-    packet: &P,
-    udp: &Udp,
-    budgets: &Budgets,
-    environment: &E,
-) -> Verdict {
-    let Some(len) = udp.payload_len(packet.len()) else {
-        return Verdict::Drop(DropReason::MalformedHeader);
-    };
-    let listed = environment.listed(&udp.source);
-    if listed == Some(ListAction::Deny) {
-        return Verdict::Drop(DropReason::Denied);
+impl<E: Environment> Judge<'_, E> {
+    #[inline(always)]
+    fn fragment(&self, source: &Source) -> Verdict {
+        // The lists are for our ports, which a later fragment doesn't name: only what is denied altogether is dropped
+        // by them, and nothing is exempt.
+        if self.environment.listed(source) == Some(ListAction::Deny) {
+            return Verdict::Drop(DropReason::Denied);
+        }
+        if self.charge_shared(SharedDebt::Fragments, &self.budgets.fragments) {
+            Verdict::Pass(PassReason::Fragment, NO_SLOT)
+        } else {
+            Verdict::Drop(DropReason::FragmentBudget)
+        }
     }
-    let allowed = listed == Some(ListAction::Allow);
-    if (len as usize) < crate::route::HEAD_LEN {
-        return Verdict::Drop(DropReason::Runt);
-    }
-    let Some(head) = packet.head(udp.payload) else {
-        return Verdict::Drop(DropReason::MalformedHeader);
-    };
-    let Some(secrets) = environment.secrets() else {
-        return Verdict::Ignore;
-    };
-    let Some(steering) = environment.steering() else {
-        return Verdict::Ignore;
-    };
-    let Routing {
-        class,
-        form,
-        slot,
-        reason,
-    } = classify(&head, len, secrets, steering);
-    let admission = Admission {
-        slot,
-        allowed,
-        source: &udp.source,
-        secrets,
-        budgets,
-    };
-    match class {
-        Class::Refuse => Verdict::Drop(reason),
-        Class::UnknownVersion => {
-            if charge_shared(
-                SharedDebt::VersionNegotiations,
-                &budgets.version_negotiations,
-                environment,
-            ) {
-                Verdict::Answer(AnswerReason::VersionNegotiation, udp.payload)
-            } else {
-                Verdict::Drop(DropReason::VersionNegotiationBudget)
+
+    #[inline(always)]
+    fn udp<P: Packet>(&self, packet: &P, udp: &Udp) -> Verdict {
+        let Some(len) = udp.payload_len(packet) else {
+            return Verdict::Drop(DropReason::MalformedHeader);
+        };
+        let listed = self.environment.listed(&udp.source);
+        if listed == Some(ListAction::Deny) {
+            return Verdict::Drop(DropReason::Denied);
+        }
+        let allowed = listed == Some(ListAction::Allow);
+        if (len as usize) < HEAD_LEN {
+            return Verdict::Drop(DropReason::Runt);
+        }
+        let Some(head) = packet.head(udp.payload) else {
+            return Verdict::Drop(DropReason::MalformedHeader);
+        };
+        let Some(secrets) = self.environment.secrets() else {
+            return Verdict::Ignore;
+        };
+        let Some(steering) = self.environment.steering() else {
+            return Verdict::Ignore;
+        };
+        let Routing {
+            class,
+            form,
+            slot,
+            reason,
+        } = classify(&head, len, secrets, steering);
+        match class {
+            Class::Refuse => Verdict::Drop(reason),
+            Class::UnknownVersion => {
+                if self.charge_shared(
+                    SharedDebt::VersionNegotiations,
+                    &self.budgets.version_negotiations,
+                ) {
+                    Verdict::Answer(AnswerReason::VersionNegotiation, udp.payload)
+                } else {
+                    Verdict::Drop(DropReason::VersionNegotiationBudget)
+                }
+            }
+            Class::Own | Class::Orphan | Class::New if slot == NO_SLOT => {
+                Verdict::Drop(DropReason::NoWorker)
+            }
+            Class::New => {
+                let reason = if matches!(form, Form::Initial) {
+                    PassReason::Initial
+                } else {
+                    PassReason::ZeroRtt
+                };
+                self.initial(reason, slot, allowed, &udp.source, secrets)
+            }
+            Class::Own | Class::Orphan => {
+                let reason = match (class, form) {
+                    (Class::Orphan, _) => PassReason::OwnCidOrphan,
+                    (_, Form::Short) => PassReason::OwnCid,
+                    _ => PassReason::OwnCidLong,
+                };
+                self.packet(reason, slot, allowed, &udp.source, secrets)
             }
         }
-        Class::Own if matches!(form, Form::Short) => {
-            admission.of_packet(PassReason::OwnCid, environment)
-        }
-        Class::Own => admission.of_packet(PassReason::OwnCidLong, environment),
-        Class::Orphan => admission.of_packet(PassReason::OwnCidOrphan, environment),
-        Class::New if matches!(form, Form::Initial) => {
-            admission.of_initial(PassReason::Initial, environment)
-        }
-        Class::New => admission.of_initial(PassReason::ZeroRtt, environment),
     }
-}
 
-/// A QUIC packet that knows where to go and asks for its budgets.
-struct Admission<'a> {
-    slot: u8,
-    allowed: bool,
-    source: &'a Source,
-    secrets: &'a Secrets,
-    budgets: &'a Budgets,
-}
-
-impl Admission<'_> {
     /// The packet budget of the source's prefix, for packets that carry a connection ID of ours.
     #[inline(always)]
-    fn of_packet<E: Environment>(&self, reason: PassReason, environment: &E) -> Verdict {
-        if self.slot == NO_SLOT {
-            return Verdict::Drop(DropReason::NoWorker);
-        }
+    fn packet(
+        &self,
+        reason: PassReason,
+        slot: u8,
+        allowed: bool,
+        source: &Source,
+        secrets: &Secrets,
+    ) -> Verdict {
         let limit = &self.budgets.packets_per_prefix;
-        if !self.allowed && limit.per_packet_ns != 0 {
-            let Some(debts) = environment.prefix_debts(cell_index(self.source, self.secrets))
-            else {
+        if !allowed && limit.per_packet_ns != 0 {
+            let index = prefix_hash(source, secrets) & (PACKET_CELLS - 1);
+            let Some(debt) = self.environment.packet_debt(index) else {
                 return Verdict::Ignore;
             };
-            if !charge(debts.packets, limit, environment.now_ns()) {
+            if !charge(debt, limit, self.now_ns()) {
                 return Verdict::Drop(DropReason::PacketPrefixBudget);
             }
         }
-        Verdict::Pass(reason, self.slot)
+        Verdict::Pass(reason, slot)
     }
 
     /// The budgets of packets that may open a connection. What the source's prefix is denied doesn't count against
     /// all others, and once the shared budget is used up, nothing else is computed.
     #[inline(always)]
-    fn of_initial<E: Environment>(&self, reason: PassReason, environment: &E) -> Verdict {
-        if self.slot == NO_SLOT {
-            return Verdict::Drop(DropReason::NoWorker);
+    fn initial(
+        &self,
+        reason: PassReason,
+        slot: u8,
+        allowed: bool,
+        source: &Source,
+        secrets: &Secrets,
+    ) -> Verdict {
+        if allowed {
+            return Verdict::Pass(reason, slot);
         }
-        if self.allowed {
-            return Verdict::Pass(reason, self.slot);
-        }
-        let Some(shared) = environment.shared_debt(SharedDebt::Initials) else {
+        let Some(shared) = self.environment.shared_debt(SharedDebt::Initials) else {
             return Verdict::Ignore;
         };
-        let now = environment.now_ns();
+        let now = self.now_ns();
         if self.budgets.initials.charge(shared.get(), now).is_none() {
             return Verdict::Drop(DropReason::InitialGlobalBudget);
         }
-        let Some(debts) = environment.prefix_debts(cell_index(self.source, self.secrets)) else {
+        let index = prefix_hash(source, secrets) & (INITIAL_CELLS - 1);
+        let Some(debt) = self.environment.initial_debt(index) else {
             return Verdict::Ignore;
         };
-        if !charge(debts.packets, &self.budgets.packets_per_prefix, now) {
-            return Verdict::Drop(DropReason::PacketPrefixBudget);
-        }
-        if !charge(debts.initials, &self.budgets.initials_per_prefix, now) {
+        if !charge(debt, &self.budgets.initials_per_prefix, now) {
             return Verdict::Drop(DropReason::InitialPrefixBudget);
         }
         if !charge_exactly(shared, &self.budgets.initials, now) {
             return Verdict::Drop(DropReason::InitialGlobalBudget);
         }
-        Verdict::Pass(reason, self.slot)
+        Verdict::Pass(reason, slot)
     }
-}
 
-#[inline(always)]
-fn judge_tcp<E: Environment>(tcp: &Tcp, budgets: &Budgets, environment: &E) -> Verdict {
-    let listed = environment.listed(&tcp.source);
-    if listed == Some(ListAction::Deny) {
-        return Verdict::Drop(DropReason::Denied);
+    #[inline(always)]
+    fn tcp(&self, tcp: &Tcp) -> Verdict {
+        let listed = self.environment.listed(&tcp.source);
+        if listed == Some(ListAction::Deny) {
+            return Verdict::Drop(DropReason::Denied);
+        }
+        if !tcp.opens {
+            return Verdict::Pass(PassReason::Tcp, NO_SLOT);
+        }
+        if listed != Some(ListAction::Allow) {
+            let Some(secrets) = self.environment.secrets() else {
+                return Verdict::Ignore;
+            };
+            let index = prefix_hash(&tcp.source, secrets) & (SYN_CELLS - 1);
+            let Some(debt) = self.environment.syn_debt(index) else {
+                return Verdict::Ignore;
+            };
+            if !charge(debt, &self.budgets.syns_per_prefix, self.now_ns()) {
+                return Verdict::Drop(DropReason::SynPrefixBudget);
+            }
+        }
+        Verdict::Pass(PassReason::TcpSyn, NO_SLOT)
     }
-    if !tcp.opens {
-        return Verdict::Pass(PassReason::Tcp, NO_SLOT);
-    }
-    if listed != Some(ListAction::Allow) && budgets.syns_per_prefix.per_packet_ns != 0 {
-        let Some(secrets) = environment.secrets() else {
-            return Verdict::Ignore;
-        };
-        let Some(cell) = environment.syn_debt(cell_index(&tcp.source, secrets)) else {
-            return Verdict::Ignore;
-        };
-        if !charge(cell, &budgets.syns_per_prefix, environment.now_ns()) {
-            return Verdict::Drop(DropReason::SynPrefixBudget);
+
+    #[inline(always)]
+    fn charge_shared(&self, of: SharedDebt, limit: &Limit) -> bool {
+        match self.environment.shared_debt(of) {
+            Some(debt) => charge_exactly(debt, limit, self.now_ns()),
+            None => true,
         }
     }
-    Verdict::Pass(PassReason::TcpSyn, NO_SLOT)
-}
 
-/// Spoofed sources cannot choose whom they share a cell with, because the hash is keyed.
-#[inline(always)]
-fn cell_index(source: &Source, secrets: &Secrets) -> u32 {
-    secrets.prefix.hash([source.prefix()], 8 << 56) as u32 & (PREFIX_CELLS - 1)
-}
-
-#[inline(always)]
-fn charge_shared<E: Environment>(cell: SharedDebt, limit: &Limit, environment: &E) -> bool {
-    match environment.shared_debt(cell) {
-        Some(debt) => charge_exactly(debt, limit, environment.now_ns()),
-        None => true,
+    #[inline(always)]
+    fn now_ns(&self) -> u64 {
+        self.environment.now_ns(self.config)
     }
+}
+
+/// Spoofed sources cannot choose whom they share a budget with, because the hash is keyed.
+#[inline(always)]
+const fn prefix_hash(source: &Source, secrets: &Secrets) -> u32 {
+    secrets.prefix.hash([source.prefix()], 8 << 56) as u32
 }
 
 /// Charges a budget that few CPUs use at a time: two CPUs that charge at once may charge only once.
