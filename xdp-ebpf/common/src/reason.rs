@@ -44,6 +44,11 @@ macro_rules! reasons {
                 }
             }
 
+            /// Every reason with its counter.
+            pub fn iter(&self) -> impl Iterator<Item = ($name, $counter)> + '_ {
+                $name::ALL.iter().map(|reason| (*reason, *self.of(*reason)))
+            }
+
             /// Adds another CPU's counters.
             pub fn add(&mut self, other: &Self) {
                 $(self.$snake.add(&other.$snake);)+
