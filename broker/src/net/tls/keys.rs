@@ -1,94 +1,228 @@
-//! Packet keys that keep only what they are made from.
+//! Packet protection keys (RFC 9001 §5) that keep only what they are made from.
 //!
-//! The keys of rustls hold their cipher's expanded state, 550 bytes for each direction and phase of a connection. An
-//! idle connection uses them once a minute, so these here keep key and IV (28 or 44 bytes) and expand for each packet,
-//! which takes about 0.1 µs where the CPU has AES instructions.
+//! rustls's keys hold their cipher's expanded state, 550 bytes for each direction and phase of a connection. An idle
+//! connection uses them once a minute, so these here keep key and IV (28 or 44 bytes) and expand for each packet,
+//! which takes about 0.1 µs where the CPU has AES instructions. They are derived here, from the secrets of TLS.
 
+use std::cell::Cell;
 use std::marker::PhantomData;
-use std::sync::{Arc, LazyLock};
+use std::sync::{Arc, OnceLock};
 
-use ring::aead;
-use rustls::crypto::cipher::{AeadKey, Iv};
-use rustls::crypto::ring::cipher_suite;
-use rustls::crypto::{CipherSuiteCommon, CryptoProvider};
-use rustls::quic::{Algorithm, HeaderProtectionKey, PacketKey, Suite, Tag};
-use rustls::{CipherSuite, Error, SupportedCipherSuite, Tls13CipherSuite};
+use bytes::BytesMut;
+use quinn_proto::ConnectionId;
+use quinn_proto::crypto::{CryptoError, HeaderKey, KeyPair, Keys, PacketKey};
+use ring::{aead, hkdf};
+use rustls::CipherSuite;
 
 /// Length of the tag that each AEAD of TLS 1.3 appends (RFC 9001 §5.3).
-pub(super) const TAG_LEN: usize = 16;
+const TAG_LEN: usize = 16;
+/// Length of the ciphertext sample that header protection is made from (RFC 9001 §5.4.2).
+const SAMPLE_LEN: usize = 16;
+/// RFC 9001 §5.2.
+const INITIAL_SALT: [u8; 20] = [
+    0x38, 0x76, 0x2c, 0xf7, 0xf5, 0x59, 0x34, 0xb3, 0x4d, 0x17, 0x9a, 0xe6, 0xa4, 0xc8, 0x0c, 0xad,
+    0xcc, 0xbb, 0x7f, 0x0a,
+];
 
-/// ring's provider, with the QUIC keys of every TLS 1.3 suite replaced by compact ones. Suites of older versions are
-/// left out: QUIC has none (RFC 9001 §4.2).
-pub(super) fn provider() -> Arc<CryptoProvider> {
-    let mut provider = rustls::crypto::ring::default_provider();
-    provider.cipher_suites = SUITES.iter().map(SupportedCipherSuite::Tls13).collect();
-    Arc::new(provider)
+/// A server's keys for Initial packets, which follow from the client's first Destination Connection ID (RFC 9001 §5.2).
+///
+/// quinn-proto asks for them twice in a row for each new connection, to read its first packet and to answer, so the
+/// thread's last ones are kept until they are asked for again. They are no secret.
+pub(super) fn initial_keys(dst_cid: &ConnectionId) -> Keys {
+    type Derived = (ConnectionId, [DirectionKeys<Aes128Gcm>; 2]);
+    thread_local! {
+        static LAST: Cell<Option<Derived>> = const { Cell::new(None) };
+    }
+    let [server, client] = match LAST.take() {
+        Some((cid, keys)) if cid == *dst_cid => keys,
+        _ => {
+            let initial = hkdf::Salt::new(hkdf::HKDF_SHA256, &INITIAL_SALT).extract(dst_cid);
+            let keys = [b"server in", b"client in"].map(|label| {
+                let secret: [u8; 32] = expand_label(&initial, label);
+                DirectionKeys::derive(&secret)
+            });
+            LAST.set(Some((*dst_cid, keys)));
+            keys
+        }
+    };
+    both(server, client)
 }
 
-/// The suite that protects Initial packets, whatever is negotiated later (RFC 9001 §5.2).
-pub(super) fn initial_suite() -> Suite {
-    let suite = &SUITES[AES_128_GCM_INDEX];
-    debug_assert_eq!(suite.common.suite, CipherSuite::TLS13_AES_128_GCM_SHA256);
-    Suite {
-        suite,
-        quic: &Compact::<Aes128Gcm>(PhantomData),
+/// The 1-RTT keys from the traffic secrets of both sides, and what the later ones are made from. `None` if the secrets
+/// are not as long as those of `suite`.
+pub(super) fn one_rtt_keys(
+    suite: CipherSuite,
+    local: &[u8],
+    remote: &[u8],
+) -> Option<(Keys, Arc<dyn NextPhase>)> {
+    match suite {
+        CipherSuite::TLS13_AES_128_GCM_SHA256 => first_phase::<Aes128Gcm>(local, remote),
+        CipherSuite::TLS13_AES_256_GCM_SHA384 => first_phase::<Aes256Gcm>(local, remote),
+        CipherSuite::TLS13_CHACHA20_POLY1305_SHA256 => {
+            first_phase::<ChaCha20Poly1305>(local, remote)
+        }
+        _ => None,
     }
 }
 
-const AES_128_GCM_INDEX: usize = 0;
+fn first_phase<C: Cipher>(local: &[u8], remote: &[u8]) -> Option<(Keys, Arc<dyn NextPhase>)> {
+    let former = [
+        C::Secret::try_from(local).ok()?,
+        C::Secret::try_from(remote).ok()?,
+    ];
+    let [local, remote] = [&former[0], &former[1]].map(DirectionKeys::<C>::derive);
+    let keys = both(local, remote);
+    Some((
+        keys,
+        Arc::new(Phase::<C> {
+            former,
+            keys: OnceLock::new(),
+        }),
+    ))
+}
 
-/// In the server's order of preference.
-static SUITES: LazyLock<[Tls13CipherSuite; 3]> = LazyLock::new(|| {
-    [
-        compact(
-            cipher_suite::TLS13_AES_128_GCM_SHA256,
-            &Compact::<Aes128Gcm>(PhantomData),
-        ),
-        compact(
-            cipher_suite::TLS13_AES_256_GCM_SHA384,
-            &Compact::<Aes256Gcm>(PhantomData),
-        ),
-        compact(
-            cipher_suite::TLS13_CHACHA20_POLY1305_SHA256,
-            &Compact::<ChaCha20Poly1305>(PhantomData),
-        ),
-    ]
-});
-
-fn compact(suite: SupportedCipherSuite, quic: &'static dyn Algorithm) -> Tls13CipherSuite {
-    let original = suite.tls13().expect("bug: named as a TLS 1.3 suite");
-    Tls13CipherSuite {
-        common: CipherSuiteCommon {
-            suite: original.common.suite,
-            hash_provider: original.common.hash_provider,
-            confidentiality_limit: original.common.confidentiality_limit,
+fn both<C: Cipher>(local: DirectionKeys<C>, remote: DirectionKeys<C>) -> Keys {
+    Keys {
+        header: KeyPair {
+            local: Box::new(local.header),
+            remote: Box::new(remote.header),
         },
-        hkdf_provider: original.hkdf_provider,
-        aead_alg: original.aead_alg,
-        quic: Some(quic),
+        packet: KeyPair {
+            local: Box::new(local.packet),
+            remote: Box::new(remote.packet),
+        },
     }
 }
 
-/// What differs between the AEADs.
-trait Cipher: Send + Sync + 'static {
-    /// An array of the key's length.
-    type Key: AsRef<[u8]> + for<'a> TryFrom<&'a [u8]> + Send + Sync;
-    const KEY_LEN: usize;
+/// A key phase (RFC 9001 §6) that a key update leads to.
+pub(super) trait NextPhase: Send + Sync {
+    /// Its packet keys, which are derived when one of them is first used.
+    fn packet_keys(self: Arc<Self>) -> KeyPair<Box<dyn PacketKey>>;
+    /// The phase after it.
+    fn successor(&self) -> Arc<dyn NextPhase>;
+}
+
+struct Phase<C: Cipher> {
+    /// The secrets of the phase before, ours and the peer's.
+    former: [C::Secret; 2],
+    keys: OnceLock<Box<[CompactPacketKey<C>; 2]>>,
+}
+
+impl<C: Cipher> Phase<C> {
+    /// The secrets of this phase (RFC 9001 §6.1).
+    fn secrets(&self) -> [C::Secret; 2] {
+        [&self.former[0], &self.former[1]].map(|former| {
+            let mut secret = *former;
+            expand_label_into(&C::prk(former), b"quic ku", secret.as_mut());
+            secret
+        })
+    }
+
+    fn keys(&self) -> &[CompactPacketKey<C>; 2] {
+        self.keys.get_or_init(|| {
+            let [local, remote] = self.secrets();
+            Box::new([local, remote].map(|secret| CompactPacketKey::derive(&C::prk(&secret))))
+        })
+    }
+}
+
+impl<C: Cipher> NextPhase for Phase<C> {
+    fn packet_keys(self: Arc<Self>) -> KeyPair<Box<dyn PacketKey>> {
+        KeyPair {
+            local: Box::new(LazyKey {
+                phase: self.clone(),
+                direction: Direction::Local,
+            }),
+            remote: Box::new(LazyKey {
+                phase: self,
+                direction: Direction::Remote,
+            }),
+        }
+    }
+
+    fn successor(&self) -> Arc<dyn NextPhase> {
+        Arc::new(Self {
+            former: self.secrets(),
+            keys: OnceLock::new(),
+        })
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Direction {
+    Local = 0,
+    Remote = 1,
+}
+
+/// The packet key of one direction of a phase.
+struct LazyKey<C: Cipher> {
+    phase: Arc<Phase<C>>,
+    direction: Direction,
+}
+
+impl<C: Cipher> LazyKey<C> {
+    fn key(&self) -> &CompactPacketKey<C> {
+        &self.phase.keys()[self.direction as usize]
+    }
+}
+
+impl<C: Cipher> PacketKey for LazyKey<C> {
+    fn encrypt(&self, packet: u64, buf: &mut [u8], header_len: usize) {
+        self.key().encrypt(packet, buf, header_len);
+    }
+
+    fn decrypt(
+        &self,
+        packet: u64,
+        header: &[u8],
+        payload: &mut BytesMut,
+    ) -> Result<(), CryptoError> {
+        self.key().decrypt(packet, header, payload)
+    }
+
+    fn tag_len(&self) -> usize {
+        TAG_LEN
+    }
+
+    // quinn-proto asks for the limits at each key update: they are known without the key.
+    fn confidentiality_limit(&self) -> u64 {
+        C::CONFIDENTIALITY_LIMIT
+    }
+
+    fn integrity_limit(&self) -> u64 {
+        C::INTEGRITY_LIMIT
+    }
+}
+
+/// What differs between the suites.
+trait Cipher: Copy + Send + Sync + 'static {
+    /// An array of the AEAD key's length.
+    type Key: AsRef<[u8]> + AsMut<[u8]> + Copy + Default + Send + Sync;
+    /// An array of the hash's length.
+    type Secret: AsRef<[u8]> + AsMut<[u8]> + for<'a> TryFrom<&'a [u8]> + Copy + Send + Sync;
     /// Packets that may be encrypted with one key (RFC 9001 §6.6, B.1.1).
     const CONFIDENTIALITY_LIMIT: u64;
     /// Forged packets after which the connection must end (RFC 9001 §6.6, B.1.2).
     const INTEGRITY_LIMIT: u64;
     fn aead() -> &'static aead::Algorithm;
     fn header_protection() -> &'static aead::quic::Algorithm;
+    fn hkdf() -> hkdf::Algorithm;
+
+    fn prk(secret: &Self::Secret) -> hkdf::Prk {
+        hkdf::Prk::new_less_safe(Self::hkdf(), secret.as_ref())
+    }
 }
 
+#[derive(Clone, Copy)]
 struct Aes128Gcm;
+#[derive(Clone, Copy)]
 struct Aes256Gcm;
+#[derive(Clone, Copy)]
 struct ChaCha20Poly1305;
 
 impl Cipher for Aes128Gcm {
     type Key = [u8; 16];
-    const KEY_LEN: usize = 16;
+    type Secret = [u8; 32];
     const CONFIDENTIALITY_LIMIT: u64 = 1 << 23;
     const INTEGRITY_LIMIT: u64 = 1 << 52;
     fn aead() -> &'static aead::Algorithm {
@@ -97,11 +231,14 @@ impl Cipher for Aes128Gcm {
     fn header_protection() -> &'static aead::quic::Algorithm {
         &aead::quic::AES_128
     }
+    fn hkdf() -> hkdf::Algorithm {
+        hkdf::HKDF_SHA256
+    }
 }
 
 impl Cipher for Aes256Gcm {
     type Key = [u8; 32];
-    const KEY_LEN: usize = 32;
+    type Secret = [u8; 48];
     const CONFIDENTIALITY_LIMIT: u64 = 1 << 23;
     const INTEGRITY_LIMIT: u64 = 1 << 52;
     fn aead() -> &'static aead::Algorithm {
@@ -110,11 +247,14 @@ impl Cipher for Aes256Gcm {
     fn header_protection() -> &'static aead::quic::Algorithm {
         &aead::quic::AES_256
     }
+    fn hkdf() -> hkdf::Algorithm {
+        hkdf::HKDF_SHA384
+    }
 }
 
 impl Cipher for ChaCha20Poly1305 {
     type Key = [u8; 32];
-    const KEY_LEN: usize = 32;
+    type Secret = [u8; 32];
     // More than a connection has packet numbers: no limit (RFC 9001 §6.6).
     const CONFIDENTIALITY_LIMIT: u64 = u64::MAX;
     const INTEGRITY_LIMIT: u64 = 1 << 36;
@@ -124,56 +264,86 @@ impl Cipher for ChaCha20Poly1305 {
     fn header_protection() -> &'static aead::quic::Algorithm {
         &aead::quic::CHACHA20
     }
-}
-
-/// Makes compact keys for `C`.
-struct Compact<C>(PhantomData<C>);
-
-impl<C: Cipher> Algorithm for Compact<C> {
-    fn packet_key(&self, key: AeadKey, iv: Iv) -> Box<dyn PacketKey> {
-        let iv = iv.as_ref().try_into().expect("bug: a QUIC IV has 12 bytes");
-        Box::new(CompactPacketKey::<C> {
-            key: key_array::<C>(&key),
-            iv,
-        })
-    }
-
-    fn header_protection_key(&self, key: AeadKey) -> Box<dyn HeaderProtectionKey> {
-        Box::new(CompactHeaderKey::<C> {
-            key: key_array::<C>(&key),
-        })
-    }
-
-    fn aead_key_len(&self) -> usize {
-        C::KEY_LEN
+    fn hkdf() -> hkdf::Algorithm {
+        hkdf::HKDF_SHA256
     }
 }
 
-fn key_array<C: Cipher>(key: &AeadKey) -> C::Key {
-    // rustls derives as many bytes as `aead_key_len` says.
-    C::Key::try_from(key.as_ref())
-        .ok()
-        .expect("bug: the key's length is the cipher's")
+/// HKDF-Expand-Label with an empty context (RFC 8446 §7.1).
+fn expand_label_into(prk: &hkdf::Prk, label: &[u8], out: &mut [u8]) {
+    struct Len(usize);
+    impl hkdf::KeyType for Len {
+        fn len(&self) -> usize {
+            self.0
+        }
+    }
+    const PREFIX: &[u8] = b"tls13 ";
+    let len = (out.len() as u16).to_be_bytes();
+    let label_len = [(PREFIX.len() + label.len()) as u8];
+    let info = [&len[..], &label_len, PREFIX, label, &[0]];
+    prk.expand(&info, Len(out.len()))
+        .and_then(|okm| okm.fill(out))
+        .expect("bug: the output is at most a hash long");
 }
 
+fn expand_label<const N: usize>(prk: &hkdf::Prk, label: &[u8]) -> [u8; N] {
+    let mut out = [0; N];
+    expand_label_into(prk, label, &mut out);
+    out
+}
+
+/// The keys of one direction.
+#[derive(Clone, Copy)]
+struct DirectionKeys<C: Cipher> {
+    packet: CompactPacketKey<C>,
+    header: CompactHeaderKey<C>,
+}
+
+impl<C: Cipher> DirectionKeys<C> {
+    /// RFC 9001 §5.1.
+    fn derive(secret: &C::Secret) -> Self {
+        let prk = C::prk(secret);
+        let mut header = CompactHeaderKey::<C> {
+            key: C::Key::default(),
+        };
+        expand_label_into(&prk, b"quic hp", header.key.as_mut());
+        Self {
+            packet: CompactPacketKey::derive(&prk),
+            header,
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
 struct CompactPacketKey<C: Cipher> {
     key: C::Key,
     iv: [u8; aead::NONCE_LEN],
+    cipher: PhantomData<C>,
 }
 
 impl<C: Cipher> CompactPacketKey<C> {
+    fn derive(prk: &hkdf::Prk) -> Self {
+        let mut key = C::Key::default();
+        expand_label_into(prk, b"quic key", key.as_mut());
+        Self {
+            key,
+            iv: expand_label(prk, b"quic iv"),
+            cipher: PhantomData,
+        }
+    }
+
     fn expand(&self) -> aead::LessSafeKey {
-        let key = aead::UnboundKey::new(C::aead(), self.key.as_ref())
-            .expect("bug: the key's length is the cipher's");
-        aead::LessSafeKey::new(key)
+        let key = aead::UnboundKey::new(C::aead(), self.key.as_ref());
+        aead::LessSafeKey::new(key.expect("bug: the key's length is the cipher's"))
     }
 
     /// RFC 9001 §5.3: the IV, with the packet number xored into its end.
     fn nonce(&self, packet_number: u64) -> aead::Nonce {
         let mut nonce = self.iv;
-        for (byte, number) in nonce[aead::NONCE_LEN - 8..]
+        let number = packet_number.to_be_bytes();
+        for (byte, number) in nonce[aead::NONCE_LEN - number.len()..]
             .iter_mut()
-            .zip(packet_number.to_be_bytes())
+            .zip(number)
         {
             *byte ^= number;
         }
@@ -182,31 +352,28 @@ impl<C: Cipher> CompactPacketKey<C> {
 }
 
 impl<C: Cipher> PacketKey for CompactPacketKey<C> {
-    fn encrypt_in_place(
-        &self,
-        packet_number: u64,
-        header: &[u8],
-        payload: &mut [u8],
-    ) -> Result<Tag, Error> {
-        let nonce = self.nonce(packet_number);
+    fn encrypt(&self, packet: u64, buf: &mut [u8], header_len: usize) {
+        let (header, payload) = buf.split_at_mut(header_len);
+        let (payload, tag_place) = payload.split_at_mut(payload.len() - TAG_LEN);
         let tag = self
             .expand()
-            .seal_in_place_separate_tag(nonce, aead::Aad::from(header), payload);
-        tag.map(|tag| Tag::from(tag.as_ref()))
-            .map_err(|_| Error::EncryptError)
+            .seal_in_place_separate_tag(self.nonce(packet), aead::Aad::from(&*header), payload)
+            .expect("bug: a UDP payload is far below what an AEAD takes");
+        tag_place.copy_from_slice(tag.as_ref());
     }
 
-    fn decrypt_in_place<'a>(
+    fn decrypt(
         &self,
-        packet_number: u64,
+        packet: u64,
         header: &[u8],
-        payload: &'a mut [u8],
-    ) -> Result<&'a [u8], Error> {
-        let nonce = self.nonce(packet_number);
-        let plain = self
-            .expand()
-            .open_in_place(nonce, aead::Aad::from(header), payload);
-        plain.map(|plain| &*plain).map_err(|_| Error::DecryptError)
+        payload: &mut BytesMut,
+    ) -> Result<(), CryptoError> {
+        let plain =
+            self.expand()
+                .open_in_place(self.nonce(packet), aead::Aad::from(header), payload)?;
+        let plain_len = plain.len();
+        payload.truncate(plain_len);
+        Ok(())
     }
 
     fn tag_len(&self) -> usize {
@@ -222,212 +389,253 @@ impl<C: Cipher> PacketKey for CompactPacketKey<C> {
     }
 }
 
+#[derive(Clone, Copy)]
 struct CompactHeaderKey<C: Cipher> {
     key: C::Key,
 }
 
 impl<C: Cipher> CompactHeaderKey<C> {
     /// RFC 9001 §5.4.1. `protected` says that the packet number's length has yet to be uncovered.
-    fn apply(
-        &self,
-        sample: &[u8],
-        first: &mut u8,
-        number: &mut [u8],
-        protected: bool,
-    ) -> Result<(), Error> {
+    fn apply(&self, pn_offset: usize, packet: &mut [u8], protected: bool) {
+        // The sample starts where a packet number of four bytes would end (§5.4.2).
+        let (header, sample) = packet.split_at_mut(pn_offset + 4);
         let key = aead::quic::HeaderProtectionKey::new(C::header_protection(), self.key.as_ref())
             .expect("bug: the key's length is the cipher's");
-        let wrong = |what: &str| Error::General(format!("header protection: {what}"));
         let [first_mask, number_mask @ ..] = key
-            .new_mask(sample)
-            .map_err(|_| wrong("the sample must have 16 bytes"))?;
-        if number.len() > number_mask.len() {
-            return Err(wrong("a packet number has 4 bytes at most"));
-        }
-        let long_header = *first & 0x80 != 0;
-        let first_mask = first_mask & if long_header { 0x0f } else { 0x1f };
+            .new_mask(&sample[..SAMPLE_LEN])
+            .expect("bug: the sample's length is the cipher's");
+        let is_long = header[0] & 0x80 != 0;
+        let first_mask = first_mask & if is_long { 0x0f } else { 0x1f };
         let plain = if protected {
-            *first ^ first_mask
+            header[0] ^ first_mask
         } else {
-            *first
+            header[0]
         };
         let number_len = usize::from(plain & 0x03) + 1;
-        *first ^= first_mask;
-        for (byte, mask) in number.iter_mut().zip(number_mask).take(number_len) {
+        header[0] ^= first_mask;
+        for (byte, mask) in header[pn_offset..]
+            .iter_mut()
+            .zip(number_mask)
+            .take(number_len)
+        {
             *byte ^= mask;
         }
-        Ok(())
     }
 }
 
-impl<C: Cipher> HeaderProtectionKey for CompactHeaderKey<C> {
-    fn encrypt_in_place(
-        &self,
-        sample: &[u8],
-        first: &mut u8,
-        packet_number: &mut [u8],
-    ) -> Result<(), Error> {
-        self.apply(sample, first, packet_number, false)
+impl<C: Cipher> HeaderKey for CompactHeaderKey<C> {
+    fn decrypt(&self, pn_offset: usize, packet: &mut [u8]) {
+        self.apply(pn_offset, packet, true);
     }
 
-    fn decrypt_in_place(
-        &self,
-        sample: &[u8],
-        first: &mut u8,
-        packet_number: &mut [u8],
-    ) -> Result<(), Error> {
-        self.apply(sample, first, packet_number, true)
+    fn encrypt(&self, pn_offset: usize, packet: &mut [u8]) {
+        self.apply(pn_offset, packet, false);
     }
 
-    fn sample_len(&self) -> usize {
-        C::header_protection().sample_len()
+    fn sample_size(&self) -> usize {
+        SAMPLE_LEN
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use proptest::prelude::*;
-    use rustls::Side;
-    use rustls::quic::{Keys, Version};
+    use rustls::crypto::ring::cipher_suite;
+    use rustls::quic::{self, Version};
 
     use super::*;
 
-    /// The keys of a suite by rustls and the compact ones, from the same secret.
-    fn both(index: usize, secret: &[u8]) -> (Keys, Keys) {
-        let originals = [
-            cipher_suite::TLS13_AES_128_GCM_SHA256,
-            cipher_suite::TLS13_AES_256_GCM_SHA384,
-            cipher_suite::TLS13_CHACHA20_POLY1305_SHA256,
-        ];
-        let original = originals[index].tls13().unwrap().quic_suite().unwrap();
-        let compact = SUITES[index].quic_suite().unwrap();
-        assert_eq!(original.suite.common.suite, compact.suite.common.suite);
-        (
-            original.keys(secret, Side::Client, Version::V1),
-            compact.keys(secret, Side::Server, Version::V1),
-        )
+    const SUITES: [CipherSuite; 3] = [
+        CipherSuite::TLS13_AES_128_GCM_SHA256,
+        CipherSuite::TLS13_AES_256_GCM_SHA384,
+        CipherSuite::TLS13_CHACHA20_POLY1305_SHA256,
+    ];
+
+    /// rustls's keys for the same suite that a client of rustls would use.
+    fn theirs(dst_cid: &ConnectionId) -> quic::Keys {
+        let suite = cipher_suite::TLS13_AES_128_GCM_SHA256
+            .tls13()
+            .unwrap()
+            .quic_suite()
+            .unwrap();
+        suite.keys(dst_cid, rustls::Side::Client, Version::V1)
+    }
+
+    fn sealed(key: &dyn PacketKey, number: u64, header: &[u8], payload: &[u8]) -> Vec<u8> {
+        let mut packet = [header, payload, &[0; TAG_LEN]].concat();
+        key.encrypt(number, &mut packet, header.len());
+        packet
+    }
+
+    fn opened(key: &dyn PacketKey, number: u64, header: &[u8], payload: &[u8]) -> Option<Vec<u8>> {
+        let mut payload = BytesMut::from(payload);
+        key.decrypt(number, header, &mut payload)
+            .ok()
+            .map(|()| payload.to_vec())
     }
 
     proptest! {
-        /// What one side encrypts the other decrypts, in both directions, for every suite; and the header protection
-        /// is the same.
+        /// Initial keys are those of rustls, in both directions, however often and in whatever order they are asked
+        /// for; and so is header protection, for short and long headers and all lengths of the packet number.
         #[test]
-        fn agree_with_the_keys_of_rustls(
-            index in 0..3usize,
-            secret in prop::collection::vec(any::<u8>(), 8..20),
-            packet_number in 0..1u64 << 62,
-            header in prop::collection::vec(any::<u8>(), 0..40),
-            payload in prop::collection::vec(any::<u8>(), 0..1500),
-            sample in any::<[u8; 16]>(),
-            first in any::<u8>(),
-            number in prop::collection::vec(any::<u8>(), 0..=4),
+        fn initial_keys_agree_with_rustls(
+            cids in prop::collection::vec(prop::collection::vec(any::<u8>(), 8..=20), 1..4),
+            asked in prop::collection::vec(any::<prop::sample::Index>(), 1..6),
+            number in 0..1u64 << 62,
+            header in prop::collection::vec(any::<u8>(), 5..40),
+            payload in prop::collection::vec(any::<u8>(), 20..1400),
         ) {
-            let (theirs, ours) = both(index, &secret);
-            for (from, to) in [(&theirs.local, &ours.remote), (&ours.local, &theirs.remote)] {
-                let mut packet = payload.clone();
-                let tag = from.packet.encrypt_in_place(packet_number, &header, &mut packet).unwrap();
-                packet.extend_from_slice(tag.as_ref());
-                let plain = to.packet.decrypt_in_place(packet_number, &header, &mut packet).unwrap();
-                prop_assert_eq!(plain, &payload[..]);
-
-                let (mut protected, mut protected_number) = (first, number.clone());
-                from.header.encrypt_in_place(&sample, &mut protected, &mut protected_number).unwrap();
-                let (mut other, mut other_number) = (first, number.clone());
-                to.header.encrypt_in_place(&sample, &mut other, &mut other_number).unwrap();
-                prop_assert_eq!((protected, &protected_number), (other, &other_number));
-                to.header.decrypt_in_place(&sample, &mut protected, &mut protected_number).unwrap();
-                prop_assert_eq!((protected, protected_number), (first, number.clone()));
+            for index in asked {
+                let cid = ConnectionId::new(&cids[index.index(cids.len())]);
+                let (ours, theirs) = (initial_keys(&cid), theirs(&cid));
+                for (from, to) in [
+                    (&ours.packet.local, &theirs.remote.packet),
+                    (&ours.packet.remote, &theirs.local.packet),
+                ] {
+                    let to: &dyn PacketKey = &BorrowedKey(to);
+                    let packet = sealed(&**from, number, &header, &payload);
+                    prop_assert_eq!(opened(to, number, &header, &packet[header.len()..]), Some(payload.clone()));
+                    let packet = sealed(to, number, &header, &payload);
+                    prop_assert_eq!(opened(&**from, number, &header, &packet[header.len()..]), Some(payload.clone()));
+                }
+                let pn_offset = header.len() - 4;
+                let packet = [&header[..], &payload].concat();
+                for (ours, theirs) in [
+                    (&ours.header.local, &theirs.remote.header),
+                    (&ours.header.remote, &theirs.local.header),
+                ] {
+                    let (mut by_us, mut by_them) = (packet.clone(), packet.clone());
+                    ours.encrypt(pn_offset, &mut by_us);
+                    HeaderKey::encrypt(theirs, pn_offset, &mut by_them);
+                    prop_assert_eq!(&by_us, &by_them);
+                    ours.decrypt(pn_offset, &mut by_us);
+                    prop_assert_eq!(&by_us, &packet);
+                    HeaderKey::decrypt(theirs, pn_offset, &mut by_them);
+                    prop_assert_eq!(&by_them, &packet);
+                }
             }
         }
 
         #[test]
-        fn refuse_what_was_altered(
-            index in 0..3usize,
+        fn what_was_altered_is_refused(
+            suite in 0..SUITES.len(),
             payload in prop::collection::vec(any::<u8>(), 1..100),
             place in any::<prop::sample::Index>(),
             bit in 0..8u32,
         ) {
-            let (theirs, ours) = both(index, b"some connection id");
-            let mut packet = payload;
-            let tag = theirs.local.packet.encrypt_in_place(7, b"header", &mut packet).unwrap();
-            packet.extend_from_slice(tag.as_ref());
-            for (number, header) in [(8, &b"header"[..]), (7, b"Header")] {
-                prop_assert!(ours.remote.packet.decrypt_in_place(number, header, &mut packet.clone()).is_err());
+            let secret = &[7; 48][..if suite == 1 { 48 } else { 32 }];
+            let (keys, next) = one_rtt_keys(SUITES[suite], secret, secret).unwrap();
+            let next = next.packet_keys();
+            for key in [&keys.packet.local, &next.remote] {
+                let packet = sealed(&**key, 7, b"header", &payload);
+                let mut payload = packet[6..].to_vec();
+                prop_assert!(opened(&**key, 7, b"header", &payload).is_some());
+                prop_assert!(opened(&**key, 8, b"header", &payload).is_none());
+                prop_assert!(opened(&**key, 7, b"Header", &payload).is_none());
+                let place = place.index(payload.len());
+                payload[place] ^= 1 << bit;
+                prop_assert!(opened(&**key, 7, b"header", &payload).is_none());
             }
-            let place = place.index(packet.len());
-            packet[place] ^= 1 << bit;
-            prop_assert!(ours.remote.packet.decrypt_in_place(7, b"header", &mut packet).is_err());
+        }
+    }
+
+    /// quinn-proto's traits for a key of rustls that is only lent.
+    #[expect(
+        clippy::borrowed_box,
+        reason = "the traits are implemented for the box"
+    )]
+    struct BorrowedKey<'a>(&'a Box<dyn quic::PacketKey>);
+
+    impl PacketKey for BorrowedKey<'_> {
+        fn encrypt(&self, packet: u64, buf: &mut [u8], header_len: usize) {
+            PacketKey::encrypt(self.0, packet, buf, header_len);
+        }
+        fn decrypt(
+            &self,
+            packet: u64,
+            header: &[u8],
+            payload: &mut BytesMut,
+        ) -> Result<(), CryptoError> {
+            PacketKey::decrypt(self.0, packet, header, payload)
+        }
+        fn tag_len(&self) -> usize {
+            PacketKey::tag_len(self.0)
+        }
+        fn confidentiality_limit(&self) -> u64 {
+            PacketKey::confidentiality_limit(self.0)
+        }
+        fn integrity_limit(&self) -> u64 {
+            PacketKey::integrity_limit(self.0)
         }
     }
 
     #[test]
-    fn limits_and_lengths_are_those_of_rustls() {
-        for index in 0..3 {
-            let (theirs, ours) = both(index, b"secret");
-            assert_eq!(theirs.local.packet.tag_len(), ours.local.packet.tag_len());
-            assert_eq!(
-                theirs.local.packet.confidentiality_limit(),
-                ours.local.packet.confidentiality_limit()
-            );
-            assert_eq!(
-                theirs.local.packet.integrity_limit(),
-                ours.local.packet.integrity_limit()
-            );
-            assert_eq!(
-                theirs.local.header.sample_len(),
-                ours.local.header.sample_len()
-            );
-        }
-    }
-
-    #[test]
-    fn impossible_packets_are_errors() {
-        let (_, ours) = both(0, b"secret");
-        for len in [0, 1, 15] {
-            assert!(
-                ours.remote
-                    .packet
-                    .decrypt_in_place(1, b"", &mut vec![0; len])
-                    .is_err(),
-                "shorter than a tag"
-            );
-        }
-        let mut first = 0;
-        assert!(
-            ours.local
-                .header
-                .encrypt_in_place(&[0; 15], &mut first, &mut [0; 2])
-                .is_err()
-        );
-        assert!(
-            ours.local
-                .header
-                .encrypt_in_place(&[0; 16], &mut first, &mut [0; 5])
-                .is_err()
-        );
-        assert_eq!(first, 0);
-    }
-
-    #[test]
-    fn all_and_only_the_tls_1_3_suites_of_ring_are_offered() {
-        let names = |provider: &CryptoProvider| -> BTreeSet<u16> {
-            let suites = provider
-                .cipher_suites
-                .iter()
-                .filter_map(SupportedCipherSuite::tls13);
-            suites.map(|suite| suite.common.suite.into()).collect()
-        };
-        let provider = provider();
+    fn the_next_keys_are_not_derived_before_they_are_used() {
+        let secrets = [[1; 32], [2; 32]];
+        let phase = Arc::new(Phase::<Aes128Gcm> {
+            former: secrets,
+            keys: OnceLock::new(),
+        });
+        let keys = phase.clone().packet_keys();
         assert_eq!(
-            names(&provider),
-            names(&rustls::crypto::ring::default_provider())
+            (keys.local.tag_len(), keys.remote.integrity_limit()),
+            (16, 1 << 52)
         );
-        assert_eq!(provider.cipher_suites.len(), 3);
-        assert_eq!(
-            initial_suite().suite.common.suite,
-            CipherSuite::TLS13_AES_128_GCM_SHA256
-        );
+        let _after = phase.successor();
+        assert!(phase.keys.get().is_none());
+        sealed(&*keys.local, 1, b"header", b"payload");
+        assert!(phase.keys.get().is_some());
+    }
+
+    #[test]
+    fn limits_are_those_of_rustls() {
+        for (suite, original) in SUITES.into_iter().zip([
+            cipher_suite::TLS13_AES_128_GCM_SHA256,
+            cipher_suite::TLS13_AES_256_GCM_SHA384,
+            cipher_suite::TLS13_CHACHA20_POLY1305_SHA256,
+        ]) {
+            let theirs = original.tls13().unwrap().quic_suite().unwrap();
+            let theirs = theirs
+                .keys(b"some id", rustls::Side::Client, Version::V1)
+                .local;
+            let secret = &[7; 48][..if suite == SUITES[1] { 48 } else { 32 }];
+            let (keys, next) = one_rtt_keys(suite, secret, secret).unwrap();
+            for ours in [keys.packet.local, next.packet_keys().remote] {
+                assert_eq!(ours.tag_len(), theirs.packet.tag_len());
+                assert_eq!(
+                    ours.confidentiality_limit(),
+                    theirs.packet.confidentiality_limit()
+                );
+                assert_eq!(ours.integrity_limit(), theirs.packet.integrity_limit());
+            }
+            assert_eq!(keys.header.local.sample_size(), theirs.header.sample_len());
+        }
+    }
+
+    #[test]
+    fn payloads_shorter_than_a_tag_are_refused() {
+        let keys = initial_keys(&ConnectionId::new(b"8 bytes."));
+        for len in 0..TAG_LEN {
+            assert!(opened(&*keys.packet.remote, 1, b"", &vec![0; len]).is_none());
+        }
+    }
+
+    #[test]
+    fn secrets_of_the_wrong_length_are_refused() {
+        for suite in SUITES {
+            let right = if suite == SUITES[1] { 48 } else { 32 };
+            for len in [0, 16, 32, 48, 64] {
+                let keys = one_rtt_keys(suite, &vec![1; len], &vec![2; len]);
+                assert_eq!(keys.is_some(), len == right, "{suite:?}, {len} bytes");
+            }
+        }
+        assert!(one_rtt_keys(CipherSuite::TLS13_AES_128_CCM_SHA256, &[0; 32], &[0; 32]).is_none());
+    }
+
+    #[test]
+    fn keys_are_as_small_as_stated() {
+        assert_eq!(size_of::<CompactPacketKey<Aes128Gcm>>(), 28);
+        assert_eq!(size_of::<CompactPacketKey<Aes256Gcm>>(), 44);
+        assert_eq!(size_of::<Phase<Aes128Gcm>>(), 80);
     }
 }

@@ -14,6 +14,8 @@ use quinn_proto::congestion::NewRenoConfig;
 use quinn_proto::crypto::HandshakeTokenKey;
 use quinn_proto::{EndpointConfig, IdleTimeout, ServerConfig, TransportConfig, VarInt};
 use ring::hmac;
+use rustls::crypto::CryptoProvider;
+use rustls::crypto::ring::cipher_suite;
 
 pub use identity::{TlsError, TlsIdentity};
 
@@ -92,7 +94,7 @@ pub fn quic_server_config(
     token_key: Arc<dyn HandshakeTokenKey>,
 ) -> Result<ServerConfig, TlsError> {
     let tls = tls_config(identity, settings)?;
-    let crypto = Arc::new(session::LeanServer::new(Arc::new(tls)));
+    let crypto = Arc::new(session::LeanServer::new(tls));
     let mut server = ServerConfig::new(crypto, token_key);
     server.transport_config(Arc::new(transport_config(settings)));
     server.validation_token.sent(settings.new_tokens);
@@ -108,7 +110,7 @@ fn tls_config(
     identity: &TlsIdentity,
     settings: &QuicSettings,
 ) -> Result<rustls::ServerConfig, TlsError> {
-    let mut tls = rustls::ServerConfig::builder_with_provider(keys::provider())
+    let mut tls = rustls::ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(TlsError::Identity)?
         .with_no_client_auth()
@@ -124,6 +126,18 @@ fn tls_config(
     // No 0-RTT: replayed data would need a session store that remembers what was used.
     tls.max_early_data_size = 0;
     Ok(tls)
+}
+
+/// ring's suites for TLS 1.3, the only version that QUIC has (RFC 9001 §4.2), in the server's order of preference.
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(CryptoProvider {
+        cipher_suites: vec![
+            cipher_suite::TLS13_AES_128_GCM_SHA256,
+            cipher_suite::TLS13_AES_256_GCM_SHA384,
+            cipher_suite::TLS13_CHACHA20_POLY1305_SHA256,
+        ],
+        ..rustls::crypto::ring::default_provider()
+    })
 }
 
 /// Connections that were announced to the worker and not yet accepted or refused.

@@ -70,7 +70,7 @@ pub(super) fn client_tls(roots: RootCertStore, suite: Option<CipherSuite>) -> ru
 }
 
 fn client(tls: rustls::ClientConfig) -> ClientConfig {
-    let initial = rustls::crypto::ring::cipher_suite::TLS13_AES_128_GCM_SHA256
+    let initial = cipher_suite::TLS13_AES_128_GCM_SHA256
         .tls13()
         .unwrap()
         .quic_suite()
