@@ -156,7 +156,10 @@ impl Session {
         if finished.status.success() {
             self.passed(name, Some(finished.took), "");
         } else {
-            self.fails(name, &finished.tail());
+            self.fails(
+                name,
+                &format!("{}\n    ({})", finished.tail(), finished.status),
+            );
         }
         Ok(finished.status.success())
     }
@@ -188,7 +191,10 @@ impl Session {
         self.failed.extend(counted.failed_tests.iter().cloned());
         self.tally.add(&counted.tally);
         if !finished.status.success() && !has_failures {
-            self.fails(name, &finished.tail());
+            self.fails(
+                name,
+                &format!("{}\n    ({})", finished.tail(), finished.status),
+            );
         } else if counted.tally.passed == 0 {
             self.fails(name, "    not one test ran");
         } else {
