@@ -120,20 +120,21 @@ impl Rig {
             Ok(shield) => shield,
             Err(error) => panic!("the shield starts: {}", tail(&error.to_string())),
         };
-        let mut sockets = Vec::new();
-        for slot in 0..workers {
-            let socket = worker_socket();
-            shield
-                .add_worker(slot, &socket, 0)
-                .expect("the worker is added");
-            sockets.push(socket);
-        }
-        Self {
+        // First of all the rig, which takes the shield down if the rest fails.
+        let mut rig = Self {
             shield: Some(shield),
             keys,
-            sockets,
+            sockets: Vec::new(),
             settings,
+        };
+        for slot in 0..workers {
+            let socket = worker_socket();
+            rig.shield()
+                .add_worker(slot, &socket, 0)
+                .expect("the worker is added");
+            rig.sockets.push(socket);
         }
+        rig
     }
 
     /// The shield.
@@ -231,6 +232,19 @@ impl Drop for Rig {
                 "the shield of {} stays: {error}",
                 self.settings.pin_dir.display()
             );
+        }
+    }
+}
+
+/// Receives a datagram, also when a signal comes in between: a socket with a timeout isn't waited for again by itself.
+///
+/// # Errors
+/// As [`UdpSocket::recv`], except for interruptions.
+pub fn receive(socket: &UdpSocket, buffer: &mut [u8]) -> std::io::Result<usize> {
+    loop {
+        match socket.recv(buffer) {
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            other => return other,
         }
     }
 }

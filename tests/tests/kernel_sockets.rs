@@ -6,7 +6,7 @@ use std::time::Duration;
 use headgate::kernel::{KernelSettings, Steering};
 use headgate_common::{Route, SocketReason};
 use headgate_tests::packets::{long, short};
-use headgate_tests::rig::{Rig, settings, why_not};
+use headgate_tests::rig::{Rig, receive, settings, why_not};
 use headgate_tests::skip;
 use socket2::{Domain, Socket, Type};
 
@@ -74,9 +74,8 @@ fn every_datagram_arrives_where_it_belongs(
                 .slot()
                 .expect("every one of them has a worker");
             let mut buffer = [0; 2048];
-            let received = workers[usize::from(slot)]
-                .recv(&mut buffer)
-                .expect("arrives at its worker");
+            let received =
+                receive(&workers[usize::from(slot)], &mut buffer).expect("arrives at its worker");
             assert_eq!(buffer[..received], datagram[..]);
             sent += 1;
         }
@@ -156,13 +155,12 @@ fn forged_and_lost_datagrams_reach_nobody() {
     ));
     sender.send_to(&moved, to).expect("sent");
     let mut buffer = [0; 2048];
-    let received = workers[0]
-        .recv(&mut buffer)
+    let received = receive(&workers[0], &mut buffer)
         .expect("whoever is left gets it, to send a stateless reset");
     assert_eq!(buffer[..received], moved[..]);
     assert_eq!(rig.at_sockets(SocketReason::Refused), 3);
     workers[1].set_nonblocking(true).expect("non-blocking");
-    assert!(workers[1].recv(&mut buffer).is_err());
+    assert!(receive(&workers[1], &mut buffer).is_err());
 }
 
 #[test]
@@ -195,9 +193,7 @@ fn a_worker_that_comes_back_gets_its_slot_again() {
     let datagram = short(&rig.cid(1), 61);
     sender.send_to(&datagram, to).expect("sent");
     let mut buffer = [0; 2048];
-    let received = workers[1]
-        .recv(&mut buffer)
-        .expect("arrives at the new socket");
+    let received = receive(&workers[1], &mut buffer).expect("arrives at the new socket");
     assert_eq!(buffer[..received], datagram[..]);
 }
 
@@ -232,7 +228,7 @@ fn without_this_half_the_kernel_picks_by_address() {
         // On the loopback interface a datagram has arrived when it has been sent.
         let mut buffer = [0; 2048];
         for (count, worker) in at.iter_mut().zip(&workers) {
-            *count += u32::from(worker.recv(&mut buffer).is_ok());
+            *count += u32::from(receive(worker, &mut buffer).is_ok());
         }
     }
     assert_eq!(at.iter().sum::<u32>(), 64);

@@ -37,6 +37,12 @@ pub enum KernelError {
         /// The folder.
         path: PathBuf,
     },
+    /// Another broker's shield is there.
+    #[error("another broker uses {pin_dir}; give each its own folder with kernel.pin_dir")]
+    InUse {
+        /// The folder.
+        pin_dir: PathBuf,
+    },
     /// Something is wrong with the folder for the pins.
     #[error("cannot {action} {path}: {source}")]
     Pin {

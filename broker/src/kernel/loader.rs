@@ -60,27 +60,26 @@ impl Shield {
         let object = super::object().ok_or(KernelError::NoObject)?;
         let pins = PinFolder::open(&settings.pin_dir)?;
         let adoption = pins.prepare()?;
-        let loaded = load(object, settings, &pins).and_then(|mut ebpf| {
+        let started = load(object, settings, &pins).and_then(|mut ebpf| {
             pins::check_object(&ebpf)?;
             let router = configure(&mut ebpf, settings, keys, epoch)?;
             load_programs(&mut ebpf).map_err(|error| explain(error, settings))?;
-            Ok((ebpf, router))
+            let debug_log = settings
+                .debug_log
+                .then(|| DebugLog::start(&mut ebpf))
+                .transpose()?;
+            let interfaces = attach_all(&mut ebpf, settings, &pins)?;
+            Ok((ebpf, router, debug_log, interfaces))
         });
-        let (mut ebpf, router) = match loaded {
-            Ok(loaded) => loaded,
+        let (ebpf, router, debug_log, interfaces) = match started {
+            Ok(started) => started,
             Err(error) => {
-                if adoption != Adoption::Adopted {
-                    pins.remove_all()?;
-                    pins.remove_folder();
-                }
+                // An earlier process's shield would drop what it can't steer to workers that it doesn't know.
+                pins.remove_all()?;
+                pins.remove_folder();
                 return Err(error);
             }
         };
-        let debug_log = settings
-            .debug_log
-            .then(|| DebugLog::start(&mut ebpf))
-            .transpose()?;
-        let interfaces = attach_all(&mut ebpf, settings, &pins)?;
         let why_no_cpumap = why_no_cpumap(settings, &interfaces, 0);
         let state = State {
             ebpf,
@@ -98,6 +97,22 @@ impl Shield {
             state: Mutex::new(state),
             _debug_log: debug_log,
         })
+    }
+
+    /// Takes down what an earlier process left behind, for a broker that runs without a shield. Says whether there was
+    /// anything.
+    ///
+    /// # Errors
+    /// When another broker uses the folder, or a pin cannot be removed.
+    pub fn clear(pin_dir: &Path) -> Result<bool, KernelError> {
+        if !pin_dir.exists() {
+            return Ok(false);
+        }
+        let pins = PinFolder::open(pin_dir)?;
+        let found = !pins.names().is_empty();
+        pins.remove_all()?;
+        pins.remove_folder();
+        Ok(found)
     }
 
     /// Lets the kernel program pick the sockets of the SO_REUSEPORT group that `socket` is in. Does nothing if the
@@ -531,7 +546,7 @@ fn attach(
     for mode in [AttachedMode::Native, AttachedMode::Generic] {
         let path = pins.link(mode, index);
         if !modes.contains(&mode) {
-            pins::remove(&path)?;
+            pins::remove_link(&path)?;
         } else if adopt(program, &path) {
             let why_not = (mode == AttachedMode::Generic && settings.mode == Mode::Auto)
                 .then(|| "adopted in the mode that it had".to_owned());
@@ -575,7 +590,7 @@ fn adopt(program: &mut Xdp, path: &Path) -> bool {
         });
     // If it failed, the interface is gone or another one has its index, and the pin is of no use.
     if swapped.is_none() {
-        let _ = pins::remove(path);
+        let _ = pins::remove_link(path);
     }
     swapped.is_some()
 }

@@ -6,6 +6,7 @@
 
 mod debug_log;
 mod error;
+mod link;
 mod loader;
 mod maps;
 mod pins;

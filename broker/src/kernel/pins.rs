@@ -1,11 +1,12 @@
 //! What lies under the pin folder, and whether it may be used.
 
 use std::ffi::CString;
-use std::fs;
+use std::fs::{self, File, TryLockError};
 use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use aya::maps::{Array, Map, MapData, MapInfo, MapType};
 use aya::programs::links::PinnedLink;
@@ -51,6 +52,8 @@ const PINNED: [Shape; 10] = [
     shape::<Sockets>("sockets", MapType::PerCpuArray, 4, 1),
 ];
 
+/// How long to wait for another process to let go of the folder.
+const LOCK_PATIENCE: Duration = Duration::from_secs(1);
 /// `BPF_FS_MAGIC` of linux/magic.h.
 const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
 
@@ -58,6 +61,9 @@ const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
 #[derive(Debug)]
 pub(super) struct PinFolder {
     path: PathBuf,
+    /// Holds the lock that keeps two brokers from sharing the folder. The kernel lets go of it when the process ends,
+    /// however that happens.
+    _lock: File,
 }
 
 impl PinFolder {
@@ -84,8 +90,10 @@ impl PinFolder {
                 path: path.to_owned(),
             });
         }
+        let lock = lock(path)?;
         Ok(Self {
             path: path.to_owned(),
+            _lock: lock,
         })
     }
 
@@ -182,7 +190,7 @@ impl PinFolder {
         {
             let path = self.path.join(name);
             if !keep.contains(&path) {
-                remove(&path)?;
+                remove_link(&path)?;
             }
         }
         Ok(())
@@ -260,8 +268,19 @@ pub(super) fn open_link(path: &Path) -> Option<PinnedLink> {
         .flatten()
 }
 
-/// Removes a pin. For a link that nobody else holds open, this detaches it.
-pub(super) fn remove(path: &Path) -> Result<(), KernelError> {
+/// Detaches a pinned link and removes its pin.
+pub(super) fn remove_link(path: &Path) -> Result<(), KernelError> {
+    if path.exists()
+        && let Err(error) = super::link::detach(path)
+    {
+        // Its interface is gone, most likely; without its pin, the kernel lets go of it in any case.
+        tracing::debug!(path = %path.display(), %error, "a link cannot be detached");
+    }
+    remove(path)
+}
+
+/// Removes a pin.
+fn remove(path: &Path) -> Result<(), KernelError> {
     match fs::remove_file(path) {
         Err(source) if source.kind() != io::ErrorKind::NotFound => Err(KernelError::Pin {
             action: "remove",
@@ -269,6 +288,31 @@ pub(super) fn remove(path: &Path) -> Result<(), KernelError> {
             source,
         }),
         _ => Ok(()),
+    }
+}
+
+fn lock(path: &Path) -> Result<File, KernelError> {
+    let failed = |source| KernelError::Pin {
+        action: "lock",
+        path: path.to_owned(),
+        source,
+    };
+    let folder = File::open(path).map_err(failed)?;
+    // A process that has just ended may hold it a moment longer, by a child that it was starting.
+    let deadline = Instant::now() + LOCK_PATIENCE;
+    loop {
+        match folder.try_lock() {
+            Ok(()) => return Ok(folder),
+            Err(TryLockError::Error(source)) => return Err(failed(source)),
+            Err(TryLockError::WouldBlock) if Instant::now() < deadline => {
+                std::thread::sleep(LOCK_PATIENCE / 20);
+            }
+            Err(TryLockError::WouldBlock) => {
+                return Err(KernelError::InUse {
+                    pin_dir: path.to_owned(),
+                });
+            }
+        }
     }
 }
 

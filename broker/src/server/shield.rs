@@ -68,6 +68,11 @@ impl KernelPart {
     ) -> Result<Self, KernelError> {
         let settings = settings(config, ports);
         if settings.mode == Mode::Off && !settings.steering.sockets() {
+            match Shield::clear(&settings.pin_dir) {
+                Ok(false) => {}
+                Ok(true) => tracing::info!("took down the shield that an earlier process had left"),
+                Err(error) => tracing::warn!(%error, "the shield of an earlier process may be up"),
+            }
             return Ok(Self::absent(
                 "switched off: kernel.mode and kernel.steering".into(),
             ));
