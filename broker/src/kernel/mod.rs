@@ -4,6 +4,7 @@
 //! workers are, and reads their counters. Everything that outlives the process lies under one folder of the BPF file
 //! system: a broker that crashes leaves its shield up, and the next one adopts it.
 
+mod attach;
 mod debug_log;
 mod error;
 mod link;
