@@ -50,8 +50,13 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     ]);
     shell::must("bench-build", "cargo build --release", &mut build)?;
     let mut figures = Vec::new();
+    let mut unmeasured = Vec::new();
     for program in &programs {
-        figures.extend(measure(program)?);
+        let measured = measure(program)?;
+        if measured.is_empty() {
+            unmeasured.push(program.as_str());
+        }
+        figures.extend(measured);
     }
     if options.json {
         println!("{}", serde_json::to_string_pretty(&figures)?);
@@ -61,6 +66,12 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     let missed = figures.iter().filter(|figure| is_missed(figure)).count();
     if missed > 0 {
         eprintln!("{missed} of {} figures missed their bar", figures.len());
+    }
+    // A bar that nobody measured is not met.
+    if !unmeasured.is_empty() {
+        eprintln!("not measured here: {}", unmeasured.join(", "));
+    }
+    if missed > 0 || !unmeasured.is_empty() {
         return Ok(ExitCode::FAILURE);
     }
     Ok(ExitCode::SUCCESS)
@@ -129,11 +140,7 @@ fn is_missed(figure: &Value) -> bool {
 
 fn table(figures: &[Value]) -> String {
     let mut rows = vec![COLUMNS.map(str::to_owned)];
-    rows.extend(
-        figures
-            .iter()
-            .map(|figure| COLUMNS.map(|column| cell(&figure[column]))),
-    );
+    rows.extend(figures.iter().map(row));
     let widths: Vec<usize> = (0..COLUMNS.len())
         .map(|column| {
             rows.iter()
@@ -159,6 +166,18 @@ fn table(figures: &[Value]) -> String {
         text.push('\n');
     }
     text
+}
+
+/// A figure without a bar has none to meet.
+fn row(figure: &Value) -> [String; COLUMNS.len()] {
+    COLUMNS.map(|column| match column {
+        "met" => cell(if figure["bar"].is_null() {
+            &Value::Null
+        } else {
+            &figure[column]
+        }),
+        _ => cell(&figure[column]),
+    })
 }
 
 fn cell(value: &Value) -> String {
@@ -199,7 +218,7 @@ mod tests {
     const JSON: &str = r#"[
         {"name": "match_ns", "value": 812.25, "unit": "ns", "bar": 900, "met": true},
         {"name": "handshakes_per_cpu_s", "value": 4999, "unit": "1/s", "bar": 5000, "met": false},
-        {"name": "deny_list_ns", "value": 7, "unit": "ns", "bar": null, "met": null}
+        {"name": "deny_list_ns", "value": 7, "unit": "ns", "bar": null, "met": true}
     ]"#;
 
     #[test]
