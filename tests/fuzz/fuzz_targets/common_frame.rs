@@ -1,0 +1,7 @@
+//! Arbitrary bytes into the kernel's source on the host: `cargo fuzz run common_frame` in tests.
+#![no_main]
+
+#[path = "../checks/common_frame.rs"]
+mod check;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| check::check(data));
