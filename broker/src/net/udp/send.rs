@@ -185,15 +185,23 @@ impl Backlog {
         let segment_bytes = transmit
             .segment_size
             .filter(|&size| size > 0 && size < bytes.len());
-        self.queue.push_back(Part {
+        let message = Part {
             start: self.buffer.len(),
             len: bytes.len(),
             segment_bytes: segment_bytes.and_then(|size| u16::try_from(size).ok()),
             destination: transmit.destination,
             source_ip: transmit.src_ip,
             ecn_bits: transmit.ecn.map_or(0, |ecn| ecn as u8),
-        });
+        };
         self.buffer.extend_from_slice(bytes);
+        let joined = self.gso
+            && self
+                .queue
+                .back_mut()
+                .is_some_and(|last| join(last, &message));
+        if !joined {
+            self.queue.push_back(message);
+        }
     }
 
     /// Drops the oldest messages until a quarter of both limits is free, so that the bytes need not be moved for each
@@ -331,6 +339,29 @@ impl Backlog {
     }
 }
 
+/// Makes `next` the end of the train `last`, if both are for the same socket and all datagrams but the last have the same
+/// length: connections that share a peer's socket (a gateway's, a proxy's) then share a message to the kernel.
+fn join(last: &mut Part, next: &Part) -> bool {
+    let length = |part: &Part| part.segment_bytes.map_or(part.len, usize::from);
+    let segment = length(last);
+    let is_same_way = last.destination == next.destination
+        && last.source_ip == next.source_ip
+        && last.ecn_bits == next.ecn_bits;
+    let is_full = last.len.is_multiple_of(segment);
+    let fits = length(next) == segment || next.segment_bytes.is_none() && next.len < segment;
+    let len = last.len + next.len;
+    let is_short = len <= SEGMENTED_BYTES_MAX && len.div_ceil(segment) <= SEGMENTS_MAX;
+    let Ok(segment_bytes) = u16::try_from(segment) else {
+        return false;
+    };
+    if !(is_same_way && is_full && fits && is_short) {
+        return false;
+    }
+    last.len = len;
+    last.segment_bytes = Some(segment_bytes);
+    true
+}
+
 #[cfg(test)]
 mod tests {
     use std::net::SocketAddr;
@@ -417,7 +448,7 @@ mod tests {
         let total = 10_000u32;
         for number in 0..total {
             backlog.push(
-                &transmit(1, 1000, None),
+                &transmit(number as u16, 1000, None),
                 &[&number.to_be_bytes()[..], &[0; 996]].concat(),
             );
             assert!(
@@ -442,9 +473,38 @@ mod tests {
             "the newest are there, whole and in order"
         );
         for number in 0..BACKLOG_MESSAGES_MAX + 1 {
-            backlog.push(&transmit(1, 1, None), &[number as u8]);
+            backlog.push(&transmit(number as u16, 1, None), &[number as u8]);
         }
         assert!(backlog.queue.len() <= BACKLOG_MESSAGES_MAX);
+    }
+
+    /// What follows each other to one socket shares a message, as far as the kernel can cut it again.
+    #[test]
+    fn datagrams_for_one_socket_leave_as_trains() {
+        // (port, lengths of the datagrams pushed, messages expected)
+        for (pushed, messages) in [
+            (vec![(1, 100), (1, 100), (1, 100)], 1),
+            (vec![(1, 100), (1, 100), (1, 60)], 1),
+            // The short one is the end of a train.
+            (vec![(1, 100), (1, 60), (1, 100), (1, 100)], 2),
+            (vec![(1, 100), (1, 101)], 2),
+            (vec![(1, 100), (2, 100), (1, 100)], 3),
+            (vec![(1, 100); SEGMENTS_MAX + 1], 2),
+            (vec![(1, 1452); 46], 2),
+        ] {
+            let mut backlog = Backlog::new();
+            let mut expected = Vec::new();
+            for (number, &(port, len)) in pushed.iter().enumerate() {
+                let bytes = vec![number as u8; len];
+                backlog.push(&transmit(port, len, None), &bytes);
+                expected.push((port, bytes));
+            }
+            assert_eq!(backlog.queue.len(), messages, "{pushed:?}");
+            let mut wire = Wire::default();
+            let sent = backlog.flush(|buffer, parts| wire.take(buffer, parts));
+            assert_eq!(sent.unwrap(), pushed.len());
+            assert_eq!(wire.datagrams, expected);
+        }
     }
 
     #[test]
