@@ -32,19 +32,23 @@ fn main() {
         }
     };
     run("quic_fanout_deliveries_per_cpu_s", &|name| {
-        let value = per_cpu_second(name, "", 1_000, 1);
+        let value = per_cpu_second(name, "", (1_000, 1), 1);
         vec![Row::at_least(name, value, "deliveries/CPU-s", 200_000.0)]
+    });
+    run("quic_fanout_64_sockets_deliveries_per_cpu_s", &|name| {
+        let value = per_cpu_second(name, "", (1_000, 64), 1);
+        vec![Row::info(name, value, "deliveries/CPU-s")]
     });
     run("quic_fanout_16_inflight_deliveries_per_cpu_s", &|name| {
         vec![Row::info(
             name,
-            per_cpu_second(name, "", 1_000, 16),
+            per_cpu_second(name, "", (1_000, 1), 16),
             "deliveries/CPU-s",
         )]
     });
     run("quic_p2p_inflight_per_cpu_s", &|name| {
         // One worker: one publisher and one subscriber keep no second core busy.
-        let value = per_cpu_second(name, "[node]\nworkers = 1\n", 1, 64);
+        let value = per_cpu_second(name, "[node]\nworkers = 1\n", (1, 1), 64);
         vec![Row::at_least(name, value, "deliveries/CPU-s", 1_000_000.0)]
     });
     run("handshakes_per_cpu_s", &handshakes);
@@ -63,11 +67,17 @@ fn main() {
     bench::print(&rows);
 }
 
-/// Deliveries per second of broker CPU: one publisher, `subscribers` of its topic, `inflight` messages on their way to all
-/// of them at any time.
-fn per_cpu_second(name: &str, config: &str, subscribers: usize, inflight: u64) -> f64 {
+/// Deliveries per second of broker CPU: one publisher, `subscribers` of its topic on `sockets` sockets, `inflight` messages
+/// on their way to all of them at any time. Subscribers that share a socket are like devices behind a gateway: what goes
+/// to them at the same time leaves in trains.
+fn per_cpu_second(
+    name: &str,
+    config: &str,
+    (subscribers, sockets): (usize, usize),
+    inflight: u64,
+) -> f64 {
     let broker = Broker::start(config);
-    let mut swarm = Swarm::new(broker.quic(), Profile::device());
+    let mut swarm = Swarm::with_sockets(broker.quic(), Profile::device(), sockets);
     let topic = "site/line/station/temperature";
     swarm.connect_all(subscribers, AT_ONCE, |number| {
         (format!("subscriber-{number}"), vec![topic.to_owned()])

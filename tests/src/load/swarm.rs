@@ -28,14 +28,19 @@ pub struct Swarm {
     server: SocketAddr,
     profile: Profile,
     endpoint: Endpoint,
-    socket: UdpSocket,
+    ports: Vec<Port>,
     received: RecvBatch,
-    outgoing: SendBatch,
     clients: Vec<Option<Client>>,
     touched: Vec<usize>,
     timers: BinaryHeap<Reverse<(Instant, usize)>>,
     buffer: Vec<u8>,
     counts: Counts,
+}
+
+/// A socket; clients share them in turn.
+struct Port {
+    socket: UdpSocket,
+    outgoing: SendBatch,
 }
 
 /// What has happened so far.
@@ -69,24 +74,35 @@ struct Client {
 pub struct ClientRef(usize);
 
 impl Swarm {
-    /// A swarm without clients, for the broker at `server`.
+    /// A swarm without clients, for the broker at `server`. All clients share one socket.
     ///
     /// # Panics
     /// When no socket can be had.
     pub fn new(server: SocketAddr, profile: Profile) -> Self {
+        Self::with_sockets(server, profile, 1)
+    }
+
+    /// The same with `sockets` sockets, which the clients take in turn.
+    ///
+    /// # Panics
+    /// When the sockets can't be had.
+    pub fn with_sockets(server: SocketAddr, profile: Profile, sockets: usize) -> Self {
         let options = UdpOptions {
             gro: true,
             ..UdpOptions::default()
         };
         let address = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
-        let socket = UdpSocket::bind(address, &options).expect("a UDP socket on the loopback");
+        let port = |_| Port {
+            socket: UdpSocket::bind(address, &options).expect("a UDP socket on the loopback"),
+            outgoing: SendBatch::new(),
+        };
+        let ports: Vec<_> = (0..sockets).map(port).collect();
         Self {
             server,
             profile,
             endpoint: Endpoint::new(Arc::new(EndpointConfig::default()), None, true, None),
-            received: RecvBatch::new(&socket),
-            socket,
-            outgoing: SendBatch::new(),
+            received: RecvBatch::new(&ports[0].socket),
+            ports,
             clients: Vec::new(),
             touched: Vec::new(),
             timers: BinaryHeap::new(),
@@ -179,14 +195,19 @@ impl Swarm {
         }
     }
 
-    /// Does all there is to do, then waits for more, at most `wait`.
+    /// Waits until there is something to do, at most `wait`, and does it.
     pub fn turn(&mut self, wait: Duration) {
-        let mut idle = true;
-        for _ in 0..RECEIVES_PER_TURN {
-            if self.receive() == 0 {
-                break;
+        let wait = if self.touched.is_empty() {
+            wait
+        } else {
+            Duration::ZERO
+        };
+        for port in self.readable(wait) {
+            for _ in 0..RECEIVES_PER_TURN {
+                if self.receive(port) == 0 {
+                    break;
+                }
             }
-            idle = false;
         }
         let now = Instant::now();
         while let Some(&Reverse((at, index))) = self.timers.peek() {
@@ -203,7 +224,6 @@ impl Swarm {
                 self.touched.push(index);
             }
         }
-        idle &= self.touched.is_empty();
         let mut touched = std::mem::take(&mut self.touched);
         touched.sort_unstable();
         touched.dedup();
@@ -211,13 +231,14 @@ impl Swarm {
             self.drive(index, now);
         }
         self.touched = touched;
-        self.flush();
-        if idle {
-            self.sleep(now, wait);
+        for port in &mut self.ports {
+            port.flush();
         }
     }
 
-    fn sleep(&self, now: Instant, wait: Duration) {
+    /// Waits for the sockets and timers; which sockets have something.
+    fn readable(&self, wait: Duration) -> Vec<usize> {
+        let now = Instant::now();
         let timer = self
             .timers
             .peek()
@@ -225,23 +246,30 @@ impl Swarm {
         let wait = timer.map_or(wait, |timer| timer.min(wait));
         // Rounded up: the timer has passed then.
         let milliseconds = u16::try_from(wait.as_micros().div_ceil(1000)).unwrap_or(u16::MAX);
-        let mut fds = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
+        let mut fds: Vec<_> = self
+            .ports
+            .iter()
+            .map(|port| PollFd::new(port.socket.as_fd(), PollFlags::POLLIN))
+            .collect();
         // Interrupted or not, the next turn looks.
         let _ = poll(&mut fds, PollTimeout::from(milliseconds));
+        (0..fds.len())
+            .filter(|&port| fds[port].any().unwrap_or(false))
+            .collect()
     }
 
-    fn receive(&mut self) -> usize {
+    fn receive(&mut self, port: usize) -> usize {
         let now = Instant::now();
         let Self {
             received,
-            socket,
+            ports,
             endpoint,
             clients,
             touched,
             buffer,
             ..
         } = self;
-        let count = received.recv(socket, |datagram| {
+        let count = received.recv(&ports[port].socket, |datagram| {
             let data = BytesMut::from(datagram.data);
             buffer.clear();
             let event = endpoint.handle(
@@ -260,14 +288,6 @@ impl Swarm {
             }
         });
         count.expect("receiving on the loopback works")
-    }
-
-    fn flush(&mut self) {
-        while !self.outgoing.is_empty() {
-            self.outgoing
-                .flush(&self.socket)
-                .expect("the socket is one");
-        }
     }
 
     /// Takes what the connection has to say and lets it send.
@@ -291,6 +311,8 @@ impl Swarm {
         }
         client.read(&mut self.counts);
         client.write();
+        let ports = self.ports.len();
+        let port = &mut self.ports[index % ports];
         loop {
             self.buffer.clear();
             let Some(transmit) =
@@ -300,11 +322,9 @@ impl Swarm {
             else {
                 break;
             };
-            self.outgoing.push(&transmit, &self.buffer);
-            if self.outgoing.is_full() {
-                self.outgoing
-                    .flush(&self.socket)
-                    .expect("the socket is one");
+            port.outgoing.push(&transmit, &self.buffer);
+            if port.outgoing.is_full() {
+                port.flush();
             }
         }
         while let Some(event) = client.connection.poll_endpoint_events() {
@@ -323,6 +343,16 @@ impl Swarm {
         {
             client.timer = Some(at);
             self.timers.push(Reverse((at, index)));
+        }
+    }
+}
+
+impl Port {
+    fn flush(&mut self) {
+        while !self.outgoing.is_empty() {
+            self.outgoing
+                .flush(&self.socket)
+                .expect("the socket is one");
         }
     }
 }
