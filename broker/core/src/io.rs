@@ -75,15 +75,31 @@ pub enum Transport {
     Quic,
     /// TCP.
     Tcp,
+    /// TLS over TCP.
+    Tls,
+    /// WebSocket (RFC 6455) over TCP.
+    WebSocket,
+    /// WebSocket over TLS.
+    WebSocketTls,
+}
+
+/// A client's certificate, which the transport has verified against the configured authorities.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientCertificate {
+    /// The subject's first Common Name (RFC 5280 §4.1.2.6); `None` if it has none, or one that
+    /// is no UTF-8 Encoded String (MQTT 5.0 §1.5.4).
+    pub common_name: Option<Text>,
 }
 
 /// What is known of the other side when a connection opens.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Peer {
     /// Its address (a v4-mapped v6 address is given as v4).
     pub address: SocketAddr,
     /// What carries the connection.
     pub transport: Transport,
+    /// The client's certificate, if it has shown one. A word when it hasn't, as most don't.
+    pub certificate: Option<Arc<ClientCertificate>>,
 }
 
 /// Everything that can happen to the core.

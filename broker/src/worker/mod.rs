@@ -457,7 +457,11 @@ impl Worker {
             let address = opened.peer;
             let input = Input::Opened {
                 conn,
-                peer: Peer { address, transport },
+                peer: Peer {
+                    address,
+                    transport,
+                    certificate: None,
+                },
             };
             self.driver.input(&mut self.conns, input, clock.time());
             self.conns.schedule(conn.index);

@@ -108,6 +108,7 @@ impl Bench {
         let peer = Peer {
             address: ([192, 0, 2, 1], 1).into(),
             transport: Transport::Quic,
+            certificate: None,
         };
         self.handle(Input::Opened { conn, peer });
         let connect = Connect {

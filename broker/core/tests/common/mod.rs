@@ -362,6 +362,7 @@ impl World {
         let peer = Peer {
             address: ([192, 0, 2, 1], 7).into(),
             transport: Transport::Tcp,
+            certificate: None,
         };
         self.handle(worker, Input::Opened { conn, peer });
         self.wires.len() - 1
