@@ -17,7 +17,7 @@ mod reason;
 mod text;
 
 pub use decode::decode;
-pub use encode::{PublishTemplate, encode, encoded_len};
+pub use encode::{AliasedPublish, PublishTemplate, encode, encoded_len};
 pub use error::DecodeError;
 pub use frame::{REMAINING_LENGTH_MAX, frame_len};
 pub use packet::*;

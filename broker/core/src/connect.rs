@@ -386,6 +386,8 @@ impl Hub {
             receive_maximum: Some(env.limits.receive_maximum.max(1)),
             maximum_packet_size: Some(env.limits.packet_bytes),
             assigned_client_id: assigned.then_some(client_id),
+            // [MQTT-3.2.2-17] [MQTT-3.2.2-18]: absent means none.
+            topic_alias_maximum: (env.limits.topic_aliases > 0).then_some(env.limits.topic_aliases),
             shared_subscription_available: Some(false),
             server_keep_alive_s: keep_alive.server_s,
             ..ConnAckProperties::default()
@@ -425,6 +427,9 @@ impl Session {
         self.version = connect.version;
         self.packet_bytes_max = connect.properties.maximum_packet_size.unwrap_or(u32::MAX);
         self.send_quota = receive_maximum.min(limits.inflight_messages).max(1);
+        let alias_max = connect.properties.topic_alias_maximum.unwrap_or(0);
+        self.alias_max = alias_max.min(limits.topic_aliases);
+        self.aliases = None;
         // [MQTT-3.1.2-7]; a will that was waiting is gone with the new connection [MQTT-3.1.3-9].
         let will = connect.will.clone();
         self.will = will.map(|will| Box::new(PendingWill { will, at: None }));

@@ -1,6 +1,6 @@
 //! From the router to a client: sending, queueing, and sending again.
 
-use headgate_codec::{Ack, Packet, PacketId, PublishTemplate, QoS, ReasonCode};
+use headgate_codec::{Ack, Packet, PacketId, PublishTemplate, QoS, ReasonCode, Text};
 use std::sync::Arc;
 
 use crate::{
@@ -35,8 +35,9 @@ impl Session {
             && let Some(conn) = self.conn
             && self.takes_qos0(env)
         {
+            let topic = fan.topic();
             let template = fan.template(self.version, qos, retain);
-            return self.send_qos0(env, conn, template, out);
+            return self.send_qos0(env, conn, (template, topic), out);
         }
         self.deliver_otherwise(env, fan, options, (qos, retain), out);
     }
@@ -83,20 +84,27 @@ impl Session {
         &mut self,
         env: &mut Env,
         conn: ConnId,
-        template: &PublishTemplate,
+        (template, topic): (&PublishTemplate, &Text),
         out: &mut Vec<Output>,
     ) {
-        let len = template.head.len();
-        if self.is_too_large(env, len) {
+        if self.is_too_large(env, template.head.len()) {
             return;
         }
-        self.unsent += len as u32;
+        let aliased = match self.alias_max {
+            0 => None,
+            _ => self.aliased(template, topic, None),
+        };
+        let frame = aliased.unwrap_or_else(|| Frame::Bytes(template.head.clone()));
         add(&mut env.counters.publish_out_qos0, 1);
+        self.send_frame(env, conn, frame, out);
+    }
+
+    #[inline]
+    fn send_frame(&mut self, env: &mut Env, conn: ConnId, frame: Frame, out: &mut Vec<Output>) {
+        let len = frame.encoded_len();
+        self.unsent += len as u32;
         add(&mut env.counters.publish_out_bytes, len as u64);
-        out.push(Output::Send {
-            conn,
-            frame: Frame::Bytes(template.head.clone()),
-        });
+        out.push(Output::Send { conn, frame });
     }
 
     /// \[MQTT-3.1.2-24\] \[MQTT-3.1.2-25\]
@@ -135,7 +143,7 @@ impl Session {
                     ids_of(&ids),
                     env.now,
                 );
-                return self.send_qos0(env, conn, &template, out);
+                return self.send_qos0(env, conn, (&template, fan.topic()), out);
             }
         }
         let message = Arc::clone(fan.message());
@@ -329,7 +337,7 @@ impl Session {
         let cost = message.cost();
         if qos == QoS::AtMostOnce {
             flow.bytes -= cost;
-            return self.send_qos0(env, conn, template, out);
+            return self.send_qos0(env, conn, (template, &message.topic), out);
         }
         let len = template.encoded_len();
         if template.head.is_empty() || self.is_too_large(env, len) {
@@ -346,7 +354,7 @@ impl Session {
         };
         add(counter, 1);
         flow.inflight.push_back(Inflight {
-            message: Some(message),
+            message: Some(Arc::clone(&message)),
             ids,
             queued,
             packet_id,
@@ -355,30 +363,34 @@ impl Session {
         });
         flow.sent += 1;
         // [MQTT-4.3.2-2] [MQTT-4.3.3-2]
-        self.send_publish(env, conn, template, (packet_id, false), out);
+        self.send_publish(
+            env,
+            conn,
+            (template, &message.topic),
+            (packet_id, false),
+            out,
+        );
     }
 
     fn send_publish(
         &mut self,
         env: &mut Env,
         conn: ConnId,
-        template: &PublishTemplate,
+        (template, topic): (&PublishTemplate, &Text),
         (packet_id, dup): (PacketId, bool),
         out: &mut Vec<Output>,
     ) {
-        let len = template.encoded_len();
-        self.unsent += len as u32;
-        add(&mut env.counters.publish_out_bytes, len as u64);
-        let (head, tail) = (template.head.clone(), template.tail.clone());
-        out.push(Output::Send {
-            conn,
-            frame: Frame::Publish {
-                head,
-                packet_id,
-                dup,
-                tail,
-            },
+        let aliased = match self.alias_max {
+            0 => None,
+            _ => self.aliased(template, topic, Some((packet_id, dup))),
+        };
+        let frame = aliased.unwrap_or_else(|| Frame::Publish {
+            head: template.head.clone(),
+            packet_id,
+            dup,
+            tail: template.tail.clone(),
         });
+        self.send_frame(env, conn, frame, out);
     }
 
     /// A recorded message needs its record no more.
@@ -396,7 +408,7 @@ impl Session {
         {
             let entry = &flow.inflight[flow.sent];
             let packet_id = entry.packet_id;
-            let Some(message) = &entry.message else {
+            let Some(message) = entry.message.clone() else {
                 flow.sent += 1;
                 let pubrel = Ack {
                     packet_id,
@@ -408,7 +420,7 @@ impl Session {
             };
             let kind = (entry.qos, entry.retain);
             let template =
-                message::encode(message, self.version, kind, ids_of(&entry.ids), env.now);
+                message::encode(&message, self.version, kind, ids_of(&entry.ids), env.now);
             if self.is_too_large(env, template.encoded_len()) {
                 if let Some(entry) = flow.remove_inflight(flow.sent) {
                     self.forget(env, entry.queued, out);
@@ -417,7 +429,13 @@ impl Session {
             }
             flow.sent += 1;
             add(&mut env.counters.publish_out_again, 1);
-            self.send_publish(env, conn, &template, (packet_id, true), out);
+            self.send_publish(
+                env,
+                conn,
+                (&template, &message.topic),
+                (packet_id, true),
+                out,
+            );
         }
     }
 

@@ -1,7 +1,7 @@
 //! What goes into the core and what comes out: every side effect is a variant of [`Output`].
 
 use bytes::Bytes;
-use headgate_codec::{Packet, PacketId, ReasonCode, Text};
+use headgate_codec::{AliasedPublish, Packet, PacketId, ReasonCode, Text};
 use std::{net::SocketAddr, sync::Arc};
 
 use crate::{Session, message::Message};
@@ -253,6 +253,8 @@ pub enum Frame {
         /// Properties and payload.
         tail: Bytes,
     },
+    /// A PUBLISH with a Topic Alias in the topic's place.
+    Aliased(AliasedPublish),
 }
 
 /// What workers say to each other. Between two workers everything stays in the order in which it

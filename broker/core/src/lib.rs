@@ -23,6 +23,7 @@
 #![forbid(unsafe_code)]
 
 mod acks;
+mod alias;
 mod close;
 mod connect;
 mod conns;

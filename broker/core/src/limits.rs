@@ -90,6 +90,10 @@ pub struct CoreLimits {
     pub subscriptions_per_session: u32,
     /// Levels of a Topic Filter or Topic Name (64). More: SUBACK 0x97, PUBLISH 0x90.
     pub topic_levels: u16,
+    /// Topic Aliases of one connection, in each direction (16): announced as Topic Alias Maximum.
+    /// More: DISCONNECT 0x94. Worst case: this many of the client's longest topics, and as many of
+    /// 1,024 bytes.
+    pub topic_aliases: u16,
     /// Topics in the worker's match cache (4,096).
     pub topic_cache_entries: usize,
 }
@@ -111,6 +115,7 @@ impl Default for CoreLimits {
             send_buffer_bytes: 64 * 1024,
             subscriptions_per_session: 1_000,
             topic_levels: 64,
+            topic_aliases: 16,
             topic_cache_entries: 4_096,
         }
     }

@@ -23,6 +23,15 @@ impl Core {
         publish: &Publish,
         out: &mut Vec<Output>,
     ) {
+        let resolved;
+        let mut publish = publish;
+        if let Some(alias) = publish.properties.as_ref().and_then(|p| p.topic_alias) {
+            resolved = match self.hub.resolve_alias(slot, publish, alias) {
+                Ok(resolved) => resolved,
+                Err(reason) => return self.hub.protocol_error(conn, reason, out),
+            };
+            publish = &resolved;
+        }
         if let Err(reason) = self.hub.check_publish(publish) {
             return self.hub.protocol_error(conn, reason, out);
         }
@@ -122,10 +131,6 @@ impl Core {
 impl Hub {
     fn check_publish(&self, publish: &Publish) -> Result<(), ReasonCode> {
         if let Some(properties) = &publish.properties {
-            // Topic Alias Maximum is 0 (§3.3.2.3.4).
-            if properties.topic_alias.is_some() {
-                return Err(ReasonCode::TOPIC_ALIAS_INVALID);
-            }
             // [MQTT-3.3.4-6]
             if !properties.subscription_ids.is_empty() {
                 return Err(ReasonCode::PROTOCOL_ERROR);

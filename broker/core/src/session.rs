@@ -6,6 +6,7 @@ use std::{collections::VecDeque, sync::Arc};
 
 use crate::{
     ConnId, Delivery, Frame, Mesh, Output, Record, SessionId, Time, WorkerSlot,
+    alias::Aliases,
     env::Env,
     message::Message,
     options::Options,
@@ -38,6 +39,9 @@ pub struct Session {
     /// Messages with QoS > 0 that may be on their way.
     pub(crate) send_quota: u16,
     pub(crate) version: Version,
+    /// Topic Aliases that may be sent to the client on this connection; 0 = none.
+    pub(crate) alias_max: u16,
+    pub(crate) aliases: Option<Box<Aliases>>,
     pub(crate) subscriptions: Vec<Subscription>,
     pub(crate) will: Option<Box<PendingWill>>,
     pub(crate) flow: Option<Box<Flow>>,
@@ -152,6 +156,8 @@ impl Session {
             packet_bytes_max: u32::MAX,
             send_quota: 1,
             version: Version::V5,
+            alias_max: 0,
+            aliases: None,
             subscriptions: Vec::new(),
             will: None,
             flow: None,

@@ -384,7 +384,7 @@ fn nothing_larger_than_the_client_takes_is_sent() {
 fn what_a_client_must_not_publish_disconnects_it() {
     let mut world = World::new(1);
     let alias = with(publish("a", "x"), |p| {
-        p.topic_alias = std::num::NonZeroU16::new(1)
+        p.topic_alias = std::num::NonZeroU16::new(17)
     });
     let ids = with(publish("a", "x"), |p| p.subscription_ids = vec![1]);
     let response = with(publish("a", "x"), |p| {

@@ -261,6 +261,9 @@ sections! {
         client_id_bytes: u16 = 256, 23..=65_535;
         /// Levels of a Topic Name or Topic Filter. More: SUBACK 0x97, DISCONNECT 0x90.
         topic_levels: u16 = 64, 1..=1_024;
+        /// Topic Aliases of one connection, in each direction (MQTT 5.0 §3.3.2.3.4). More: DISCONNECT
+        /// 0x94. Each may hold the client's longest topic.
+        topic_aliases: u16 = 16, 0..=64;
         /// Retained messages in all. More: PUBACK 0x97 (5.0); otherwise delivered, not stored.
         retained_messages: u32 = 100_000;
         /// Memory of all retained messages, bytes. More: as above.

@@ -89,6 +89,7 @@ pub(super) fn core(
     to.send_buffer_bytes = from.send_buffer_bytes;
     to.subscriptions_per_session = from.subscriptions_per_session;
     to.topic_levels = from.topic_levels;
+    to.topic_aliases = from.topic_aliases;
     to.connect_timeout_s = config.mqtt.connect_timeout_s;
     to.idle_ceiling_s = config.mqtt.idle_ceiling_s;
     to.session_expiry_max_s = config.mqtt.session_expiry_max_s;

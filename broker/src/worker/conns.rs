@@ -100,6 +100,10 @@ pub fn append_frame(frame: &Frame, to: &mut Vec<u8>) {
             to.extend_from_slice(&packet_id.get().to_be_bytes());
             to.extend_from_slice(tail);
         }
+        Frame::Aliased(aliased) => {
+            to.extend_from_slice(aliased.head());
+            to.extend_from_slice(aliased.tail());
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! Packets to bytes.
 
+mod alias;
 mod body;
 mod properties;
 mod publish;
@@ -9,6 +10,7 @@ use crate::{Packet, Version, frame};
 use bytes::BytesMut;
 use sink::{Count, Sink};
 
+pub use alias::AliasedPublish;
 pub use publish::PublishTemplate;
 
 /// Appends `packet` to `out` in the form of `version`.

@@ -173,6 +173,10 @@ impl World {
                     .extend_from_slice(&packet_id.get().to_be_bytes());
                 wire.unread.extend_from_slice(&tail);
             }
+            Frame::Aliased(aliased) => {
+                wire.unread.extend_from_slice(aliased.head());
+                wire.unread.extend_from_slice(aliased.tail());
+            }
         }
         wire.unflushed += (wire.unread.len() - before) as u32;
         // A CONNACK with success: from now on this is the client's one connection.
