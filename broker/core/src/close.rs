@@ -1,12 +1,15 @@
 //! The end of connections and of sessions, wills (MQTT 5.0 §3.1.2.5), and time.
 
-use headgate_codec::{Disconnect, Packet, ReasonCode, Version, Will};
+use headgate_codec::{
+    Disconnect, DisconnectProperties, Packet, ReasonCode, Text, Version, Will, encoded_len,
+};
 
 use crate::{
     ConnId, Output, Owner, Record, SessionId, Time,
     conns::{PAUSED_ACKS, State},
     counters::{add, sub},
     hub::Hub,
+    reasons,
     session::{NEVER, Session},
     slots::{Handle, Slot, WaitingTakeover},
     timers::TimerKey,
@@ -134,15 +137,14 @@ impl Hub {
     /// Ends a session with all that it has \[MQTT-4.1.0-2\]. `release`: the directory is told.
     pub(crate) fn end_session(&mut self, slot: u32, release: bool, out: &mut Vec<Output>) {
         let handle = self.slots.handle(slot);
+        self.leave_group(slot, (true, self.is_shut_down), out);
         let Slot::Live(mut session) = self.slots.remove(slot) else {
             return;
         };
         // [MQTT-3.1.2-8]: a will doesn't wait longer than the session.
         self.will_due(&mut session);
         for subscription in &session.subscriptions {
-            self.shared
-                .topics
-                .unsubscribe(&subscription.filter, handle.0);
+            self.shared.remove(subscription, handle);
         }
         self.count_session_gone(&session);
         // Without any record there is nothing to end in the store.
@@ -207,6 +209,9 @@ impl Hub {
                 _ => pending.at = Some(now.after_s(delay_s)),
             }
         }
+        // A client that comes back at once keeps its messages, and in a shutdown everybody goes.
+        let stays = end == (End::TakenOver { resumed: true }) || self.is_shut_down;
+        self.leave_group(slot, (expiry_s == 0, stays), out);
         if expiry_s == 0 {
             let release = !matches!(end, End::TakenOver { .. });
             self.end_session(slot, release, out);
@@ -394,14 +399,23 @@ fn say_goodbye(
     reason: ReasonCode,
     out: &mut Vec<Output>,
 ) {
-    if session.version == Version::V5 {
-        session.send(
-            env,
-            &Packet::Disconnect(Disconnect {
-                reason,
-                properties: None,
-            }),
-            out,
-        );
+    if session.version != Version::V5 {
+        return;
     }
+    let explained = reasons::explain(reason).map(|text| {
+        Box::new(DisconnectProperties {
+            reason_string: Some(Text::from(text)),
+            ..DisconnectProperties::default()
+        })
+    });
+    let mut disconnect = Disconnect {
+        reason,
+        properties: explained,
+    };
+    // [MQTT-3.14.2-3]
+    let whole = Packet::Disconnect(disconnect.clone());
+    if encoded_len(&whole, Version::V5) > session.packet_bytes_max as usize {
+        disconnect.properties = None;
+    }
+    session.send(env, &Packet::Disconnect(disconnect), out);
 }

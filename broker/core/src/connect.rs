@@ -8,8 +8,10 @@ use headgate_codec::{
     ConnAck, ConnAckProperties, Connect, Packet, ReasonCode, Text, Version, Will,
 };
 
+use std::sync::atomic::Ordering;
+
 use crate::{
-    ConnId, CoreLimits, Mesh, Output, Owner, Session, SessionId, Takeover, WorkerSlot,
+    ConnId, CoreLimits, Mesh, Output, Owner, Session, SessionId, Shared, Takeover, WorkerSlot,
     close::End,
     conns::{PAUSED_CONNECTING, State},
     counters::{add, sub},
@@ -369,13 +371,13 @@ impl Hub {
         let was_persistent = session.is_persistent();
         let requested_s = session.begin(conn, &connect, &env.limits);
         if was_persistent != session.is_persistent() {
-            repoint(session, &shared.topics, session.handle);
+            repoint(session, shared, session.handle);
         }
         if was_persistent || session.is_persistent() {
             session.record_opened(env, out);
         }
         c.state = State::Up(slot);
-        let keep_alive = silence(&connect, env.limits.idle_ceiling_s);
+        let keep_alive = silence(&connect, &env.limits);
         c.silence_ms_max = keep_alive.silence_ms;
         add(&mut env.counters.clients, 1);
         add(&mut env.counters.connects_accepted, 1);
@@ -388,7 +390,6 @@ impl Hub {
             assigned_client_id: assigned.then_some(client_id),
             // [MQTT-3.2.2-17] [MQTT-3.2.2-18]: absent means none.
             topic_alias_maximum: (env.limits.topic_aliases > 0).then_some(env.limits.topic_aliases),
-            shared_subscription_available: Some(false),
             server_keep_alive_s: keep_alive.server_s,
             ..ConnAckProperties::default()
         };
@@ -423,10 +424,17 @@ impl Session {
         self.expiry_s = requested_s.min(limits.session_expiry_max_s);
         self.expires_at = NEVER;
         self.conn = Some(conn);
+        if let Some(state) = &self.share {
+            state.connected.store(true, Ordering::Relaxed);
+        }
         self.unsent = 0;
         self.version = connect.version;
         self.packet_bytes_max = connect.properties.maximum_packet_size.unwrap_or(u32::MAX);
         self.send_quota = receive_maximum.min(limits.inflight_messages).max(1);
+        self.problem_info = connect
+            .properties
+            .request_problem_information
+            .unwrap_or(true);
         let alias_max = connect.properties.topic_alias_maximum.unwrap_or(0);
         self.alias_max = alias_max.min(limits.topic_aliases);
         self.aliases = None;
@@ -447,7 +455,8 @@ struct KeepAlive {
 }
 
 /// One and a half times the Keep Alive \[MQTT-3.1.2-22\], or the ceiling.
-fn silence(connect: &Connect, ceiling_s: u32) -> KeepAlive {
+fn silence(connect: &Connect, limits: &CoreLimits) -> KeepAlive {
+    let (ceiling_s, max_s) = (limits.idle_ceiling_s, limits.keep_alive_max_s);
     let ceiling_ms = u64::from(ceiling_s) * 1_000;
     let asked_ms = u64::from(connect.keep_alive_s) * 1_500;
     if connect.version != Version::V5 {
@@ -457,29 +466,31 @@ fn silence(connect: &Connect, ceiling_s: u32) -> KeepAlive {
             server_s: None,
         };
     }
-    if asked_ms != 0 && asked_ms <= ceiling_ms {
+    if asked_ms != 0 && asked_ms <= ceiling_ms && connect.keep_alive_s <= max_s {
         return KeepAlive {
             silence_ms: asked_ms,
             server_s: None,
         };
     }
-    let server_s = u16::try_from(ceiling_s.saturating_mul(2) / 3)
-        .unwrap_or(u16::MAX)
-        .max(1);
+    let below_ceiling_s = u16::try_from(ceiling_s.saturating_mul(2) / 3).unwrap_or(u16::MAX);
+    let server_s = below_ceiling_s.min(max_s).max(1);
     KeepAlive {
-        silence_ms: (u64::from(server_s) * 1_500).max(ceiling_ms),
+        silence_ms: u64::from(server_s) * 1_500,
         server_s: Some(server_s),
     }
 }
 
 /// Brings a session's entries in the topic table up to date: its handle, and whether it is
 /// persistent. A reader finds the old entry or the new one, never both or none.
-pub(crate) fn repoint(session: &mut Session, topics: &headgate_topics::Table, former: Handle) {
+pub(crate) fn repoint(session: &mut Session, shared: &Shared, former: Handle) {
     let (persistent, handle) = (session.is_persistent(), session.handle);
     for subscription in &mut session.subscriptions {
         subscription.options = subscription.options.with(Options::PERSISTENT, persistent);
         let entry = headgate_topics::Subscriber::new(handle.0, subscription.options.0);
-        topics.replace(&subscription.filter, former.0, entry);
+        match subscription.group {
+            0 => drop(shared.topics.replace(&subscription.filter, former.0, entry)),
+            group => shared.shares.replace(group, former, entry),
+        }
     }
 }
 

@@ -38,6 +38,8 @@ counters! {
     sessions_expired,
     /// Connections that another connection of the same client took the session from.
     takeovers,
+    /// Messages of a Shared Subscription that a member left to another one.
+    shared_handed_on,
     /// Sessions that came from another worker.
     sessions_moved_in,
     /// Sessions that another worker took.

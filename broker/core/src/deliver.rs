@@ -10,10 +10,8 @@ use crate::{
     message::{self, Fanout, Message},
     options::Options,
     session::{Flow, Held, Ids, Inflight, Waiting},
+    share::GroupId,
 };
-
-/// Retained messages read from the store at a time.
-const REPLAY_PORTION: usize = 32;
 
 impl Session {
     /// Delivers a message that matched subscriptions of this session. The hot path: a QoS 0
@@ -23,7 +21,7 @@ impl Session {
         &mut self,
         env: &mut Env,
         fan: &mut Fanout<'_>,
-        options: Options,
+        (options, group): (Options, GroupId),
         out: &mut Vec<Output>,
     ) {
         // [MQTT-3.8.4-8]
@@ -39,7 +37,7 @@ impl Session {
             let template = fan.template(self.version, qos, retain);
             return self.send_qos0(env, conn, (template, topic), out);
         }
-        self.deliver_otherwise(env, fan, options, (qos, retain), out);
+        self.deliver_otherwise(env, fan, (options, group), (qos, retain), out);
     }
 
     /// Sends what waits, in order, as far as the connection takes it: first what has to be sent
@@ -58,6 +56,7 @@ impl Session {
         self.drain(env, &mut flow, conn, out);
         let more = self.replay(env, &mut flow, conn, retained, out);
         self.flow = Some(flow);
+        self.tell_waiting();
         more
     }
 
@@ -76,7 +75,7 @@ impl Session {
 
     fn takes_qos0(&self, env: &Env) -> bool {
         self.unsent < env.limits.send_buffer_bytes
-            && self.flow.as_ref().is_none_or(|f| f.waiting_qos0 == 0)
+            && self.flow.as_ref().is_none_or(|f| f.queue_qos0.is_empty())
     }
 
     #[inline]
@@ -121,12 +120,12 @@ impl Session {
         &mut self,
         env: &mut Env,
         fan: &mut Fanout<'_>,
-        options: Options,
+        (options, group): (Options, GroupId),
         (qos, retain): (QoS, bool),
         out: &mut Vec<Output>,
     ) {
         let ids = if options.has(Options::HAS_ID) {
-            self.matching_ids(fan.topic())
+            self.matching_ids(fan.topic(), group)
         } else {
             None
         };
@@ -159,6 +158,7 @@ impl Session {
                 message,
                 ids,
                 queued,
+                group,
                 qos,
                 retain,
             },
@@ -168,7 +168,7 @@ impl Session {
     }
 
     /// Records a message with QoS > 0 for the session; the record's sequence, or 0.
-    fn record(
+    pub(crate) fn record(
         &mut self,
         env: &mut Env,
         message: &Arc<Message>,
@@ -207,11 +207,15 @@ impl Session {
             }
             _ => {
                 add(&mut env.counters.queued, 1);
-                flow.waiting_qos0 += u32::from(waiting.qos == QoS::AtMostOnce);
-                flow.queue.push_back(waiting);
+                let queue = match waiting.qos {
+                    QoS::AtMostOnce => &mut flow.queue_qos0,
+                    _ => &mut flow.queue,
+                };
+                queue.push_back(waiting);
             }
         }
         self.flow = Some(flow);
+        self.tell_waiting();
     }
 
     /// Holds a message back until the fences of a move have arrived. It is recorded now.
@@ -219,7 +223,7 @@ impl Session {
         &mut self,
         env: &mut Env,
         message: &Arc<Message>,
-        options: Options,
+        (options, group): (Options, GroupId),
         out: &mut Vec<Output>,
     ) {
         let Some(fence) = &self.fence else { return };
@@ -234,6 +238,7 @@ impl Session {
             fence.held.push(Held {
                 message: Arc::clone(message),
                 options,
+                group,
                 queued,
             });
         }
@@ -244,6 +249,7 @@ impl Session {
         for Held {
             message,
             options,
+            group,
             queued,
         } in held
         {
@@ -252,12 +258,12 @@ impl Session {
                 self.deliver(
                     env,
                     &mut Fanout::of_message(&message, env.now),
-                    options,
+                    (options, group),
                     out,
                 );
             } else if self.has_room(env, &message, qos) {
                 let ids = if options.has(Options::HAS_ID) {
-                    self.matching_ids(&message.topic)
+                    self.matching_ids(&message.topic, group)
                 } else {
                     None
                 };
@@ -268,6 +274,7 @@ impl Session {
                         message,
                         ids,
                         queued,
+                        group,
                         qos,
                         retain,
                     },
@@ -286,7 +293,7 @@ impl Session {
         let (queued, bytes) = self
             .flow
             .as_ref()
-            .map_or((0, 0), |f| (f.queue.len(), f.bytes));
+            .map_or((0, 0), |f| (f.waiting(), f.bytes));
         env.fits(queued, bytes, message, qos)
     }
 
@@ -298,7 +305,7 @@ impl Session {
             && self.unsent < env.limits.send_buffer_bytes
     }
 
-    fn encode_and_send(
+    pub(crate) fn encode_and_send(
         &mut self,
         env: &mut Env,
         flow: &mut Flow,
@@ -331,6 +338,7 @@ impl Session {
             message,
             ids,
             queued,
+            group,
             qos,
             retain,
         } = waiting;
@@ -357,6 +365,7 @@ impl Session {
             message: Some(Arc::clone(&message)),
             ids,
             queued,
+            group,
             packet_id,
             qos,
             retain,
@@ -394,7 +403,7 @@ impl Session {
     }
 
     /// A recorded message needs its record no more.
-    fn forget(&mut self, env: &mut Env, queued: u64, out: &mut Vec<Output>) {
+    pub(crate) fn forget(&mut self, env: &mut Env, queued: u64, out: &mut Vec<Output>) {
         if queued != 0 {
             self.persist(env, Record::Acknowledged { queued }, out);
         }
@@ -440,17 +449,10 @@ impl Session {
     }
 
     fn drain(&mut self, env: &mut Env, flow: &mut Flow, conn: ConnId, out: &mut Vec<Output>) {
-        while flow.sent == flow.inflight.len() && self.unsent < env.limits.send_buffer_bytes {
-            let Some(front) = flow.queue.front() else {
+        while self.unsent < env.limits.send_buffer_bytes {
+            let Some(waiting) = flow.next(usize::from(self.send_quota)) else {
                 return;
             };
-            if front.qos != QoS::AtMostOnce && flow.inflight.len() >= usize::from(self.send_quota) {
-                return;
-            }
-            let Some(waiting) = flow.queue.pop_front() else {
-                return;
-            };
-            flow.waiting_qos0 -= u32::from(waiting.qos == QoS::AtMostOnce);
             // [MQTT-3.3.2-5]
             if waiting.message.is_expired(env.now) {
                 add(&mut env.counters.dropped_expired, 1);
@@ -461,94 +463,8 @@ impl Session {
             self.encode_and_send(env, flow, conn, waiting, out);
         }
     }
-
-    /// Retained messages for new subscriptions, straight from the store: they never wait in the
-    /// queue, so a filter that matches many costs no memory.
-    fn replay(
-        &mut self,
-        env: &mut Env,
-        flow: &mut Flow,
-        conn: ConnId,
-        retained: &Retained,
-        out: &mut Vec<Output>,
-    ) -> bool {
-        let mut reads = 0;
-        while let Some(replay) = flow.replays.front_mut() {
-            if !flow.queue.is_empty()
-                || flow.sent < flow.inflight.len()
-                || self.unsent >= env.limits.send_buffer_bytes
-            {
-                return false;
-            }
-            let room = match replay.qos {
-                QoS::AtMostOnce => REPLAY_PORTION,
-                _ => usize::from(self.send_quota)
-                    .saturating_sub(flow.inflight.len())
-                    .min(REPLAY_PORTION),
-            };
-            if room == 0 {
-                return false;
-            }
-            if reads == 4 {
-                return true;
-            }
-            reads += 1;
-            let (found, next) =
-                retained.matching(&replay.filter, replay.after.as_deref(), room, env.now);
-            let (id, qos) = (replay.id, replay.qos);
-            replay.after = next;
-            let mut is_done = replay.after.is_none();
-            let last = found.len();
-            for (i, message) in found.into_iter().enumerate() {
-                let topic = message.topic.clone();
-                self.send_retained(env, flow, conn, (message, id, qos), out);
-                // A portion of large messages ends when the connection has enough.
-                if self.unsent >= env.limits.send_buffer_bytes && i + 1 < last {
-                    is_done = false;
-                    if let Some(replay) = flow.replays.front_mut() {
-                        replay.after = Some(topic.as_str().into());
-                    }
-                    break;
-                }
-            }
-            if is_done {
-                flow.replays.pop_front();
-            }
-        }
-        false
-    }
-
-    fn send_retained(
-        &mut self,
-        env: &mut Env,
-        flow: &mut Flow,
-        conn: ConnId,
-        (message, id, granted): (Arc<Message>, u32, QoS),
-        out: &mut Vec<Output>,
-    ) {
-        // [MQTT-3.8.4-8]
-        let qos = message.qos.min(granted);
-        let queued = self.record(env, &message, qos, out);
-        let ids: Ids = (id != 0).then(|| Box::from([id]));
-        add(&mut env.counters.retained_out, 1);
-        flow.bytes += message.cost();
-        // §3.3.1.3: RETAIN is 1, whatever Retain As Published says.
-        self.encode_and_send(
-            env,
-            flow,
-            conn,
-            Waiting {
-                message,
-                ids,
-                queued,
-                qos,
-                retain: true,
-            },
-            out,
-        );
-    }
 }
 
-fn ids_of(ids: &Ids) -> &[u32] {
+pub(crate) fn ids_of(ids: &Ids) -> &[u32] {
     ids.as_deref().unwrap_or_default()
 }

@@ -14,6 +14,7 @@ use crate::{
     conns::{Conns, HeldPackets, PAUSED_UNSENT, State},
     counters::add,
     env::Env,
+    share::LeftBehind,
     slots::{Handle, Slots},
     timers::{TimerKey, Timers},
 };
@@ -32,6 +33,8 @@ pub(crate) struct Hub {
     pub(crate) waiters: VecDeque<(OpId, Waiter)>,
     /// Wills to be published at the end of this input.
     pub(crate) wills: Vec<DueWill>,
+    /// Messages that members of groups left to others, to be delivered at the end of this input.
+    pub(crate) left_behind: Vec<LeftBehind>,
     /// Connections that have got their session and may have packets that were held.
     pub(crate) ready: Vec<ConnId>,
     /// Sessions whose search for retained messages goes on with the next timeout.
@@ -63,6 +66,7 @@ impl Hub {
             claims: BTreeMap::new(),
             waiters: VecDeque::new(),
             wills: Vec::new(),
+            left_behind: Vec::new(),
             ready: Vec::new(),
             backlog: VecDeque::new(),
             fired: Vec::new(),

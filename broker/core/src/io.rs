@@ -339,6 +339,8 @@ pub struct Delivery {
 pub struct Target {
     /// The subscriber's handle as it stands in the topic table.
     pub subscriber: headgate_topics::Subscriber,
+    /// The group of a Shared Subscription that it gets the message as a member of; 0 = none.
+    pub group: u32,
 }
 
 /// "Give me the session of this client."

@@ -17,9 +17,9 @@
 //!
 //! **Choices that the standard leaves open.** Overlapping subscriptions of a client get one PUBLISH
 //! with the highest QoS and all Subscription Identifiers (§3.3.4). QoS 0 messages are not kept for
-//! clients that aren't connected. A full queue drops what arrives, not what waits. A QoS 0 message
-//! may overtake messages with QoS > 0 that wait for the client's acknowledgements. Messages of one
-//! publisher stay in order for as long as its connection lasts.
+//! clients that aren't connected. A full queue drops what arrives, not what waits. Control packets go
+//! at once; of the messages that wait, those with QoS > 0 go ahead of those with QoS 0, eight for one;
+//! messages of one publisher with the same QoS stay in order for as long as its connection lasts.
 #![forbid(unsafe_code)]
 
 mod acks;
@@ -36,9 +36,12 @@ mod limits;
 mod message;
 mod options;
 mod publish;
+mod reasons;
+mod replay;
 mod retained;
 mod route;
 mod session;
+mod share;
 mod slots;
 mod subscribe;
 mod takeover;
@@ -54,14 +57,16 @@ pub use limits::{CoreConfig, CoreLimits, RetainedLimits};
 pub use message::Message;
 pub use retained::{Retained, RetainedFull};
 pub use session::Session;
+pub use share::ShareStrategy;
 
 use close::End;
 use conns::State;
 use counters::add;
 use hub::Hub;
+use share::Shares;
 
 /// The worker that an entry of the topic table belongs to.
-pub fn worker_of(subscriber: Subscriber) -> WorkerSlot {
+fn worker_of(subscriber: Subscriber) -> WorkerSlot {
     slots::Handle(subscriber.id()).worker()
 }
 
@@ -72,6 +77,8 @@ pub struct Shared {
     pub topics: Table,
     /// All retained messages.
     pub retained: Retained,
+    /// The groups of Shared Subscriptions.
+    shares: Shares,
 }
 
 impl Shared {
@@ -80,6 +87,29 @@ impl Shared {
         Self {
             topics: Table::new(seed),
             retained: Retained::new(retained),
+            shares: Shares::default(),
+        }
+    }
+
+    /// The same with another way of choosing among the members of a group.
+    #[must_use]
+    pub fn with_strategy(self, strategy: ShareStrategy) -> Self {
+        Self {
+            shares: Shares::new(strategy),
+            ..self
+        }
+    }
+
+    /// A worker has lost its sessions: nobody is to find their subscriptions any more.
+    pub fn forget_worker(&self, worker: WorkerSlot) {
+        self.topics.remove_where(|entry| worker_of(entry) == worker);
+        self.shares.forget_worker(&self.topics, worker);
+    }
+
+    fn remove(&self, subscription: &session::Subscription, handle: slots::Handle) {
+        match subscription.group {
+            0 => drop(self.topics.unsubscribe(&subscription.filter, handle.0)),
+            group => self.shares.leave(&self.topics, group, handle),
         }
     }
 }
@@ -127,6 +157,9 @@ impl Core {
         }
         if !self.hub.ready.is_empty() {
             self.take_held(out);
+        }
+        if !self.hub.left_behind.is_empty() {
+            self.hand_on(out);
         }
         if !self.hub.wills.is_empty() {
             self.publish_wills(out);

@@ -1,5 +1,7 @@
 //! Configuration and limits. Every limit has a default and states its worst case.
 
+use headgate_codec::ReasonCode;
+
 use crate::WorkerSlot;
 
 /// What one worker's core has to know.
@@ -23,6 +25,9 @@ pub struct CoreConfig {
     /// looked at; if this is off, every CONNECT is refused (0x87), because no authentication is
     /// configured.
     pub allow_anonymous: bool,
+    /// Topic Filters, as they are written, that nobody may subscribe to, and the Reason Code that SUBACK
+    /// has for them.
+    pub denied_filters: (Vec<String>, ReasonCode),
     /// Limits.
     pub limits: CoreLimits,
 }
@@ -38,6 +43,7 @@ impl CoreConfig {
             workers,
             seed,
             allow_anonymous: true,
+            denied_filters: (Vec::new(), ReasonCode::NOT_AUTHORIZED),
             limits: CoreLimits::default(),
         }
     }
@@ -62,6 +68,9 @@ pub struct CoreLimits {
     /// Longest silence of a client, seconds (3,600): applies to Keep Alive 0 in every version,
     /// and in 5.0 also when 1.5 × Keep Alive is more (the client is told by Server Keep Alive).
     pub idle_ceiling_s: u32,
+    /// Longest Keep Alive of a client of 5.0, seconds (65,535): one that asks for more, or for none, is
+    /// told this much by Server Keep Alive.
+    pub keep_alive_max_s: u16,
     /// Session Expiry Interval, seconds (604,800: a week): a longer one is shortened, and 3.x
     /// with Clean Session 0 gets this one. `u32::MAX` = sessions may last for ever.
     pub session_expiry_max_s: u32,
@@ -105,6 +114,7 @@ impl Default for CoreLimits {
             client_id_bytes: 256,
             connect_timeout_s: 10,
             idle_ceiling_s: 3_600,
+            keep_alive_max_s: u16::MAX,
             session_expiry_max_s: 7 * 24 * 3_600,
             held_packets: 64,
             packet_bytes: 256 * 1024,

@@ -18,6 +18,9 @@ impl Options {
     pub(crate) const OVERLAPS: u8 = 1 << 5;
     /// Messages with QoS > 0 are recorded for the session before they are acknowledged.
     pub(crate) const PERSISTENT: u8 = 1 << 6;
+    /// In the topic table: a group of a Shared Subscription, not a session. In a delivery: its session
+    /// gets it as a member of a group.
+    pub(crate) const SHARED: u8 = 1 << 7;
 
     pub(crate) fn new(options: SubscriptionOptions, has_id: bool) -> Self {
         let flag = |on: bool, bit: u8| if on { bit } else { 0 };

@@ -12,6 +12,7 @@ use crate::{
     message::Fanout,
     options::Options,
     session::deliver_to,
+    share::{GroupId, group_of},
     slots::{Handle, Slot, Slots},
 };
 
@@ -35,7 +36,7 @@ pub(crate) struct Plans {
 }
 
 impl Plans {
-    fn push(&mut self, subscriber: Subscriber) {
+    fn push(&mut self, subscriber: Subscriber, group: GroupId) {
         let worker = Handle(subscriber.id()).worker();
         let index = usize::from(worker.0);
         if self.by_worker.len() <= index {
@@ -45,7 +46,7 @@ impl Plans {
         if targets.is_empty() {
             self.used.push(worker);
         }
-        targets.push(Target { subscriber });
+        targets.push(Target { subscriber, group });
     }
 }
 
@@ -82,7 +83,16 @@ impl Core {
             merge(matched, publisher, merged);
             matched = merged;
         }
-        for subscriber in matched {
+        for &entry in matched {
+            let (mut subscriber, mut group) = (entry, 0);
+            if Options(entry.options()).has(Options::SHARED) {
+                group = group_of(entry);
+                // [MQTT-4.8.2-4]: to one of them.
+                let Some(member) = hub.shared.shares.pick(group) else {
+                    continue;
+                };
+                subscriber = member;
+            }
             let (handle, options) = (Handle(subscriber.id()), Options(subscriber.options()));
             // [MQTT-3.8.3-3]
             if options.has(Options::NO_LOCAL) && handle == publisher {
@@ -93,12 +103,13 @@ impl Core {
                     &mut hub.slots,
                     &mut hub.env,
                     fan,
-                    (handle, options, me),
+                    (handle, options, group),
+                    me,
                     plans,
                     out,
                 );
             } else {
-                plans.push(*subscriber);
+                plans.push(subscriber, group);
             }
         }
         let remote = send_plans(plans, &mut hub.env, fan, origin, receipt, out);
@@ -106,6 +117,26 @@ impl Core {
             matched: true,
             remote,
         }
+    }
+
+    /// Delivers a message to one member of a group.
+    pub(crate) fn deliver_to_member(
+        &mut self,
+        fan: &mut Fanout<'_>,
+        member: Subscriber,
+        group: GroupId,
+        out: &mut Vec<Output>,
+    ) {
+        let Self { hub, plans, .. } = self;
+        let me = hub.config.worker;
+        let (handle, options) = (Handle(member.id()), Options(member.options()));
+        if handle.worker() == me {
+            let (slots, env) = (&mut hub.slots, &mut hub.env);
+            deliver_here(slots, env, fan, (handle, options, group), me, plans, out);
+        } else {
+            plans.push(member, group);
+        }
+        send_plans(plans, &mut hub.env, fan, None, None, out);
     }
 
     /// A delivery from another worker.
@@ -119,9 +150,11 @@ impl Core {
         add(&mut hub.env.counters.mesh_in, 1);
         let before = hub.env.last_persist;
         let mut fan = Fanout::of_message(&delivery.message, hub.env.now);
-        for Target { subscriber } in &delivery.targets {
-            let target = (Handle(subscriber.id()), Options(subscriber.options()), from);
-            deliver_here(&mut hub.slots, &mut hub.env, &mut fan, target, plans, out);
+        for Target { subscriber, group } in &delivery.targets {
+            let options = Options(subscriber.options());
+            let target = (Handle(subscriber.id()), options, *group);
+            let (slots, env) = (&mut hub.slots, &mut hub.env);
+            deliver_here(slots, env, &mut fan, target, from, plans, out);
         }
         // Sent on without a receipt: the message is with its session's new home, in memory.
         add(
@@ -141,7 +174,8 @@ fn deliver_here(
     slots: &mut Slots,
     env: &mut Env,
     fan: &mut Fanout<'_>,
-    (mut handle, options, from): (Handle, Options, WorkerSlot),
+    (mut handle, options, group): (Handle, Options, GroupId),
+    from: WorkerSlot,
     plans: &mut Plans,
     out: &mut Vec<Output>,
 ) {
@@ -152,16 +186,16 @@ fn deliver_here(
                 // What the old home sends is in order; all else has to wait for the fences.
                 match &session.fence {
                     Some(fence) if fence.via != from => {
-                        session.hold(env, fan.message(), options, out)
+                        session.hold(env, fan.message(), (options, group), out)
                     }
-                    _ => session.deliver(env, fan, options, out),
+                    _ => session.deliver(env, fan, (options, group), out),
                 }
                 return;
             }
             Some(Slot::Moved(forward)) => {
                 handle = forward.to;
                 if handle.worker() != me {
-                    return plans.push(Subscriber::new(handle.0, options.0));
+                    return plans.push(Subscriber::new(handle.0, options.0), group);
                 }
             }
             _ => break,

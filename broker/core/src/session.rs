@@ -10,6 +10,7 @@ use crate::{
     env::Env,
     message::Message,
     options::Options,
+    share::{GroupId, MemberState},
     slots::{Handle, WaitingTakeover},
 };
 
@@ -39,6 +40,8 @@ pub struct Session {
     /// Messages with QoS > 0 that may be on their way.
     pub(crate) send_quota: u16,
     pub(crate) version: Version,
+    /// The client wants Reason Strings in acknowledgements (§3.1.2.11.7).
+    pub(crate) problem_info: bool,
     /// Topic Aliases that may be sent to the client on this connection; 0 = none.
     pub(crate) alias_max: u16,
     pub(crate) aliases: Option<Box<Aliases>>,
@@ -46,6 +49,8 @@ pub struct Session {
     pub(crate) will: Option<Box<PendingWill>>,
     pub(crate) flow: Option<Box<Flow>>,
     pub(crate) fence: Option<Box<Fenced>>,
+    /// Present once it has been a member of a group.
+    pub(crate) share: Option<Arc<MemberState>>,
 }
 
 /// A subscription of a session.
@@ -54,6 +59,8 @@ pub(crate) struct Subscription {
     pub(crate) filter: Box<str>,
     /// Subscription Identifier; 0 = none.
     pub(crate) id: u32,
+    /// The group of a Shared Subscription; 0 = it is none.
+    pub(crate) group: GroupId,
     pub(crate) options: Options,
 }
 
@@ -67,15 +74,17 @@ pub(crate) struct PendingWill {
 /// Messages on their way to and from the client.
 #[derive(Debug, Default)]
 pub(crate) struct Flow {
-    /// Not sent yet, in order.
+    /// With QoS > 0, not sent yet, in order.
     pub(crate) queue: VecDeque<Waiting>,
     /// Sent and not acknowledged, in the order of sending \[MQTT-4.6.0-5\].
     pub(crate) inflight: VecDeque<Inflight>,
     /// How many of `inflight`, from its front, were sent on this connection.
     pub(crate) sent: usize,
-    /// QoS 0 messages in `queue`.
-    pub(crate) waiting_qos0: u32,
-    /// Memory of `queue` and `inflight`, bytes.
+    /// The same for QoS 0.
+    pub(crate) queue_qos0: VecDeque<Waiting>,
+    /// Messages with QoS > 0 that went ahead of one with QoS 0 since the last one of these.
+    pub(crate) ahead_of_qos0: u8,
+    /// Memory of the queues and `inflight`, bytes.
     pub(crate) bytes: u32,
     pub(crate) last_packet_id: u16,
     /// Incoming QoS 2 messages that were accepted and not released, sorted.
@@ -91,6 +100,8 @@ pub(crate) struct Waiting {
     pub(crate) ids: Ids,
     /// Sequence of its `Queued` record; 0 = none.
     pub(crate) queued: u64,
+    /// The group that the session got it as a member of; 0 = none.
+    pub(crate) group: GroupId,
     pub(crate) qos: QoS,
     pub(crate) retain: bool,
 }
@@ -105,6 +116,8 @@ pub(crate) struct Inflight {
     pub(crate) message: Option<Arc<Message>>,
     pub(crate) ids: Ids,
     pub(crate) queued: u64,
+    /// As in [`Waiting`].
+    pub(crate) group: GroupId,
     pub(crate) packet_id: PacketId,
     pub(crate) qos: QoS,
     pub(crate) retain: bool,
@@ -136,6 +149,8 @@ pub(crate) struct Fenced {
 pub(crate) struct Held {
     pub(crate) message: Arc<Message>,
     pub(crate) options: Options,
+    /// As in [`Waiting`].
+    pub(crate) group: GroupId,
     /// Sequence of its `Queued` record; 0 = none.
     pub(crate) queued: u64,
 }
@@ -156,12 +171,14 @@ impl Session {
             packet_bytes_max: u32::MAX,
             send_quota: 1,
             version: Version::V5,
+            problem_info: true,
             alias_max: 0,
             aliases: None,
             subscriptions: Vec::new(),
             will: None,
             flow: None,
             fence: None,
+            share: None,
         }
     }
 
@@ -240,12 +257,14 @@ impl Session {
         }
     }
 
-    /// Subscription Identifiers of all subscriptions that match \[MQTT-3.3.4-4\].
-    pub(crate) fn matching_ids(&self, topic: &str) -> Ids {
+    /// Subscription Identifiers of all subscriptions that match \[MQTT-3.3.4-4\]; for a member of a
+    /// `group` that of the one subscription.
+    pub(crate) fn matching_ids(&self, topic: &str, group: GroupId) -> Ids {
         let ids: Box<[u32]> = self
             .subscriptions
             .iter()
-            .filter(|s| s.id != 0 && headgate_topics::filter_matches(&s.filter, topic))
+            .filter(|s| s.id != 0 && s.group == group)
+            .filter(|s| group != 0 || headgate_topics::filter_matches(&s.filter, topic))
             .map(|s| s.id)
             .collect();
         (!ids.is_empty()).then_some(ids)
@@ -255,9 +274,34 @@ impl Session {
 /// A time that doesn't come.
 pub(crate) const NEVER: Time = Time(u64::MAX);
 
+/// Messages with QoS > 0 that go ahead of one with QoS 0, if both wait.
+const AHEAD_OF_QOS0_MAX: u8 = 8;
+
 impl Flow {
+    /// Messages that haven't been sent.
+    pub(crate) fn waiting(&self) -> usize {
+        self.queue.len() + self.queue_qos0.len()
+    }
+
+    /// The next message to be sent, with at most `quota` on their way. What has to be acknowledged
+    /// goes first, but nothing starves: eight of these let one with QoS 0 pass.
+    pub(crate) fn next(&mut self, quota: usize) -> Option<Waiting> {
+        let may_go = !self.queue.is_empty()
+            && self.sent == self.inflight.len()
+            && self.inflight.len() < quota;
+        if self.queue_qos0.is_empty() || may_go && self.ahead_of_qos0 < AHEAD_OF_QOS0_MAX {
+            if !may_go {
+                return None;
+            }
+            self.ahead_of_qos0 = self.ahead_of_qos0.saturating_add(1);
+            return self.queue.pop_front();
+        }
+        self.ahead_of_qos0 = 0;
+        self.queue_qos0.pop_front()
+    }
+
     fn is_idle(&self) -> bool {
-        self.queue.is_empty()
+        self.waiting() == 0
             && self.inflight.is_empty()
             && self.received.is_empty()
             && self.replays.is_empty()

@@ -12,12 +12,17 @@ use crate::{
     counters::{add, sub},
     hub::{Hub, levels},
     options::{Options, filters_overlap},
+    reasons,
     session::{Replay, Subscription},
+    share,
 };
 
 /// A session with more subscriptions takes it for granted that a new filter overlaps one of them:
 /// to look at all would cost more than the merging does.
 const OVERLAP_SEARCH_MAX: usize = 32;
+
+/// A SUBACK with a Reason String and without Reason Codes is shorter.
+const EXPLANATION_BYTES: usize = 128;
 
 impl Hub {
     /// SUBSCRIBE: each filter by itself, one answer for all \[MQTT-3.8.4-5\].
@@ -28,6 +33,13 @@ impl Hub {
         packet: &Subscribe,
         out: &mut Vec<Output>,
     ) {
+        // [MQTT-3.8.3-4]
+        let is_wrong = |(filter, options): &(Text, SubscriptionOptions)| {
+            options.no_local && filter.as_str().starts_with("$share/")
+        };
+        if packet.filters.iter().any(is_wrong) {
+            return self.protocol_error(conn, ReasonCode::PROTOCOL_ERROR, out);
+        }
         let before = self.env.last_persist;
         let mut reasons = Vec::with_capacity(packet.filters.len());
         for (filter, options) in &packet.filters {
@@ -42,7 +54,7 @@ impl Hub {
         // [MQTT-3.8.4-1] [MQTT-3.8.4-2] [MQTT-3.9.3-1]
         let suback = SubAck {
             packet_id: packet.packet_id,
-            properties: ReasonProperties::default(),
+            properties: self.explained(slot, &reasons),
             reasons,
         };
         self.acknowledge_long(conn, slot, &Packet::SubAck(Box::new(suback)), before, out);
@@ -78,6 +90,20 @@ impl Hub {
         );
     }
 
+    /// A Reason String for the first error, if the client wants it and has room for it
+    /// \[MQTT-3.1.2-29\] \[MQTT-3.9.2-1\].
+    fn explained(&mut self, slot: u32, reasons: &[ReasonCode]) -> ReasonProperties {
+        let error = reasons.iter().find(|reason| reason.0 >= 0x80);
+        let text = error.and_then(|reason| reasons::explain(*reason));
+        let wants = self.slots.session(slot).is_some_and(|s| {
+            s.problem_info && s.packet_bytes_max as usize >= reasons.len() + EXPLANATION_BYTES
+        });
+        ReasonProperties {
+            reason_string: text.filter(|_| wants).map(Text::from),
+            ..ReasonProperties::default()
+        }
+    }
+
     fn acknowledge_long(
         &mut self,
         conn: ConnId,
@@ -103,11 +129,18 @@ impl Hub {
         out: &mut Vec<Output>,
     ) -> ReasonCode {
         let text = filter.as_str();
-        if text.starts_with("$share/") || text == "$share" {
-            return ReasonCode::SHARED_SUBSCRIPTIONS_NOT_SUPPORTED;
-        }
-        if headgate_topics::validate_filter(text).is_err() {
+        let Ok(of_group) = share::parse(text) else {
             return ReasonCode::TOPIC_FILTER_INVALID;
+        };
+        if headgate_topics::validate_filter(of_group.unwrap_or(text)).is_err() {
+            return ReasonCode::TOPIC_FILTER_INVALID;
+        }
+        let (denied, reason) = &self.config.denied_filters;
+        if denied
+            .iter()
+            .any(|denied| *denied == of_group.unwrap_or(text))
+        {
+            return *reason;
         }
         let Self {
             env, slots, shared, ..
@@ -130,15 +163,24 @@ impl Hub {
             .with(Options::PERSISTENT, session.is_persistent())
             .with(
                 Options::OVERLAPS,
-                overlaps(&session.subscriptions, text, existing),
-            );
-        // The entry is replaced in one step: nothing is lost between [MQTT-3.8.4-4].
-        shared
-            .topics
-            .subscribe(text, Subscriber::new(session.handle.0, options.0));
+                of_group.is_none() && overlaps(&session.subscriptions, text, existing),
+            )
+            .with(Options::SHARED, of_group.is_some());
+        let entry = Subscriber::new(session.handle.0, options.0);
+        let mut group = 0;
+        if let Some(filter) = of_group {
+            let state = session.member_state();
+            group = shared
+                .shares
+                .join(&shared.topics, (text, filter), entry, state);
+        } else {
+            // The entry is replaced in one step: nothing is lost between [MQTT-3.8.4-4].
+            shared.topics.subscribe(text, entry);
+        }
         let subscription = Subscription {
             filter: text.into(),
             id,
+            group,
             options,
         };
         if let Some(index) = existing {
@@ -154,9 +196,13 @@ impl Hub {
             subscription_id: (id != 0).then_some(id),
         };
         session.persist(env, record, out);
-        // [MQTT-3.3.1-9] [MQTT-3.3.1-10] [MQTT-3.3.1-11]
-        if requested.retain_handling == 0 || (requested.retain_handling == 1 && existing.is_none())
-        {
+        // [MQTT-3.3.1-9] [MQTT-3.3.1-10] [MQTT-3.3.1-11]; none for a Shared Subscription (§4.8.2).
+        let is_wanted = match requested.retain_handling {
+            0 => true,
+            1 => existing.is_none(),
+            _ => false,
+        };
+        if is_wanted && of_group.is_none() {
             session.replay_retained(text, id, requested.qos, !shared.retained.is_empty());
         }
         // [MQTT-3.8.4-7]: what is asked for is granted.
@@ -165,7 +211,10 @@ impl Hub {
 
     fn unsubscribe(&mut self, slot: u32, filter: &Text, out: &mut Vec<Output>) -> ReasonCode {
         let text = filter.as_str();
-        if headgate_topics::validate_filter(text).is_err() {
+        let is_valid = share::parse(text).is_ok_and(|of_group| {
+            headgate_topics::validate_filter(of_group.unwrap_or(text)).is_ok()
+        });
+        if !is_valid {
             return ReasonCode::TOPIC_FILTER_INVALID;
         }
         let Self {
@@ -182,9 +231,9 @@ impl Hub {
         else {
             return ReasonCode::NO_SUBSCRIPTION_EXISTED;
         };
-        session.subscriptions.swap_remove(index);
+        let subscription = session.subscriptions.swap_remove(index);
         sub(&mut env.counters.subscriptions, 1);
-        shared.topics.unsubscribe(text, session.handle.0);
+        shared.remove(&subscription, session.handle);
         if let Some(flow) = &mut session.flow {
             flow.replays.retain(|r| *r.filter != *text);
         }
@@ -225,7 +274,7 @@ fn overlaps(subscriptions: &[Subscription], filter: &str, existing: Option<usize
     let others = subscriptions
         .iter()
         .enumerate()
-        .filter(|(i, _)| Some(*i) != existing);
+        .filter(|(i, s)| Some(*i) != existing && s.group == 0);
     others
         .into_iter()
         .any(|(_, s)| filters_overlap(&s.filter, filter))

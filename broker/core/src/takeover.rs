@@ -73,7 +73,7 @@ impl Hub {
         session.handle = self.slots.handle(slot);
         session.epoch = epoch;
         session.armed = NEVER;
-        repoint(&mut session, &self.shared.topics, former);
+        repoint(&mut session, &self.shared, former);
         add(&mut self.env.counters.sessions, 1);
         add(
             &mut self.env.counters.subscriptions,

@@ -46,6 +46,28 @@ words! {
 }
 
 words! {
+    /// Which member of a Shared Subscription gets a message.
+    SharedSubscriptions {
+        /// Each in its turn.
+        RoundRobin = "round_robin",
+        /// The same one for as long as it is connected.
+        Sticky = "sticky",
+        /// The one with the fewest messages that wait or are not acknowledged.
+        LeastQueued = "least_queued",
+    }
+}
+
+words! {
+    /// The Reason Code for a filter that is denied.
+    DeniedReason {
+        /// 0x87.
+        NotAuthorized = "not_authorized",
+        /// 0x80.
+        Unspecified = "unspecified",
+    }
+}
+
+words! {
     /// The least severe events that are logged.
     LogLevel {
         /// What makes the broker useless.
@@ -281,10 +303,22 @@ sections! {
         /// 1.5 × Keep Alive is more (those of 5.0 are told a shorter one: Server Keep Alive, MQTT
         /// 5.0 §3.2.2.3.14). It is also QUIC's max_idle_timeout (RFC 9000 §10.1).
         idle_ceiling_s: u32 = 3_600, 5..=604_800;
+        /// Longest Keep Alive, seconds: clients of 5.0 that ask for more, or for none, are told this much
+        /// (Server Keep Alive, §3.2.2.3.14).
+        keep_alive_max_s: u16 = 65_535, 1..=65_535;
         /// Longest Session Expiry Interval, seconds; a longer one is shortened (5.0: the client is
         /// told), and sessions of 3.1.1 with Clean Session 0 get this one. 4_294_967_295 = sessions may
         /// last for ever.
         session_expiry_max_s: u32 = 604_800;
+        /// Which member of a Shared Subscription ($share/…) gets a message, of those that are connected:
+        /// each in its turn, always the same one, or the one with the fewest messages that wait or are not
+        /// acknowledged.
+        shared_subscriptions: SharedSubscriptions = SharedSubscriptions::RoundRobin;
+        /// Topic Filters that nobody may subscribe to, exactly as they are written here. A wider filter
+        /// still matches their topics: this is no access control.
+        denied_filters: Vec<String> = Vec::new();
+        /// What SUBACK says of them to clients of 5.0: not_authorized (0x87) or unspecified (0x80).
+        denied_filter_reason: DeniedReason = DeniedReason::NotAuthorized;
     }
     /// How the broker is looked after.
     admin: AdminConfig {

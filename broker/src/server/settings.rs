@@ -1,7 +1,7 @@
 //! From the configuration to what each part wants to know.
 
 use crate::{
-    config::Config,
+    config::{Config, DeniedReason, SharedSubscriptions},
     keys::Keys,
     limits::AdmissionLimits,
     net::{
@@ -9,11 +9,12 @@ use crate::{
         tls::{self, QuicSettings, TlsError, TlsIdentity},
     },
 };
+use headgate_codec::ReasonCode;
 use headgate_common::{
     cid::CidKeys,
     route::{Router, Steering},
 };
-use headgate_core::{CoreConfig, RetainedLimits, WorkerSlot};
+use headgate_core::{CoreConfig, RetainedLimits, ShareStrategy, Shared, WorkerSlot};
 use quinn_proto::{Endpoint, EndpointConfig, ServerConfig};
 use ring::rand::{SecureRandom, SystemRandom};
 use std::{
@@ -41,11 +42,20 @@ pub(super) fn admission(config: &Config) -> AdmissionLimits {
     }
 }
 
-pub(super) fn retained(config: &Config) -> RetainedLimits {
+fn retained(config: &Config) -> RetainedLimits {
     RetainedLimits {
         messages: config.limits.retained_messages,
         bytes: config.limits.retained_bytes,
     }
+}
+
+pub(super) fn shared(config: &Config, keys: &Keys) -> Shared {
+    let strategy = match config.mqtt.shared_subscriptions {
+        SharedSubscriptions::RoundRobin => ShareStrategy::RoundRobin,
+        SharedSubscriptions::Sticky => ShareStrategy::Sticky,
+        SharedSubscriptions::LeastQueued => ShareStrategy::LeastQueued,
+    };
+    Shared::new(keys.topic_seed(), retained(config)).with_strategy(strategy)
 }
 
 pub(super) fn router(keys: &Keys, node: u16, slots: &[u8]) -> Router {
@@ -77,6 +87,11 @@ pub(super) fn core(
     core.epoch = epoch;
     core.incarnation = incarnation as u8;
     core.allow_anonymous = config.mqtt.allow_anonymous;
+    let denied = match config.mqtt.denied_filter_reason {
+        DeniedReason::NotAuthorized => ReasonCode::NOT_AUTHORIZED,
+        DeniedReason::Unspecified => ReasonCode::UNSPECIFIED_ERROR,
+    };
+    core.denied_filters = (config.mqtt.denied_filters.clone(), denied);
     let from = &config.limits;
     let to = &mut core.limits;
     to.sessions = from.sessions_per_worker;
@@ -91,6 +106,7 @@ pub(super) fn core(
     to.topic_levels = from.topic_levels;
     to.topic_aliases = from.topic_aliases;
     to.connect_timeout_s = config.mqtt.connect_timeout_s;
+    to.keep_alive_max_s = config.mqtt.keep_alive_max_s;
     to.idle_ceiling_s = config.mqtt.idle_ceiling_s;
     to.session_expiry_max_s = config.mqtt.session_expiry_max_s;
     Ok(core)

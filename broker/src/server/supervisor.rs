@@ -78,7 +78,7 @@ impl Workshop {
         Ok(Self {
             metrics,
             mesh: Mesh::new(count),
-            shared: Arc::new(Shared::new(keys.topic_seed(), settings::retained(config))),
+            shared: Arc::new(settings::shared(config, keys)),
             config: Arc::clone(config),
             start,
             node_epoch: settings::node_epoch(),
@@ -138,9 +138,7 @@ impl Workshop {
             metrics.connections[transport].store(0);
         }
         self.directory.forget_worker(slot);
-        self.shared
-            .topics
-            .remove_where(|entry| headgate_core::worker_of(entry) == slot);
+        self.shared.forget_worker(slot);
         for other in (0..self.mesh.workers())
             .map(|n| WorkerSlot(n as u8))
             .filter(|n| *n != slot)

@@ -3,8 +3,9 @@
 
 use bytes::{Bytes, BytesMut};
 use headgate_codec::{
-    Ack, Connect, ConnectProperties, Disconnect, Packet, PacketId, Publish, PublishProperties, QoS,
-    ReasonCode, Subscribe, SubscriptionOptions, Text, Unsubscribe, Version, decode,
+    Ack, Connect, ConnectProperties, Disconnect, DisconnectProperties, Packet, PacketId, Publish,
+    PublishProperties, QoS, ReasonCode, Subscribe, SubscriptionOptions, Text, Unsubscribe, Version,
+    decode,
 };
 use headgate_core::{
     Completion, ConnId, Core, CoreConfig, Counters, Frame, Input, Mesh, OpId, Output, Owner, Peer,
@@ -68,7 +69,10 @@ impl World {
     }
 
     pub fn with(workers: u8, retained: RetainedLimits, change: impl Fn(&mut CoreConfig)) -> Self {
-        let shared = Arc::new(Shared::new([1, 2], retained));
+        Self::sharing(workers, Arc::new(Shared::new([1, 2], retained)), change)
+    }
+
+    pub fn sharing(workers: u8, shared: Arc<Shared>, change: impl Fn(&mut CoreConfig)) -> Self {
         let all: Vec<WorkerSlot> = (0..workers).map(WorkerSlot).collect();
         let node = |worker: &WorkerSlot| {
             let mut config = CoreConfig::new(*worker, all.clone(), [7, u64::from(worker.0)]);
@@ -410,8 +414,26 @@ impl World {
         self.handle(worker, Input::Malformed { conn, reason });
     }
 
-    /// What the client reads now.
+    /// What the client reads now. A DISCONNECT comes without its Reason String, which says the same in words.
     pub fn read(&mut self, id: Id) -> Vec<Packet> {
+        let mut packets = self.read_all(id);
+        for packet in &mut packets {
+            if let Packet::Disconnect(d) = packet {
+                let is_explanation = |p: &DisconnectProperties| {
+                    let expected = DisconnectProperties {
+                        reason_string: p.reason_string.clone(),
+                        ..DisconnectProperties::default()
+                    };
+                    p.reason_string.is_some() && *p == expected
+                };
+                d.properties.take_if(|p| is_explanation(p));
+            }
+        }
+        packets
+    }
+
+    /// What the client reads now, as it is.
+    pub fn read_all(&mut self, id: Id) -> Vec<Packet> {
         let wire = &mut self.wires[id];
         let mut bytes: Bytes = wire.unread.split().freeze();
         let mut packets = Vec::new();

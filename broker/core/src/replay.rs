@@ -1,0 +1,107 @@
+//! Retained messages for new subscriptions (MQTT 5.0 §3.8.4).
+
+use headgate_codec::QoS;
+use std::sync::Arc;
+
+use crate::{
+    ConnId, Output, Retained, Session,
+    counters::add,
+    env::Env,
+    message::Message,
+    session::{Flow, Ids, Waiting},
+};
+
+/// Retained messages read from the store at a time.
+const REPLAY_PORTION: usize = 32;
+
+impl Session {
+    /// Retained messages for new subscriptions, straight from the store: they never wait in the
+    /// queue, so a filter that matches many costs no memory.
+    pub(crate) fn replay(
+        &mut self,
+        env: &mut Env,
+        flow: &mut Flow,
+        conn: ConnId,
+        retained: &Retained,
+        out: &mut Vec<Output>,
+    ) -> bool {
+        let mut reads = 0;
+        while !flow.replays.is_empty() {
+            if flow.waiting() > 0
+                || flow.sent < flow.inflight.len()
+                || self.unsent >= env.limits.send_buffer_bytes
+            {
+                return false;
+            }
+            let Some(replay) = flow.replays.front_mut() else {
+                return false;
+            };
+            let room = match replay.qos {
+                QoS::AtMostOnce => REPLAY_PORTION,
+                _ => usize::from(self.send_quota)
+                    .saturating_sub(flow.inflight.len())
+                    .min(REPLAY_PORTION),
+            };
+            if room == 0 {
+                return false;
+            }
+            if reads == 4 {
+                return true;
+            }
+            reads += 1;
+            let (found, next) =
+                retained.matching(&replay.filter, replay.after.as_deref(), room, env.now);
+            let (id, qos) = (replay.id, replay.qos);
+            replay.after = next;
+            let mut is_done = replay.after.is_none();
+            let last = found.len();
+            for (i, message) in found.into_iter().enumerate() {
+                let topic = message.topic.clone();
+                self.send_retained(env, flow, conn, (message, id, qos), out);
+                // A portion of large messages ends when the connection has enough.
+                if self.unsent >= env.limits.send_buffer_bytes && i + 1 < last {
+                    is_done = false;
+                    if let Some(replay) = flow.replays.front_mut() {
+                        replay.after = Some(topic.as_str().into());
+                    }
+                    break;
+                }
+            }
+            if is_done {
+                flow.replays.pop_front();
+            }
+        }
+        false
+    }
+
+    fn send_retained(
+        &mut self,
+        env: &mut Env,
+        flow: &mut Flow,
+        conn: ConnId,
+        (message, id, granted): (Arc<Message>, u32, QoS),
+        out: &mut Vec<Output>,
+    ) {
+        // [MQTT-3.8.4-8]
+        let qos = message.qos.min(granted);
+        let queued = self.record(env, &message, qos, out);
+        let ids: Ids = (id != 0).then(|| Box::from([id]));
+        add(&mut env.counters.retained_out, 1);
+        flow.bytes += message.cost();
+        // §3.3.1.3: RETAIN is 1, whatever Retain As Published says.
+        self.encode_and_send(
+            env,
+            flow,
+            conn,
+            Waiting {
+                message,
+                ids,
+                queued,
+                group: 0,
+                qos,
+                retain: true,
+            },
+            out,
+        );
+    }
+}
