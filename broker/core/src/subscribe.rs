@@ -7,7 +7,7 @@ use headgate_codec::{
 use headgate_topics::Subscriber;
 
 use crate::{
-    ConnId, Output, Record, Session,
+    ConnId, Output, Record, Session, Shared,
     conns::AckBody,
     counters::{add, sub},
     hub::{Hub, levels},
@@ -166,17 +166,7 @@ impl Hub {
                 of_group.is_none() && overlaps(&session.subscriptions, text, existing),
             )
             .with(Options::SHARED, of_group.is_some());
-        let entry = Subscriber::new(session.handle.0, options.0);
-        let mut group = 0;
-        if let Some(filter) = of_group {
-            let state = session.member_state();
-            group = shared
-                .shares
-                .join(&shared.topics, (text, filter), entry, state);
-        } else {
-            // The entry is replaced in one step: nothing is lost between [MQTT-3.8.4-4].
-            shared.topics.subscribe(text, entry);
-        }
+        let group = shared.enter(session, (text, of_group), options);
         let subscription = Subscription {
             filter: text.into(),
             id,
@@ -245,6 +235,26 @@ impl Hub {
             out,
         );
         ReasonCode::SUCCESS
+    }
+}
+
+impl Shared {
+    /// Puts a subscription into the topic table, or into its group; the group.
+    fn enter(
+        &self,
+        session: &mut Session,
+        (whole_filter, of_group): (&str, Option<&str>),
+        options: Options,
+    ) -> share::GroupId {
+        let entry = Subscriber::new(session.handle.0, options.0);
+        let Some(filter) = of_group else {
+            // The entry is replaced in one step: nothing is lost between [MQTT-3.8.4-4].
+            self.topics.subscribe(whole_filter, entry);
+            return 0;
+        };
+        let state = session.member_state();
+        self.shares
+            .join(&self.topics, (whole_filter, filter), entry, state)
     }
 }
 
