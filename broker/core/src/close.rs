@@ -62,7 +62,7 @@ impl Hub {
                 self.disconnected(slot, end, out);
             }
             State::Connecting(slot) => self.abandon(slot),
-            State::New | State::Free => {}
+            State::New | State::Authenticating | State::Free => {}
         }
         match (end, said) {
             (End::Lost, _) => {}
@@ -98,7 +98,7 @@ impl Hub {
         };
         add(&mut self.env.counters.protocol_errors, 1);
         match c.state {
-            State::Connecting(slot) => match self.connecting_version(slot) {
+            State::Authenticating | State::Connecting(_) => match self.early_version(conn) {
                 Some(version) => self.refuse(conn, version, reason, out),
                 None => self.close(conn, End::Silent(reason), out),
             },

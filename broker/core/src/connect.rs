@@ -52,13 +52,18 @@ impl Hub {
     pub(crate) fn on_connect(
         &mut self,
         conn: ConnId,
-        mut connect: Box<Connect>,
+        connect: Box<Connect>,
         out: &mut Vec<Output>,
     ) {
-        let assigned = connect.client_id.as_bytes().is_empty();
-        if let Err(reason) = self.check(&connect) {
-            return self.refuse(conn, connect.version, reason, out);
+        match self.check(&connect) {
+            Ok(()) => self.authenticate(conn, connect, out),
+            Err(reason) => self.refuse(conn, connect.version, reason, out),
         }
+    }
+
+    /// It is known who the client is: a place is reserved, and the session acquired.
+    pub(crate) fn admit(&mut self, conn: ConnId, mut connect: Box<Connect>, out: &mut Vec<Output>) {
+        let assigned = connect.client_id.as_bytes().is_empty();
         let client_id = if assigned {
             self.make_client_id()
         } else {
@@ -188,13 +193,6 @@ impl Hub {
         if id.len() > usize::from(self.env.limits.client_id_bytes) {
             add(&mut self.env.counters.limit_client_id, 1);
             return Err(ReasonCode::CLIENT_IDENTIFIER_NOT_VALID);
-        }
-        // [MQTT-4.12.0-1]
-        if connect.properties.authentication_method.is_some() {
-            return Err(ReasonCode::BAD_AUTHENTICATION_METHOD);
-        }
-        if !self.config.allow_anonymous {
-            return Err(ReasonCode::NOT_AUTHORIZED);
         }
         match &connect.will {
             Some(will) if !self.is_topic_name(&will.topic) => Err(ReasonCode::TOPIC_NAME_INVALID),
@@ -383,6 +381,11 @@ impl Hub {
         add(&mut env.counters.connects_accepted, 1);
         add(&mut env.counters.sessions_resumed, u64::from(present));
 
+        // [MQTT-4.12.0-5] [MQTT-4.12.0-6]
+        let (authentication_method, authentication_data) = match &mut c.auth {
+            Some(auth) => auth.for_connack(),
+            None => (None, None),
+        };
         let properties = ConnAckProperties {
             session_expiry_s: (session.expiry_s != requested_s).then_some(session.expiry_s),
             receive_maximum: Some(env.limits.receive_maximum.max(1)),
@@ -391,6 +394,8 @@ impl Hub {
             // [MQTT-3.2.2-17] [MQTT-3.2.2-18]: absent means none.
             topic_alias_maximum: (env.limits.topic_aliases > 0).then_some(env.limits.topic_aliases),
             server_keep_alive_s: keep_alive.server_s,
+            authentication_method,
+            authentication_data,
             ..ConnAckProperties::default()
         };
         let connack = Packet::ConnAck(Box::new(ConnAck {

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use headgate_codec::{Packet, PacketId, ReasonCode};
 use std::collections::VecDeque;
 
-use crate::{ConnId, OpId, Time};
+use crate::{ConnId, OpId, Time, auth::AuthState};
 
 /// What a connection is to the core.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -14,6 +14,8 @@ pub(crate) enum State {
     Free,
     /// Open; CONNECT hasn't come.
     New,
+    /// CONNECT has come; it is being found out whose it is.
+    Authenticating,
     /// CONNECT has come; the place in the session slab that is reserved for it.
     Connecting(u32),
     /// CONNACK was sent; its session's place.
@@ -36,6 +38,8 @@ pub(crate) struct Conn {
     pub(crate) open_publishes: u16,
     /// Reasons for not reading from it.
     pub(crate) paused: u8,
+    /// What its client may use, as the authentication says; 0 = the default.
+    pub(crate) quota_class: u8,
     /// Serial of the next acknowledgement.
     pub(crate) ack_serial: u32,
     #[expect(
@@ -44,6 +48,7 @@ pub(crate) struct Conn {
     )]
     pub(crate) acks: Option<Box<VecDeque<PendingAck>>>,
     pub(crate) held: Option<Box<HeldPackets>>,
+    pub(crate) auth: Option<Box<AuthState>>,
 }
 
 /// CONNECT is being completed.

@@ -32,6 +32,8 @@ counters! {
     connects_accepted,
     /// CONNECT packets that were refused.
     connects_refused,
+    /// Authentications that failed, of CONNECT packets and on connections that were up.
+    authentications_failed,
     /// Sessions that were resumed.
     sessions_resumed,
     /// Sessions that ended because their expiry interval had passed.

@@ -93,7 +93,7 @@ impl Hub {
     }
 
     /// A packet before CONNECT is completed: kept for later, within bounds.
-    pub(crate) fn hold(&mut self, conn: ConnId, slot: u32, packet: Packet, out: &mut Vec<Output>) {
+    pub(crate) fn hold(&mut self, conn: ConnId, packet: Packet, out: &mut Vec<Output>) {
         // [MQTT-3.1.0-2]
         if let Packet::Connect(second) = &packet {
             let version = second.version;
@@ -109,7 +109,7 @@ impl Hub {
             return held.packets.push_back(packet);
         }
         add(&mut self.env.counters.limit_held_packets, 1);
-        if let Some(version) = self.connecting_version(slot) {
+        if let Some(version) = self.early_version(conn) {
             self.refuse(conn, version, ReasonCode::QUOTA_EXCEEDED, out);
         }
     }

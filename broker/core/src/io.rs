@@ -4,7 +4,7 @@ use bytes::Bytes;
 use headgate_codec::{AliasedPublish, Packet, PacketId, ReasonCode, Text};
 use std::{net::SocketAddr, sync::Arc};
 
-use crate::{Session, message::Message};
+use crate::{AuthResult, AuthStep, Session, message::Message};
 
 /// Milliseconds since the process started. The core has no clock: the driver says the time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -175,6 +175,15 @@ pub enum Completion {
         /// `Ok`: the claim holds. `Err`: someone else is the owner (now).
         result: Result<(), Option<Owner>>,
     },
+    /// The answer to an [`Output::Authenticate`].
+    Authenticated {
+        /// The step's operation.
+        op: OpId,
+        /// Whose it is.
+        conn: ConnId,
+        /// Granted, refused, or more is needed.
+        result: AuthResult,
+    },
 }
 
 /// Everything that the core wants done. One executor (the worker's driver) does it, in order.
@@ -234,6 +243,16 @@ pub enum Output {
         expected: Option<Owner>,
         /// The new owner; `None` removes the entry.
         new: Option<Owner>,
+    },
+    /// Find out who a client is. Until the completion names the operation, the connection waits,
+    /// at most for `connect_timeout_s`; after a [`Output::Close`] no completion is needed.
+    Authenticate {
+        /// This operation.
+        op: OpId,
+        /// Whose client.
+        conn: ConnId,
+        /// What the client shows.
+        step: AuthStep,
     },
 }
 

@@ -24,6 +24,7 @@
 
 mod acks;
 mod alias;
+mod auth;
 mod close;
 mod connect;
 mod conns;
@@ -51,6 +52,7 @@ use headgate_codec::{Packet, ReasonCode};
 use headgate_topics::{Cache, Subscriber, Table};
 use std::sync::Arc;
 
+pub use auth::{AuthResult, AuthStep, Credentials, Granted};
 pub use counters::Counters;
 pub use io::*;
 pub use limits::{CoreConfig, CoreLimits, RetainedLimits};
@@ -145,6 +147,9 @@ impl Core {
             Input::Completed(Completion::Claimed { op, result }) => {
                 self.hub.on_claimed(op, result, out)
             }
+            Input::Completed(Completion::Authenticated { op, conn, result }) => {
+                self.hub.on_authenticated((op, conn), result, out)
+            }
             Input::Opened { conn, peer: _ } => self.hub.opened(conn, out),
             Input::Closed { conn } => self.hub.close(conn, End::Lost, out),
             Input::Malformed { conn, reason } => self.hub.on_malformed(conn, reason, out),
@@ -190,7 +195,8 @@ impl Core {
                 self.on_publish(conn, slot, &publish, out)
             }
             (State::Up(slot), packet) => hub.on_session_packet(conn, slot, packet, out),
-            (State::Connecting(slot), packet) => hub.hold(conn, slot, packet, out),
+            (State::Authenticating, packet) => hub.on_packet_early(conn, packet, out),
+            (State::Connecting(_), packet) => hub.hold(conn, packet, out),
             (_, Packet::Connect(connect)) => hub.on_connect(conn, connect, out),
             // [MQTT-3.1.0-1]; no DISCONNECT before CONNACK [MQTT-3.14.0-1].
             _ => {
@@ -245,8 +251,8 @@ impl Hub {
             Packet::Subscribe(packet) => self.on_subscribe(conn, slot, &packet, out),
             Packet::Unsubscribe(packet) => self.on_unsubscribe(conn, slot, &packet, out),
             Packet::Disconnect(packet) => self.on_disconnect(conn, slot, &packet, out),
-            // A second CONNECT [MQTT-3.1.0-2], AUTH without a method [MQTT-4.12.0-7], and what
-            // only servers send.
+            Packet::Auth(packet) => self.on_auth(conn, &packet, out),
+            // A second CONNECT [MQTT-3.1.0-2], and what only servers send.
             _ => self.protocol_error(conn, ReasonCode::PROTOCOL_ERROR, out),
         }
     }

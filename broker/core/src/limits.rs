@@ -21,9 +21,9 @@ pub struct CoreConfig {
     /// Secret random number, for client identifiers that the server assigns. It has to come from
     /// the operating system's random source and be different for each worker and start.
     pub seed: [u64; 2],
-    /// Accept clients without authentication. User Name and Password are then accepted and not
-    /// looked at; if this is off, every CONNECT is refused (0x87), because no authentication is
-    /// configured.
+    /// Let clients in without asking who they are, if they show nothing: no User Name, no
+    /// Password, no Authentication Method, no certificate. All others, and everybody if this is
+    /// off, become an [`Output::Authenticate`](crate::Output::Authenticate).
     pub allow_anonymous: bool,
     /// Topic Filters, as they are written, that nobody may subscribe to, and the Reason Code that SUBACK
     /// has for them.

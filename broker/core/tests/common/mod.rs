@@ -8,8 +8,8 @@ use headgate_codec::{
     Connect, DisconnectProperties, Packet, QoS, ReasonCode, SubscriptionOptions, Version, decode,
 };
 use headgate_core::{
-    Completion, ConnId, Core, CoreConfig, Counters, Frame, Input, Mesh, OpId, Output, Owner, Peer,
-    RetainedLimits, Shared, Time, Transport, WorkerSlot,
+    AuthResult, AuthStep, Completion, ConnId, Core, CoreConfig, Counters, Frame, Input, Mesh, OpId,
+    Output, Owner, Peer, RetainedLimits, Shared, Time, Transport, WorkerSlot,
 };
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -63,6 +63,17 @@ pub struct World {
     pub storage_stuck: bool,
     pub shared: Arc<Shared>,
     pub persisted: u64,
+    /// Authentications that the test has to answer, with [`World::answer`].
+    pub asked: VecDeque<Asked>,
+}
+
+/// An authentication that waits for its answer.
+#[derive(Clone, Debug)]
+pub struct Asked {
+    pub worker: usize,
+    pub op: OpId,
+    pub conn: ConnId,
+    pub step: AuthStep,
 }
 
 impl World {
@@ -97,6 +108,7 @@ impl World {
             storage_stuck: false,
             shared: Arc::clone(&shared),
             persisted: 0,
+            asked: VecDeque::new(),
         }
     }
 
@@ -149,7 +161,30 @@ impl World {
                 self.persisted += 1;
             }
             claim @ Output::Claim { .. } => self.nodes[worker].claims.push_back(claim),
+            Output::Authenticate { op, conn, step } => self.asked.push_back(Asked {
+                worker,
+                op,
+                conn,
+                step,
+            }),
         }
+    }
+
+    /// Answers the oldest authentication.
+    pub fn answer(&mut self, result: AuthResult) -> AuthStep {
+        let asked = self
+            .asked
+            .pop_front()
+            .expect("nobody is to be authenticated");
+        self.answer_to(&asked, result);
+        asked.step
+    }
+
+    /// Answers an authentication, even if nobody waits for that any more.
+    pub fn answer_to(&mut self, asked: &Asked, result: AuthResult) {
+        let (op, conn) = (asked.op, asked.conn);
+        let answer = Completion::Authenticated { op, conn, result };
+        self.handle(asked.worker, Input::Completed(answer));
     }
 
     fn wire(&mut self, worker: usize, conn: ConnId) -> Option<&mut Wire> {
