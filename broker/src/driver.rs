@@ -1,6 +1,7 @@
 //! Executes the outputs of the core, in order, and brings the completions back as inputs.
 
 use crate::{
+    auth::desk::Desk,
     cluster::Directory,
     mesh::{Mesh, Post},
     metrics::{MessageDrop, WorkerMetrics},
@@ -46,6 +47,7 @@ pub struct Driver {
     completions: Vec<Completion>,
     store: Box<dyn Store>,
     directory: Arc<dyn Directory>,
+    desk: Desk,
     mesh: Arc<Mesh>,
     spools: Vec<Spool>,
     spooled: usize,
@@ -61,6 +63,7 @@ impl Driver {
         core: Core,
         store: Box<dyn Store>,
         directory: Arc<dyn Directory>,
+        desk: Desk,
         mesh: Arc<Mesh>,
         metrics: Arc<WorkerMetrics>,
     ) -> Self {
@@ -73,6 +76,7 @@ impl Driver {
             completions: Vec::new(),
             store,
             directory,
+            desk,
             mesh,
             spools,
             spooled: 0,
@@ -83,6 +87,9 @@ impl Driver {
 
     /// Tells the core something and does what it wants done.
     pub fn input(&mut self, conns: &mut Conns, input: Input, now: Time) {
+        if let Input::Closed { conn } = input {
+            self.desk.forget(conn);
+        }
         self.core.handle(input, now, &mut self.out);
         self.execute(conns, now);
     }
@@ -95,6 +102,19 @@ impl Driver {
     /// What the core has counted.
     pub fn counters(&self) -> &Counters {
         self.core.counters()
+    }
+
+    /// Takes the answers of the threads that check passwords.
+    pub fn authenticated(&mut self, conns: &mut Conns, now: Time) {
+        if self.desk.has_answers() {
+            self.desk.answers(&mut self.completions);
+            self.execute(conns, now);
+        }
+    }
+
+    /// Whether those threads have answered something.
+    pub fn has_authenticated(&self) -> bool {
+        self.desk.has_answers()
     }
 
     /// Whether something waits for room in another worker's ring.
@@ -135,6 +155,7 @@ impl Driver {
         match output {
             Output::Send { conn, frame } => conns.send(conn, frame),
             Output::Close { conn, reason } => {
+                self.desk.forget(conn);
                 if let Some(conn) = conns.get(conn) {
                     conn.closing = Some(reason);
                     conn.open = false;
@@ -173,6 +194,9 @@ impl Driver {
             } => {
                 self.directory
                     .claim(op, client_id, expected, new, &mut self.completions);
+            }
+            Output::Authenticate { op, conn, step } => {
+                self.completions.extend(self.desk.step(op, conn, step));
             }
         }
     }

@@ -178,6 +178,11 @@ impl Keys {
         [key.k0, key.k1]
     }
 
+    /// Makes the salts that names get in SCRAM which are no user's; they have to stay.
+    pub fn scram_secret(&self) -> [u8; 32] {
+        self.expand(&[b"SCRAM salts of nobody"])
+    }
+
     fn cid_key(&self, epoch: u32) -> SipKey {
         SipKey::from_bytes(self.expand(&[b"connection ID MAC", &epoch.to_be_bytes()]))
     }

@@ -1,6 +1,7 @@
 //! headgate: an MQTT broker for the edge, over QUIC and TCP.
 
 pub mod admin;
+pub mod auth;
 pub mod cli;
 pub mod cluster;
 pub mod config;

@@ -44,6 +44,8 @@ pub enum Limit {
     RetainedMessages,
     /// Bytes of retained messages in all.
     RetainedBytes,
+    /// Passwords that are being checked, all workers together.
+    PasswordChecks,
 }
 
 impl Limit {
@@ -54,7 +56,7 @@ impl Limit {
     /// closed. Streams beyond the limit are STREAM_LIMIT_ERROR (RFC 9000 §4.6).
     pub fn reason(self) -> ReasonCode {
         match self {
-            Self::Connections => ReasonCode::SERVER_BUSY,
+            Self::Connections | Self::PasswordChecks => ReasonCode::SERVER_BUSY,
             Self::HandshakesPerSecond => ReasonCode::CONNECTION_RATE_EXCEEDED,
             Self::ClientIdBytes => ReasonCode::CLIENT_IDENTIFIER_NOT_VALID,
             Self::PacketBytesMax => ReasonCode::PACKET_TOO_LARGE,
@@ -87,6 +89,7 @@ impl Label for Limit {
         Self::ReceiveMaximum,
         Self::RetainedMessages,
         Self::RetainedBytes,
+        Self::PasswordChecks,
     ];
 
     fn text(self) -> &'static str {
@@ -104,6 +107,7 @@ impl Label for Limit {
             Self::ReceiveMaximum => "receive_maximum",
             Self::RetainedMessages => "retained_messages",
             Self::RetainedBytes => "retained_bytes",
+            Self::PasswordChecks => "password_checks",
         }
     }
 

@@ -20,7 +20,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use crate::limits::Limit;
+use crate::{auth::Method, limits::Limit};
 
 /// A number that the worker adds to (a counter) or sets (a gauge).
 #[derive(Debug, Default)]
@@ -166,6 +166,11 @@ worker_metrics! {
     Counter accept_errors: Number = "headgate_accept_errors_total",
     /// What a limit refused, by the limit's key in the configuration.
     Counter refused: PerLabel<Limit> = "headgate_refused_total",
+    /// CONNECT packets that were refused.
+    Counter connects_refused: Number = "headgate_connects_refused_total",
+    /// Authentications that failed, by what was to tell who the client is. (Passwords that could not be checked
+    /// because too many wait are in `headgate_refused_total`.)
+    Counter authentications_failed: PerLabel<Method> = "headgate_authentications_failed_total",
     /// PUBLISH packets received from clients.
     Counter messages_received: PerLabel<Qos> = "headgate_messages_received_total",
     /// PUBLISH packets sent to clients, retransmissions included.

@@ -7,6 +7,7 @@ mod supervisor;
 mod vacant;
 
 use crate::{
+    auth::{Chain, users::UsersError},
     cluster::LocalDirectory,
     config::{Config, UdpGro},
     kernel::KernelError,
@@ -60,6 +61,9 @@ pub enum ServerError {
     /// The certificate or its key can't be used.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// The password file can't be used.
+    #[error(transparent)]
+    Users(#[from] UsersError),
     /// The kernel part was demanded (`kernel.mode`) and can't be had.
     #[error(transparent)]
     Kernel(#[from] KernelError),
@@ -71,6 +75,9 @@ pub enum ServerError {
         /// What the system said.
         source: io::Error,
     },
+    /// A thread that checks passwords could not be started.
+    #[error("can't start the threads that check passwords: {0}")]
+    Auth(io::Error),
     /// Nothing to listen on.
     #[error("no listener is configured: set listen.quic or listen.tcp")]
     NoListener,
@@ -148,6 +155,8 @@ impl Server {
             Some(_) => Some(TlsIdentity::load(&config.tls.certificate, &config.tls.key)?),
             None => None,
         };
+        let anonymous = config.mqtt.allow_anonymous;
+        let chain = Chain::load(&config.auth, anonymous, keys.scram_secret())?;
         let sockets = bind(&config, count)?;
         let listeners = listeners(&sockets);
         let kernel = Arc::new(start_kernel(&config, &keys, (&sockets, &listeners), &cpus)?);
@@ -155,7 +164,9 @@ impl Server {
         metrics.register_kernel(move || reader.counters());
         let directory = Arc::new(LocalDirectory::default());
         let parts = (start, count);
-        let workshop = Workshop::new(&config, &keys, identity.as_ref(), parts, metrics, directory)?;
+        let mut workshop =
+            Workshop::new(&config, &keys, identity.as_ref(), parts, metrics, directory)?;
+        workshop.authenticate_by(chain).map_err(ServerError::Auth)?;
         let workshop = Arc::new(workshop);
         let mut workers = Vec::with_capacity(count);
         for (index, sockets) in sockets.into_iter().enumerate() {

@@ -4,6 +4,8 @@ use std::{fs, path::Path};
 
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 
+use crate::auth::users::Users;
+
 use super::{ConfigError, KernelMode, Loaded, Problem, Steering};
 
 /// What no single key can say.
@@ -62,11 +64,13 @@ fn listeners(findings: &mut Findings<'_>) {
 
 fn clients(findings: &mut Findings<'_>) {
     let config = &findings.loaded.config;
+    let auth = &config.auth;
     findings.add(
-        !config.mqtt.allow_anonymous,
+        !config.mqtt.allow_anonymous && auth.password_file.as_os_str().is_empty() && !auth.certificate,
         ("mqtt", "allow_anonymous"),
-        "nobody could connect: there is no authentication yet, and anonymous clients are not allowed",
-        "set mqtt.allow_anonymous = true if everybody who can reach the listeners is trusted, \
+        "nobody could connect: anonymous clients are not allowed, and no authentication is configured",
+        "make a password file with `headgate passwd -c FILE USER` and set auth.password_file, or \
+         set mqtt.allow_anonymous = true if everybody who can reach the listeners is trusted, \
          or try it with `headgate run --dev`",
     );
     findings.add(
@@ -112,10 +116,22 @@ pub fn check_files(loaded: &Loaded) -> Result<(), ConfigError> {
         problems.extend(certificate(loaded));
         problems.extend(key(loaded));
     }
+    problems.extend(password_file(loaded));
     match problems.is_empty() {
         true => Ok(()),
         false => Err(ConfigError { problems }),
     }
+}
+
+fn password_file(loaded: &Loaded) -> Option<Problem> {
+    let path = &loaded.config.auth.password_file;
+    if path.as_os_str().is_empty() {
+        return None;
+    }
+    let error = Users::load(path).err()?;
+    let origin = loaded.origin("auth", "password_file");
+    let help = "`headgate passwd` writes password files and changes them";
+    Some(Problem::new(error.to_string(), origin, help))
 }
 
 fn certificate(loaded: &Loaded) -> Option<Problem> {

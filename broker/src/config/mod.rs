@@ -13,7 +13,7 @@ pub use check::check_files;
 pub use error::{ConfigError, Location, Origin, Problem};
 pub use load::{Flag, Loaded, Sources};
 pub use sections::{
-    AdminConfig, Config, DeniedReason, KernelConfig, KernelMode, LimitsConfig, ListenConfig,
+    AdminConfig, AuthConfig, Config, DeniedReason, KernelConfig, KernelMode, LimitsConfig, ListenConfig,
     LogConfig, LogFormat, LogLevel, MqttConfig, NodeConfig, SharedSubscriptions, ShutdownConfig,
     Steering, TlsConfig, UdpGro,
 };

@@ -290,12 +290,15 @@ sections! {
         retained_messages: u32 = 100_000;
         /// Memory of all retained messages, bytes. More: as above.
         retained_bytes: u64 = 268_435_456, 0..=1_099_511_627_776;
+        /// Passwords that are being checked or wait for that, all workers together. More: CONNACK
+        /// 0x89. Each holds a CONNECT packet.
+        password_checks: u32 = 1_024, 1..=65_536;
     }
     /// The protocol.
     mqtt: MqttConfig {
-        /// Let in whoever connects. There is no other authentication in this version: with false
-        /// the broker does not start. Set it to true only where everybody who can reach the
-        /// listeners is trusted.
+        /// Let in whoever connects and shows nothing. User Names and Passwords are looked at only with
+        /// an auth.password_file. With false one of the ways in [auth] is needed. Set it to true only
+        /// where everybody who can reach the listeners is trusted.
         allow_anonymous: bool = false;
         /// Time for a client from opening a connection to CONNECT, seconds. Later: closed.
         connect_timeout_s: u32 = 10, 1..=300;
@@ -319,6 +322,21 @@ sections! {
         denied_filters: Vec<String> = Vec::new();
         /// What SUBACK says of them to clients of 5.0: not_authorized (0x87) or unspecified (0x80).
         denied_filter_reason: DeniedReason = DeniedReason::NotAuthorized;
+    }
+    /// Who clients are. They are asked in this order: the client's certificate, SCRAM, the password
+    /// file; whom none of them knows is let in or not by mqtt.allow_anonymous. Failures are counted
+    /// in headgate_authentications_failed_total{method="…"}.
+    auth: AuthConfig {
+        /// Password file; `headgate passwd` writes it. It allows User Name and Password (CONNACK 0x86
+        /// where they are wrong) and, in MQTT 5.0, AUTH with SCRAM-SHA-256. It is read at start.
+        /// "" = none.
+        password_file: PathBuf = PathBuf::new();
+        /// The name in a client's certificate is its User Name. Of meaning on listeners that ask for
+        /// certificates.
+        certificate: bool = false;
+        /// Threads that check passwords, which takes tens of milliseconds each. Worst case: each needs
+        /// the memory of one hash, 19 MiB for those that `headgate passwd` makes.
+        threads: u16 = 2, 1..=64;
     }
     /// How the broker is looked after.
     admin: AdminConfig {

@@ -5,6 +5,7 @@ use super::{
     settings::{self, QuicParts},
 };
 use crate::{
+    auth::{Chain, desk::Desk, pool::Pool},
     cluster::Directory,
     config::Config,
     keys::Keys,
@@ -52,6 +53,8 @@ pub(super) struct Workshop {
     start: Instant,
     node_epoch: u32,
     directory: Arc<dyn Directory>,
+    chain: Arc<Chain>,
+    pool: Option<Arc<Pool>>,
     admission: Arc<Admission>,
     router: Arc<Router>,
     quic: Option<QuicParts>,
@@ -83,12 +86,26 @@ impl Workshop {
             start,
             node_epoch: settings::node_epoch(),
             directory,
+            chain: Arc::default(),
+            pool: None,
             admission: Admission::new(settings::admission(config), start),
             router: Arc::new(settings::router(keys, config.node.id, &slots)),
             quic,
             incarnations: AtomicU32::new(0),
             controls: (0..count).map(|_| Arc::default()).collect(),
         })
+    }
+
+    /// Says who clients are; without, nobody is let in who has to be asked about. Starts the
+    /// threads that check passwords, if there are any to be checked.
+    pub fn authenticate_by(&mut self, chain: Chain) -> io::Result<()> {
+        if chain.needs_pool() {
+            let threads = usize::from(self.config.auth.threads);
+            let jobs_max = self.config.limits.password_checks as usize;
+            self.pool = Some(Arc::new(Pool::start(threads, jobs_max, &self.mesh)?));
+        }
+        self.chain = Arc::new(chain);
+        Ok(())
     }
 
     /// The supervisor's word to a worker.
@@ -119,6 +136,12 @@ impl Workshop {
             core: Core::new(core, Arc::clone(&self.shared)),
             store: Box::new(MemoryStore::default()),
             directory: Arc::clone(&self.directory),
+            desk: Desk::new(
+                slot,
+                Arc::clone(&self.chain),
+                self.pool.clone(),
+                Arc::clone(self.metrics.worker(slot.0)),
+            ),
             mesh: Arc::clone(&self.mesh),
             admission: Arc::clone(&self.admission),
             metrics: Arc::clone(self.metrics.worker(slot.0)),

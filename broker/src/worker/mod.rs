@@ -10,6 +10,7 @@ mod publish;
 mod serve;
 
 use crate::{
+    auth::desk::Desk,
     cluster::Directory,
     driver::Driver,
     limits::Admission,
@@ -129,6 +130,8 @@ pub struct Parts {
     pub store: Box<dyn Store>,
     /// Who owns which session.
     pub directory: Arc<dyn Directory>,
+    /// Who clients are.
+    pub desk: Desk,
     /// Rings to the other workers.
     pub mesh: Arc<Mesh>,
     /// Limits that all workers share.
@@ -234,6 +237,7 @@ impl Worker {
                 parts.core,
                 parts.store,
                 parts.directory,
+                parts.desk,
                 Arc::clone(&parts.mesh),
                 metrics,
             ),
@@ -276,6 +280,7 @@ impl Worker {
         self.metrics.loop_turns.inc();
         self.obey(clock);
         self.mail(clock);
+        self.driver.authenticated(&mut self.conns, clock.time());
         self.udp(clock);
         self.accept(clock);
         self.timers(clock);
@@ -490,6 +495,7 @@ impl Worker {
             || !self.again.is_empty()
             || self.conns.has_scheduled()
             || self.mesh.has_mail(self.slot)
+            || self.driver.has_authenticated()
     }
 
     fn sleep(&mut self) -> io::Result<()> {

@@ -28,6 +28,7 @@ impl Published {
         grow! {
             metrics.packets_received => packets_in,
             metrics.packets_malformed => protocol_errors,
+            metrics.connects_refused => connects_refused,
             metrics.messages_received[Qos::Qos0] => publish_in_qos0,
             metrics.messages_received[Qos::Qos1] => publish_in_qos1,
             metrics.messages_received[Qos::Qos2] => publish_in_qos2 publish_in_repeated,

@@ -1,6 +1,7 @@
 //! Several cores, a directory, a mesh and clients, with a clock that the test turns.
 #![expect(dead_code, reason = "each test file uses its part of the harness")]
 
+mod auth;
 mod packets;
 
 use bytes::{Bytes, BytesMut};
@@ -8,8 +9,8 @@ use headgate_codec::{
     Connect, DisconnectProperties, Packet, QoS, ReasonCode, SubscriptionOptions, Version, decode,
 };
 use headgate_core::{
-    AuthResult, AuthStep, Completion, ConnId, Core, CoreConfig, Counters, Frame, Input, Mesh, OpId,
-    Output, Owner, Peer, RetainedLimits, Shared, Time, Transport, WorkerSlot,
+    Completion, ConnId, Core, CoreConfig, Counters, Frame, Input, Mesh, OpId, Output, Owner, Peer,
+    RetainedLimits, Shared, Time, Transport, WorkerSlot,
 };
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -64,16 +65,7 @@ pub struct World {
     pub shared: Arc<Shared>,
     pub persisted: u64,
     /// Authentications that the test has to answer, with [`World::answer`].
-    pub asked: VecDeque<Asked>,
-}
-
-/// An authentication that waits for its answer.
-#[derive(Clone, Debug)]
-pub struct Asked {
-    pub worker: usize,
-    pub op: OpId,
-    pub conn: ConnId,
-    pub step: AuthStep,
+    pub asked: VecDeque<auth::Asked>,
 }
 
 impl World {
@@ -161,30 +153,8 @@ impl World {
                 self.persisted += 1;
             }
             claim @ Output::Claim { .. } => self.nodes[worker].claims.push_back(claim),
-            Output::Authenticate { op, conn, step } => self.asked.push_back(Asked {
-                worker,
-                op,
-                conn,
-                step,
-            }),
+            Output::Authenticate { op, conn, step } => self.ask(worker, (op, conn), step),
         }
-    }
-
-    /// Answers the oldest authentication.
-    pub fn answer(&mut self, result: AuthResult) -> AuthStep {
-        let asked = self
-            .asked
-            .pop_front()
-            .expect("nobody is to be authenticated");
-        self.answer_to(&asked, result);
-        asked.step
-    }
-
-    /// Answers an authentication, even if nobody waits for that any more.
-    pub fn answer_to(&mut self, asked: &Asked, result: AuthResult) {
-        let (op, conn) = (asked.op, asked.conn);
-        let answer = Completion::Authenticated { op, conn, result };
-        self.handle(asked.worker, Input::Completed(answer));
     }
 
     fn wire(&mut self, worker: usize, conn: ConnId) -> Option<&mut Wire> {
