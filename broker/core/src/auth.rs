@@ -9,7 +9,7 @@ use headgate_codec::{Auth, Connect, Packet, ReasonCode, Text, Version};
 use std::sync::Arc;
 
 use crate::{
-    ConnId, Frame, OpId, Output, Time,
+    ClientCertificate, ConnId, Frame, OpId, Output, Time,
     close::End,
     conns::{PAUSED_CONNECTING, State},
     counters::add,
@@ -29,8 +29,8 @@ pub struct Credentials {
     pub method: Option<Text>,
     /// Authentication Data (5.0).
     pub data: Option<Bytes>,
-    /// The name in the certificate that the client has shown and that was verified.
-    pub certificate: Option<Arc<str>>,
+    /// The certificate that the client has shown, and the transport verified.
+    pub certificate: Option<Arc<ClientCertificate>>,
 }
 
 /// Secrets aren't shown.
@@ -115,7 +115,7 @@ pub(crate) struct AuthState {
 /// An authentication that is under way, or that may begin with CONNECT.
 #[derive(Debug, Default)]
 pub(crate) struct Pending {
-    certificate: Option<Arc<str>>,
+    pub(crate) certificate: Option<Arc<ClientCertificate>>,
     /// The step whose answer hasn't come.
     asked: Option<OpId>,
     /// The CONNECT that waits, and when it came.
@@ -125,6 +125,18 @@ pub(crate) struct Pending {
 }
 
 impl AuthState {
+    /// Of a client that has shown a certificate.
+    pub(crate) fn certified(certificate: Arc<ClientCertificate>) -> Box<Self> {
+        let pending = Pending {
+            certificate: Some(certificate),
+            ..Pending::default()
+        };
+        Box::new(Self {
+            pending: Some(Box::new(pending)),
+            ..Self::default()
+        })
+    }
+
     /// Authentication Method and Authentication Data of CONNACK \[MQTT-4.12.0-5\]. What was needed
     /// for CONNECT alone is forgotten.
     pub(crate) fn for_connack(&mut self) -> (Option<Text>, Option<Bytes>) {

@@ -8,7 +8,8 @@ use std::{
 };
 
 use crate::{
-    ConnId, CoreConfig, OpId, Output, Receipt, Shared, WorkerSlot,
+    ConnId, CoreConfig, OpId, Output, Peer, Receipt, Shared, WorkerSlot,
+    auth::AuthState,
     close::{DueWill, End},
     connect::Claim,
     conns::{Conns, HeldPackets, PAUSED_UNSENT, State},
@@ -79,12 +80,12 @@ impl Hub {
         }
     }
 
-    pub(crate) fn opened(&mut self, conn: ConnId, out: &mut Vec<Output>) {
+    pub(crate) fn opened(&mut self, conn: ConnId, peer: Peer, out: &mut Vec<Output>) {
         // A place that is used again: what was there is gone.
         if let Some(former) = self.conns.at(conn.index) {
             self.close(former, End::Lost, out);
         }
-        self.conns.open(conn, self.env.now);
+        self.conns.open(conn, self.env.now).auth = peer.certificate.map(AuthState::certified);
         add(&mut self.env.counters.connections, 1);
         if self.is_shut_down {
             return self.close(conn, End::Silent(ReasonCode::SERVER_SHUTTING_DOWN), out);

@@ -5,7 +5,7 @@
 //! ```text
 //!             Input, now            ┌────────────────────┐  Output
 //!  driver ─────────────────────────►│ Core (one worker)  ├──────────► driver
-//!   ▲  Opened Packet Flushed Mesh   │  its connections   │ Send Close Read Mesh Persist Claim
+//!   ▲  Opened Packet Flushed Mesh   │  its connections   │ Send Close Read Mesh Persist Claim Authenticate
 //!   │  Closed Completed Timeout     │  its sessions      │
 //!   └───────────────────────────────│  its timers        │
 //!                                   └─────────┬──────────┘
@@ -150,7 +150,7 @@ impl Core {
             Input::Completed(Completion::Authenticated { op, conn, result }) => {
                 self.hub.on_authenticated((op, conn), result, out)
             }
-            Input::Opened { conn, peer: _ } => self.hub.opened(conn, out),
+            Input::Opened { conn, peer } => self.hub.opened(conn, peer, out),
             Input::Closed { conn } => self.hub.close(conn, End::Lost, out),
             Input::Malformed { conn, reason } => self.hub.on_malformed(conn, reason, out),
             Input::Timeout => {

@@ -5,7 +5,9 @@ mod common;
 use bytes::Bytes;
 use common::*;
 use headgate_codec::{Auth, ConnAck, Connect, Disconnect, Packet, QoS, ReasonCode, Text, Version};
-use headgate_core::{AuthResult, AuthStep, Credentials, Granted, Input, RetainedLimits};
+use headgate_core::{
+    AuthResult, AuthStep, ClientCertificate, Credentials, Granted, Input, RetainedLimits,
+};
 
 /// A server that asks who everybody is.
 fn closed_world(workers: u8) -> World {
@@ -485,4 +487,23 @@ fn a_shutdown_ends_an_authentication() {
     world.answer_to(&late, granted("ann"));
     assert!(world.read(id).is_empty());
     assert_eq!(world.counters(0).connections, 0);
+}
+
+#[test]
+fn a_certificate_is_shown_with_connect() {
+    let mut world = World::new(1);
+    let certificate = std::sync::Arc::new(ClientCertificate {
+        common_name: Some(Text::from("ann")),
+    });
+    let id = world.open_with(0, Some(certificate.clone()));
+    world.send(id, Packet::Connect(Box::new(connect("a"))));
+    // Whoever shows one isn't anonymous, unless it is said so.
+    let credentials = shown(world.answer(granted("ann")));
+    assert_eq!(credentials.certificate, Some(certificate));
+    assert_eq!(connack(world.read_one(id)).reason, ReasonCode::SUCCESS);
+    // It doesn't go on to the next connection.
+    let next = send_connect(&mut world, 0, named("b"));
+    let credentials = shown(world.answer(granted("bob")));
+    assert_eq!(credentials.certificate, None);
+    assert_eq!(connack(world.read_one(next)).reason, ReasonCode::SUCCESS);
 }

@@ -5,7 +5,7 @@ use headgate_codec::ReasonCode;
 use headgate_core::{Credentials, Granted};
 use std::sync::Arc;
 
-/// Takes the name in the certificate for the user's name. Whoever shows a password or an
+/// Takes the Common Name in the certificate for the user's name. Whoever shows a password or an
 /// Authentication Method besides wants to be known by that.
 pub struct Certificate {
     users: Arc<Users>,
@@ -24,7 +24,8 @@ impl Authenticator for Certificate {
     }
 
     fn begin(&self, credentials: &Credentials) -> Verdict {
-        let Some(name) = &credentials.certificate else {
+        let certificate = credentials.certificate.as_deref();
+        let Some(name) = certificate.and_then(|c| c.common_name.as_deref()) else {
             return Verdict::Pass;
         };
         if credentials.method.is_some() || credentials.password.is_some() {
@@ -34,13 +35,13 @@ impl Authenticator for Certificate {
         if credentials
             .user_name
             .as_deref()
-            .is_some_and(|user| user != &**name)
+            .is_some_and(|user| user != name)
         {
             return Verdict::Refused(ReasonCode::BAD_USER_NAME_OR_PASSWORD);
         }
         let quota_class = self.users.get(name).map_or(0, |user| user.quota_class);
         Verdict::Granted(Granted {
-            user_name: Some(Arc::clone(name)),
+            user_name: Some(name.into()),
             quota_class,
             data: None,
         })

@@ -1,7 +1,9 @@
 use super::{desk::Desk, pool::Pool, *};
 use crate::{limits::Limit, mesh::Mesh, metrics::WorkerMetrics};
 use headgate_codec::Text;
-use headgate_core::{AuthResult, AuthStep, Completion, ConnId, OpId, WorkerSlot};
+use headgate_core::{
+    AuthResult, AuthStep, ClientCertificate, Completion, ConnId, OpId, WorkerSlot,
+};
 use std::{fs, path::PathBuf};
 
 /// A password file with one user, ann, whose password is "right" and whose class is 5.
@@ -55,9 +57,14 @@ fn named(name: &str, password: Option<&str>) -> Credentials {
     }
 }
 
+fn certificate(name: &str) -> Option<Arc<ClientCertificate>> {
+    let common_name = Some(Text::from(name));
+    Some(Arc::new(ClientCertificate { common_name }))
+}
+
 fn certified(name: &str) -> Credentials {
     Credentials {
-        certificate: Some(name.into()),
+        certificate: certificate(name),
         ..nothing()
     }
 }
@@ -171,7 +178,7 @@ fn a_certificate_names_its_user_and_nobody_else() {
     assert_eq!(refused(&chain, &other), expected);
     // A password is for the password file, whatever the certificate says.
     let password = Credentials {
-        certificate: Some("device 7".into()),
+        certificate: certificate("device 7"),
         ..named("ann", Some("right"))
     };
     assert_eq!(user(&chain, &password), (Some("ann".into()), 5));

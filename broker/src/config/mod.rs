@@ -13,9 +13,9 @@ pub use check::check_files;
 pub use error::{ConfigError, Location, Origin, Problem};
 pub use load::{Flag, Loaded, Sources};
 pub use sections::{
-    AdminConfig, AuthConfig, Config, DeniedReason, KernelConfig, KernelMode, LimitsConfig, ListenConfig,
-    LogConfig, LogFormat, LogLevel, MqttConfig, NodeConfig, SharedSubscriptions, ShutdownConfig,
-    Steering, TlsConfig, UdpGro,
+    AdminConfig, AuthConfig, Config, DeniedReason, KernelConfig, KernelMode, LimitsConfig,
+    ListenConfig, LogConfig, LogFormat, LogLevel, MqttConfig, NodeConfig, SharedSubscriptions,
+    ShutdownConfig, Steering, TlsConfig, UdpGro,
 };
 
 use crate::limits::AdmissionLimits;

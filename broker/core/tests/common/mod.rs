@@ -9,8 +9,8 @@ use headgate_codec::{
     Connect, DisconnectProperties, Packet, QoS, ReasonCode, SubscriptionOptions, Version, decode,
 };
 use headgate_core::{
-    Completion, ConnId, Core, CoreConfig, Counters, Frame, Input, Mesh, OpId, Output, Owner, Peer,
-    RetainedLimits, Shared, Time, Transport, WorkerSlot,
+    ClientCertificate, Completion, ConnId, Core, CoreConfig, Counters, Frame, Input, Mesh, OpId,
+    Output, Owner, Peer, RetainedLimits, Shared, Time, Transport, WorkerSlot,
 };
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -354,6 +354,10 @@ impl World {
     }
 
     pub fn open(&mut self, worker: usize) -> Id {
+        self.open_with(worker, None)
+    }
+
+    pub fn open_with(&mut self, worker: usize, certificate: Option<Arc<ClientCertificate>>) -> Id {
         let index = self.nodes[worker].conns;
         self.nodes[worker].conns += 1;
         let conn = ConnId {
@@ -377,7 +381,7 @@ impl World {
         let peer = Peer {
             address: ([192, 0, 2, 1], 7).into(),
             transport: Transport::Tcp,
-            certificate: None,
+            certificate,
         };
         self.handle(worker, Input::Opened { conn, peer });
         self.wires.len() - 1
