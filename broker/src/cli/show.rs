@@ -50,9 +50,15 @@ pub(super) fn started(
             "anybody may connect (mqtt.allow_anonymous)".to_owned(),
         );
     } else if !config.auth.password_file.as_os_str().is_empty() {
-        line("clients", format!("users of {}", shown(&config.auth.password_file)));
+        line(
+            "clients",
+            format!("users of {}", shown(&config.auth.password_file)),
+        );
     } else if config.auth.certificate {
-        line("clients", "those with a certificate (auth.certificate)".to_owned());
+        line(
+            "clients",
+            "those with a certificate (auth.certificate)".to_owned(),
+        );
     }
     let http = http.map_or("off".to_owned(), |address| {
         format!("http://{address}/metrics")
