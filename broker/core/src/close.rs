@@ -1,7 +1,7 @@
 //! The end of connections and of sessions, wills (MQTT 5.0 §3.1.2.5), and time.
 
 use headgate_codec::{
-    Disconnect, DisconnectProperties, Packet, ReasonCode, Text, Version, Will, encoded_len,
+    Disconnect, Packet, ReasonCode, Version, Will, encoded_len,
 };
 
 use crate::{
@@ -9,7 +9,6 @@ use crate::{
     conns::{PAUSED_ACKS, State},
     counters::{add, sub},
     hub::Hub,
-    reasons,
     session::{NEVER, Session},
     slots::{Handle, Slot, WaitingTakeover},
     timers::TimerKey,
@@ -56,8 +55,11 @@ impl Hub {
         };
         match gone.state {
             State::Up(slot) => {
+                let explained = said.and_then(|reason| self.explained_end(reason));
                 if let (Some(reason), Some(session)) = (said, self.slots.session(slot)) {
-                    say_goodbye(session, &mut self.env, reason, out);
+                    let properties = explained;
+                    let disconnect = Disconnect { reason, properties };
+                    say_goodbye(session, &mut self.env, disconnect, out);
                 }
                 self.disconnected(slot, end, out);
             }
@@ -396,22 +398,12 @@ fn deadline_of(conn: &crate::conns::Conn, connect_timeout_ms: u64) -> Time {
 fn say_goodbye(
     session: &mut Session,
     env: &mut crate::env::Env,
-    reason: ReasonCode,
+    mut disconnect: Disconnect,
     out: &mut Vec<Output>,
 ) {
     if session.version != Version::V5 {
         return;
     }
-    let explained = reasons::explain(reason).map(|text| {
-        Box::new(DisconnectProperties {
-            reason_string: Some(Text::from(text)),
-            ..DisconnectProperties::default()
-        })
-    });
-    let mut disconnect = Disconnect {
-        reason,
-        properties: explained,
-    };
     // [MQTT-3.14.2-3]
     let whole = Packet::Disconnect(disconnect.clone());
     if encoded_len(&whole, Version::V5) > session.packet_bytes_max as usize {

@@ -114,10 +114,12 @@ impl Hub {
         out: &mut Vec<Output>,
     ) {
         add(&mut self.env.counters.connects_refused, 1);
-        let connack = Packet::ConnAck(Box::new(ConnAck {
+        let mut connack = ConnAck {
             reason,
             ..ConnAck::default()
-        }));
+        };
+        connack.properties.server_reference = self.server_reference(reason);
+        let connack = Packet::ConnAck(Box::new(connack));
         let bytes = self.env.encode(&connack, version);
         out.push(Output::Send {
             conn,
@@ -180,6 +182,9 @@ impl Hub {
     }
 
     fn check(&mut self, connect: &Connect) -> Result<(), ReasonCode> {
+        if let Some(reason) = self.turned_away() {
+            return Err(reason);
+        }
         let id = connect.client_id.as_bytes();
         // MQTT 3.1 knows no empty identifier, 3.1.1 only with Clean Session [MQTT-3.1.3-8].
         let may_be_empty = match connect.version {

@@ -117,6 +117,16 @@ impl Conns {
         })
     }
 
+    /// Places, taken or not.
+    pub(crate) fn places(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether it has its session.
+    pub(crate) fn is_up(&mut self, id: ConnId) -> bool {
+        self.get(id).is_some_and(|c| matches!(c.state, State::Up(_)))
+    }
+
     /// A new connection in the driver's place.
     pub(crate) fn open(&mut self, id: ConnId, now: Time) -> &mut Conn {
         let index = id.index as usize;

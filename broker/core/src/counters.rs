@@ -64,6 +64,10 @@ counters! {
     publish_in_bytes,
     /// Messages that matched no subscription.
     publish_unmatched,
+    /// Messages to topics that clients may not write, `$SYS/…`.
+    publish_denied,
+    /// Packets to clients.
+    packets_out,
     /// Will Messages published.
     wills,
     /// PUBLISH packets to clients with QoS 0.

@@ -101,6 +101,7 @@ impl Session {
     #[inline]
     fn send_frame(&mut self, env: &mut Env, conn: ConnId, frame: Frame, out: &mut Vec<Output>) {
         let len = frame.encoded_len();
+        add(&mut env.counters.packets_out, 1);
         self.unsent += len as u32;
         add(&mut env.counters.publish_out_bytes, len as u64);
         out.push(Output::Send { conn, frame });

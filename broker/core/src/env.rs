@@ -42,12 +42,14 @@ impl Env {
     }
 
     pub(crate) fn encode(&mut self, packet: &Packet, version: Version) -> Bytes {
+        add(&mut self.counters.packets_out, 1);
         encode(packet, version, &mut self.scratch);
         self.scratch.split().freeze()
     }
 
     /// Encodes one packet behind others that [`Env::take_encoded`] will take.
     pub(crate) fn encode_more(&mut self, packet: &Packet, version: Version) {
+        add(&mut self.counters.packets_out, 1);
         encode(packet, version, &mut self.scratch);
     }
 

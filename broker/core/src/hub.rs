@@ -14,6 +14,7 @@ use crate::{
     connect::Claim,
     conns::{Conns, HeldPackets, PAUSED_UNSENT, State},
     counters::add,
+    drain::Draining,
     env::Env,
     share::LeftBehind,
     slots::{Handle, Slots},
@@ -45,6 +46,7 @@ pub(crate) struct Hub {
     pub(crate) sessions_made: u64,
     pub(crate) ids_made: u64,
     pub(crate) is_shut_down: bool,
+    pub(crate) draining: Option<Draining>,
 }
 
 /// What goes on when a Persist has completed.
@@ -75,6 +77,7 @@ impl Hub {
             sessions_made: 0,
             ids_made: 0,
             is_shut_down: false,
+            draining: None,
             config,
             shared,
         }
@@ -224,6 +227,11 @@ impl Hub {
             self.close(conn, End::Server(ReasonCode::SERVER_SHUTTING_DOWN), out);
         }
     }
+}
+
+/// Topics of the server itself: clients read them and don't write them (§4.7.2).
+pub(crate) fn is_reserved(topic: &str) -> bool {
+    topic == "$SYS" || topic.starts_with("$SYS/")
 }
 
 /// Levels of a name or filter.

@@ -158,6 +158,26 @@ pub enum Input {
     Timeout,
     /// The server shuts down: say so to every client (0x8B).
     Shutdown,
+    /// Send the clients to another server and take no new ones; `None` = take them again.
+    Drain(Option<Drain>),
+    /// A retained message of the server itself, QoS 0, for a topic below `$SYS`. It is not recorded.
+    Publish {
+        /// Topic Name.
+        topic: Text,
+        /// Application Message.
+        payload: Bytes,
+    },
+}
+
+/// Where the clients of a node that is drained should go (MQTT 5.0 §4.11).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Drain {
+    /// Server Reference, for example `other.example:8883`.
+    pub server_reference: Option<String>,
+    /// For good (0x9D) rather than for now (0x9C).
+    pub moved: bool,
+    /// Clients of this worker that are sent away, per second; at least ten.
+    pub clients_per_second: u32,
 }
 
 /// The end of an operation that an [`Output`] began.

@@ -30,6 +30,7 @@ mod connect;
 mod conns;
 mod counters;
 mod deliver;
+mod drain;
 mod env;
 mod hub;
 mod io;
@@ -155,10 +156,13 @@ impl Core {
             Input::Malformed { conn, reason } => self.hub.on_malformed(conn, reason, out),
             Input::Timeout => {
                 self.hub.on_timeout(out);
+                self.hub.work_off_drain(out);
                 self.hub.work_off_backlog(out);
             }
             Input::WorkerGone { worker } => self.hub.on_worker_gone(worker, out),
             Input::Shutdown => self.hub.shut_down(out),
+            Input::Drain(drain) => self.hub.on_drain(drain, out),
+            Input::Publish { topic, payload } => self.publish_own(topic, payload, out),
         }
         if !self.hub.ready.is_empty() {
             self.take_held(out);
@@ -176,7 +180,9 @@ impl Core {
         if !self.hub.backlog.is_empty() {
             return Some(self.hub.env.now);
         }
-        self.hub.timers.next()
+        let drain = self.hub.draining.as_ref().map(drain::Draining::next);
+        let drain = drain.filter(|at| *at != session::NEVER);
+        self.hub.timers.next().into_iter().chain(drain).min()
     }
 
     /// What this worker has counted.
@@ -243,6 +249,7 @@ impl Hub {
             Packet::PubComp(ack) => self.on_pubcomp(conn, slot, &ack, out),
             Packet::PingReq => {
                 // [MQTT-3.12.4-1]
+                add(&mut self.env.counters.packets_out, 1);
                 if let Some(session) = self.slots.session(slot) {
                     session.send_bytes(PINGRESP, out);
                 }

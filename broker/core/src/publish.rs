@@ -1,6 +1,7 @@
 //! PUBLISH from clients, and both sides' acknowledgements (MQTT 5.0 §3.3 to §3.7, §4.3).
 
-use headgate_codec::{Ack, Packet, PacketId, Publish, QoS, ReasonCode, Version};
+use bytes::Bytes;
+use headgate_codec::{Ack, Packet, PacketId, Publish, QoS, ReasonCode, Text, Version};
 use std::sync::Arc;
 
 use crate::{
@@ -9,8 +10,9 @@ use crate::{
     close::{DueWill, End},
     conns::AckBody,
     counters::add,
-    hub::Hub,
+    hub::{Hub, is_reserved},
     message::{Fanout, Message},
+    slots::Handle,
 };
 
 impl Core {
@@ -39,6 +41,9 @@ impl Core {
             &mut self.hub.env.counters.publish_in_bytes,
             publish.payload.len() as u64,
         );
+        if is_reserved(&publish.topic) {
+            return self.hub.deny_publish(conn, slot, publish, out);
+        }
         match publish.packet_id {
             None => {
                 add(&mut self.hub.env.counters.publish_in_qos0, 1);
@@ -98,6 +103,24 @@ impl Core {
         hub.acknowledge(conn, slot, body, wait, out);
     }
 
+    /// Publishes a message of the server itself.
+    pub(crate) fn publish_own(&mut self, topic: Text, payload: Bytes, out: &mut Vec<Output>) {
+        let message = Arc::new(Message {
+            topic,
+            payload,
+            qos: QoS::AtMostOnce,
+            retain: true,
+            expires_at: None,
+            properties: None,
+        });
+        let now = self.hub.env.now;
+        if let Err(full) = self.hub.shared.retained.set(&message, now) {
+            self.hub.env.count_retained_full(full);
+        }
+        let mut fan = Fanout::of_message(&message, now);
+        self.route(&mut fan, Handle(0), None, None, out);
+    }
+
     /// Publishes the wills that have become due.
     pub(crate) fn publish_wills(&mut self, out: &mut Vec<Output>) {
         for due in std::mem::take(&mut self.hub.wills) {
@@ -109,6 +132,10 @@ impl Core {
                 sequence,
             } = due;
             let hub = &mut self.hub;
+            if is_reserved(&will.topic) {
+                add(&mut hub.env.counters.publish_denied, 1);
+                continue;
+            }
             add(&mut hub.env.counters.wills, 1);
             let message = Arc::new(Message::from_will(&will, hub.env.now));
             // [MQTT-3.1.2-15]
@@ -149,6 +176,27 @@ impl Hub {
             return Err(ReasonCode::TOPIC_NAME_INVALID);
         }
         Ok(())
+    }
+
+    /// A PUBLISH to a topic that clients only read: answered, and not delivered (§4.7.2).
+    fn deny_publish(
+        &mut self,
+        conn: ConnId,
+        slot: u32,
+        publish: &Publish,
+        out: &mut Vec<Output>,
+    ) {
+        add(&mut self.env.counters.publish_denied, 1);
+        let (Some(packet_id), Some(c)) = (publish.packet_id, self.conns.get(conn)) else {
+            return;
+        };
+        c.open_publishes = c.open_publishes.saturating_add(1);
+        let reason = ReasonCode::NOT_AUTHORIZED;
+        let body = match publish.qos {
+            QoS::ExactlyOnce => AckBody::PubRec(packet_id, reason),
+            _ => AckBody::PubAck(packet_id, reason),
+        };
+        self.acknowledge(conn, slot, body, Wait::default(), out);
     }
 
     /// Takes a PUBLISH with QoS > 0 in, unless it is too many (then the connection is closed) or
