@@ -179,6 +179,10 @@ worker_metrics! {
     Counter messages_dropped: PerLabel<MessageDrop> = "headgate_messages_dropped_total",
     /// MQTT control packets received.
     Counter packets_received: Number = "headgate_packets_received_total",
+    /// MQTT control packets sent.
+    Counter packets_sent: Number = "headgate_packets_sent_total",
+    /// CONNECT packets that were accepted.
+    Counter connects_accepted: Number = "headgate_connects_accepted_total",
     /// Byte sequences that were not MQTT.
     Counter packets_malformed: Number = "headgate_packets_malformed_total",
     /// Bytes of MQTT received.
@@ -206,6 +210,14 @@ worker_metrics! {
     Counter keep_alive_timeouts: Number = "headgate_keep_alive_timeouts_total",
     /// Connections closed because CONNECT did not come in time.
     Counter connect_timeouts: Number = "headgate_connect_timeouts_total",
+    /// Messages of Shared Subscriptions that a member left to another one.
+    Counter messages_handed_on: Number = "headgate_messages_handed_on_total",
+    /// Messages of clients to topics that only the broker writes ($SYS); they are not delivered.
+    Counter messages_denied: Number = "headgate_messages_denied_total",
+    /// Sessions that ended because their Session Expiry Interval had passed.
+    Counter sessions_expired: Number = "headgate_sessions_expired_total",
+    /// Clients that are connected: CONNECT was accepted.
+    Gauge clients: Number = "headgate_clients",
     /// Sessions, connected or not.
     Gauge sessions: Number = "headgate_sessions",
     /// Subscriptions of these sessions.

@@ -4,6 +4,7 @@ mod affinity;
 mod settings;
 mod shield;
 mod supervisor;
+mod sys;
 mod vacant;
 
 use crate::{
@@ -19,7 +20,7 @@ use crate::{
         udp::{UdpOptions, UdpSocket},
     },
 };
-use headgate_core::WorkerSlot;
+use headgate_core::{Drain, Input, WorkerSlot};
 use serde::Serialize;
 use shield::KernelPart;
 pub use shield::{InterfaceStatus, KernelStatus};
@@ -33,6 +34,7 @@ use std::{
     time::{Duration, Instant},
 };
 use supervisor::{Supervised, WorkerSockets, Workshop};
+use sys::{SysSource, SysThread};
 
 /// Why the server did not start.
 #[derive(Debug, thiserror::Error)]
@@ -134,6 +136,7 @@ pub struct Server {
     workers: Vec<Supervised>,
     workshop: Arc<Workshop>,
     kernel: Arc<KernelPart>,
+    sys: Option<SysThread>,
 }
 
 impl Server {
@@ -185,8 +188,10 @@ impl Server {
                 })?;
             workers.push(worker);
         }
+        let sys = start_sys(&workshop, start, config.mqtt.sys_interval_s)?;
         Ok(Self {
             start,
+            sys,
             node: config.node.id,
             listeners,
             workers,
@@ -216,6 +221,21 @@ impl Server {
         &self.listeners
     }
 
+    /// Sends the clients to another server, or takes them again (`None`). The rate is that of all workers
+    /// together.
+    pub fn drain(&self, drain: Option<&Drain>) {
+        let workers = self.workers.len().max(1) as u32;
+        for worker in &self.workers {
+            let own = drain.map(|drain| Drain {
+                clients_per_second: drain.clients_per_second.div_ceil(workers),
+                ..drain.clone()
+            });
+            self.workshop.control(worker.slot).order(Input::Drain(own));
+            self.workshop.mesh.ring_doorbell(worker.slot);
+        }
+        tracing::info!(?drain, "drain");
+    }
+
     /// Makes one worker panic. For the test that shows that only this worker restarts.
     #[doc(hidden)]
     pub fn inject_panic(&self, worker: usize) {
@@ -229,6 +249,7 @@ impl Server {
     /// connections had to be cut.
     pub fn shutdown(mut self, grace: Duration) -> u64 {
         let deadline = Instant::now() + grace;
+        drop(self.sys.take());
         for worker in &self.workers {
             self.workshop.control(worker.slot).drain();
             self.workshop.mesh.ring_doorbell(worker.slot);
@@ -337,6 +358,28 @@ fn start_kernel(
         .collect();
     let ports = (port("quic"), port("tcp"));
     KernelPart::start(config, keys, settings::KEY_EPOCH, ports, &workers)
+}
+
+/// Starts to publish below `$SYS`, unless that is off.
+fn start_sys(
+    workshop: &Workshop,
+    start: Instant,
+    interval_s: u32,
+) -> Result<Option<SysThread>, ServerError> {
+    if interval_s == 0 {
+        return Ok(None);
+    }
+    let source = SysSource {
+        metrics: Arc::clone(&workshop.metrics),
+        shared: Arc::clone(&workshop.shared),
+        mesh: Arc::clone(&workshop.mesh),
+        control: Arc::clone(workshop.control(WorkerSlot(0))),
+        start,
+    };
+    let thread = SysThread::spawn(source, interval_s);
+    thread
+        .map(Some)
+        .map_err(|source| ServerError::Worker { slot: 0, source })
 }
 
 fn worker_count(config: &Config, cpus: usize) -> usize {

@@ -46,6 +46,7 @@ fn the_peers_credentials_are_checked() {
     let source = AdminSource {
         metrics: Metrics::new(),
         server: Arc::new(|| serde_json::json!({})),
+        drain: Arc::new(|_| {}),
     };
     let admin = Admin::bind(&AdminSettings {
         socket: socket.clone(),

@@ -1,8 +1,6 @@
 //! The end of connections and of sessions, wills (MQTT 5.0 §3.1.2.5), and time.
 
-use headgate_codec::{
-    Disconnect, Packet, ReasonCode, Version, Will, encoded_len,
-};
+use headgate_codec::{Disconnect, Packet, ReasonCode, Version, Will, encoded_len};
 
 use crate::{
     ConnId, Output, Owner, Record, SessionId, Time,

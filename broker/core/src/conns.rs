@@ -124,7 +124,8 @@ impl Conns {
 
     /// Whether it has its session.
     pub(crate) fn is_up(&mut self, id: ConnId) -> bool {
-        self.get(id).is_some_and(|c| matches!(c.state, State::Up(_)))
+        self.get(id)
+            .is_some_and(|c| matches!(c.state, State::Up(_)))
     }
 
     /// A new connection in the driver's place.

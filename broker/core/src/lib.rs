@@ -103,6 +103,11 @@ impl Shared {
         }
     }
 
+    /// Groups of Shared Subscriptions.
+    pub fn shared_subscriptions(&self) -> usize {
+        self.shares.len()
+    }
+
     /// A worker has lost its sessions: nobody is to find their subscriptions any more.
     pub fn forget_worker(&self, worker: WorkerSlot) {
         self.topics.remove_where(|entry| worker_of(entry) == worker);

@@ -179,13 +179,7 @@ impl Hub {
     }
 
     /// A PUBLISH to a topic that clients only read: answered, and not delivered (§4.7.2).
-    fn deny_publish(
-        &mut self,
-        conn: ConnId,
-        slot: u32,
-        publish: &Publish,
-        out: &mut Vec<Output>,
-    ) {
+    fn deny_publish(&mut self, conn: ConnId, slot: u32, publish: &Publish, out: &mut Vec<Output>) {
         add(&mut self.env.counters.publish_denied, 1);
         let (Some(packet_id), Some(c)) = (publish.packet_id, self.conns.get(conn)) else {
             return;

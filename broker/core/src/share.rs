@@ -101,6 +101,11 @@ impl Shares {
         }
     }
 
+    /// How many groups there are.
+    pub(crate) fn len(&self) -> usize {
+        self.read().by_id.len()
+    }
+
     /// Makes a session a member, or changes its options. The group.
     pub(crate) fn join(
         &self,

@@ -61,7 +61,10 @@ fn clients_cannot_write_the_servers_topics() {
         world.lose(p);
     }
     assert_eq!(world.payloads(sys), [""; 0]);
-    assert_eq!((world.counters(0).publish_denied, world.counters(0).wills), (8, 0));
+    assert_eq!(
+        (world.counters(0).publish_denied, world.counters(0).wills),
+        (8, 0)
+    );
     assert!(world.shared.retained.is_empty());
 }
 
@@ -101,7 +104,10 @@ fn a_node_is_drained_at_a_rate() {
         };
         assert_eq!(connack.reason, reason);
         let server = connack.properties.server_reference;
-        assert_eq!(server.as_ref().map(Text::as_str), Some("other.example:8883"));
+        assert_eq!(
+            server.as_ref().map(Text::as_str),
+            Some("other.example:8883")
+        );
         world.advance_ms(1_100);
         assert_eq!(gone(&world), 100);
         assert_eq!(world.wires[old].closed, Some(reason));
@@ -111,7 +117,10 @@ fn a_node_is_drained_at_a_rate() {
             };
             let server = end.properties.and_then(|p| p.server_reference);
             assert_eq!(end.reason, reason);
-            assert_eq!(server.as_ref().map(Text::as_str), Some("other.example:8883"));
+            assert_eq!(
+                server.as_ref().map(Text::as_str),
+                Some("other.example:8883")
+            );
         }
         world.handle(0, Input::Drain(None));
         world.client(0, "again");

@@ -56,6 +56,12 @@ pub enum ClientError {
 
 /// Sends a command and returns the member of this name of the answer.
 pub fn request(path: &Path, command: &str) -> Result<Value, ClientError> {
+    ask(path, &json!({ "command": command }))
+}
+
+/// Sends a command with what belongs to it and returns the member of the command's name of the answer.
+pub fn ask(path: &Path, question: &Value) -> Result<Value, ClientError> {
+    let command = question["command"].as_str().unwrap_or_default();
     let path_owned = || path.to_owned();
     let broken = |source: io::Error| ClientError::Io {
         path: path_owned(),
@@ -71,7 +77,7 @@ pub fn request(path: &Path, command: &str) -> Result<Value, ClientError> {
     stream.set_read_timeout(Some(PATIENCE)).map_err(broken)?;
     stream.set_write_timeout(Some(PATIENCE)).map_err(broken)?;
     // A broker that refuses this user answers and closes without reading: the answer counts.
-    let asked = stream.write_all(format!("{}\n", json!({ "command": command })).as_bytes());
+    let asked = stream.write_all(format!("{question}\n").as_bytes());
     let mut line = String::new();
     BufReader::new(stream.take(ANSWER_BYTES_MAX))
         .read_line(&mut line)

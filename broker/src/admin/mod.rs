@@ -7,7 +7,7 @@ mod http;
 mod socket;
 mod status;
 
-pub use client::{ClientError, request};
+pub use client::{ClientError, ask, request};
 pub use status::snapshot;
 
 use crate::metrics::Metrics;
@@ -36,6 +36,8 @@ pub struct AdminSource {
     pub metrics: Arc<Metrics>,
     /// What the server says of itself, as a JSON object.
     pub server: Arc<dyn Fn() -> serde_json::Value + Send + Sync>,
+    /// Sends the clients elsewhere; `None` = takes them again.
+    pub drain: Arc<dyn Fn(Option<headgate_core::Drain>) + Send + Sync>,
 }
 
 /// Why the administration did not start.

@@ -1,10 +1,11 @@
 //! The Unix socket: one JSON object per line, question and answer.
 //!
 //! `{"command":"status"}` is answered with `{"status":{…}}`, `{"command":"metrics"}` with
-//! `{"metrics":"…"}`, anything else with `{"error":"…"}`. Only root and the broker's own user are
+//! `{"metrics":"…"}`, `{"command":"drain",…}` with `{"drain":true}`, anything else with `{"error":"…"}`. Only root and the broker's own user are
 //! answered: the socket has mode 0600, and the peer's credentials are checked besides.
 
 use super::{AdminError, AdminSource, own_uid, status};
+use headgate_core::Drain;
 use serde_json::{Value, json};
 use std::{
     fs, io,
@@ -148,11 +149,28 @@ fn reply(line: &str, source: &AdminSource) -> Value {
     match question.get("command").and_then(Value::as_str) {
         Some("status") => json!({ "status": status::snapshot(source) }),
         Some("metrics") => json!({ "metrics": source.metrics.render() }),
+        Some("drain") => {
+            (source.drain)(drain(&question));
+            json!({ "drain": true })
+        }
         Some(other) => {
-            json!({ "error": format!("unknown command {other:?}; commands: status, metrics") })
+            json!({ "error": format!("unknown command {other:?}; commands: status, metrics, drain") })
         }
         None => json!({ "error": "no command; a question looks like {\"command\":\"status\"}" }),
     }
+}
+
+/// What `headgate drain` asks for; `None` = to take clients again.
+fn drain(question: &Value) -> Option<Drain> {
+    if question["cancel"] == true {
+        return None;
+    }
+    let per_second = question["clients_per_second"].as_u64().unwrap_or(1_000);
+    Some(Drain {
+        server_reference: question["server_reference"].as_str().map(str::to_owned),
+        moved: question["moved"] == true,
+        clients_per_second: u32::try_from(per_second).unwrap_or(u32::MAX),
+    })
 }
 
 async fn answer(stream: &mut (impl AsyncWriteExt + Unpin), answer: &Value) -> io::Result<()> {

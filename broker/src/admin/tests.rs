@@ -41,6 +41,7 @@ fn source() -> AdminSource {
     AdminSource {
         metrics,
         server: Arc::new(|| json!({ "version": "1.2.3" })),
+        drain: Arc::new(|_| {}),
     }
 }
 

@@ -7,6 +7,7 @@ pub mod pubsub;
 
 mod check;
 mod dev;
+mod drain;
 mod logging;
 mod run;
 mod show;
@@ -28,6 +29,7 @@ pub fn main() -> ExitCode {
         Command::Run(args) => finish(run::run(*args)),
         Command::Check(args) => finish(check::check(&args)),
         Command::Status(args) => finish(status::status(&args)),
+        Command::Drain(args) => finish(drain::drain(&args)),
         Command::Pub(args) => pubsub::run_pub(*args),
         Command::Sub(args) => pubsub::run_sub(*args),
     }
@@ -51,6 +53,7 @@ Run it for good:
   headgate check --config headgate.toml
   headgate run --config headgate.toml
   headgate status                                    while it runs
+  headgate drain --to other.example:8883             send its clients elsewhere
 
 Talk to a broker, this one or another:
   headgate sub -L quic://localhost/a/# -v --cafile ca.pem
@@ -64,6 +67,7 @@ enum Command {
     Run(Box<run::RunArgs>),
     Check(check::CheckArgs),
     Status(status::StatusArgs),
+    Drain(drain::DrainArgs),
     Pub(Box<pubsub::PubArgs>),
     Sub(Box<pubsub::SubArgs>),
 }

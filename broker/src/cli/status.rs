@@ -17,6 +17,13 @@ pub(super) struct StatusArgs {
     /// Print the whole answer as JSON
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    broker: Broker,
+}
+
+/// Which broker is asked.
+#[derive(Debug, clap::Args)]
+pub(super) struct Broker {
     /// The broker's admin socket
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
@@ -26,7 +33,7 @@ pub(super) struct StatusArgs {
 }
 
 pub(super) fn status(args: &StatusArgs) -> Result<ExitCode, Failure> {
-    let socket = socket(args)?;
+    let socket = args.broker.socket()?;
     let status = admin::request(&socket, "status").map_err(Failure::other)?;
     if args.json {
         say(&format!("{status:#}\n"));
@@ -36,15 +43,18 @@ pub(super) fn status(args: &StatusArgs) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn socket(args: &StatusArgs) -> Result<PathBuf, Failure> {
-    if let Some(socket) = &args.socket {
-        return Ok(socket.clone());
+impl Broker {
+    /// Its admin socket.
+    pub(super) fn socket(&self) -> Result<PathBuf, Failure> {
+        if let Some(socket) = &self.socket {
+            return Ok(socket.clone());
+        }
+        let of_dev = Path::new(dev::STATE_DIR).join("admin.sock");
+        if self.config.is_none() && of_dev.exists() {
+            return Ok(of_dev);
+        }
+        // Whether a broker could run with this configuration is not the question here.
+        let loaded = sources(self.config.clone(), Config::default()).load_unchecked()?;
+        Ok(loaded.config.admin_socket())
     }
-    let of_dev = Path::new(dev::STATE_DIR).join("admin.sock");
-    if args.config.is_none() && of_dev.exists() {
-        return Ok(of_dev);
-    }
-    // Whether a broker could run with this configuration is not the question here.
-    let loaded = sources(args.config.clone(), Config::default()).load_unchecked()?;
-    Ok(loaded.config.admin_socket())
 }

@@ -313,6 +313,9 @@ sections! {
         /// told), and sessions of 3.1.1 with Clean Session 0 get this one. 4_294_967_295 = sessions may
         /// last for ever.
         session_expiry_max_s: u32 = 604_800;
+        /// How often the topics below $SYS/broker are brought up to date, seconds; they have mosquitto's
+        /// names. 0 = there are none.
+        sys_interval_s: u32 = 10, 0..=86_400;
         /// Which member of a Shared Subscription ($share/…) gets a message, of those that are connected:
         /// each in its turn, always the same one, or the one with the fewest messages that wait or are not
         /// acknowledged.

@@ -20,7 +20,7 @@ use crate::{
     worker::{Control, Parts, Worker},
 };
 use headgate_common::route::Router;
-use headgate_core::{Core, Shared, WorkerSlot};
+use headgate_core::{Core, Input, Shared, WorkerSlot};
 use std::{
     io,
     panic::{AssertUnwindSafe, catch_unwind},
@@ -166,7 +166,8 @@ impl Workshop {
             .map(|n| WorkerSlot(n as u8))
             .filter(|n| *n != slot)
         {
-            self.control(other).worker_gone(slot);
+            self.control(other)
+                .order(Input::WorkerGone { worker: slot });
             self.mesh.ring_doorbell(other);
         }
     }

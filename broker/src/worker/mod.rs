@@ -75,9 +75,12 @@ impl Clock {
 pub struct Control {
     phase: AtomicU8,
     panic: AtomicBool,
-    any_gone: AtomicBool,
-    gone: Mutex<Vec<WorkerSlot>>,
+    any_order: AtomicBool,
+    orders: Mutex<Vec<Input>>,
 }
+
+/// Orders that wait for a worker: an interval's worth of `$SYS` topics is about 50.
+const ORDERS_MAX: usize = 256;
 
 const RUNNING: u8 = 0;
 const DRAINING: u8 = 1;
@@ -99,13 +102,16 @@ impl Control {
         self.panic.store(true, Ordering::Relaxed);
     }
 
-    /// Another worker has panicked and lost what it had.
-    pub fn worker_gone(&self, worker: WorkerSlot) {
-        self.gone
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(worker);
-        self.any_gone.store(true, Ordering::Release);
+    /// Something for the core that comes from no connection and no worker. `false`: too many wait, the
+    /// worker is stuck. What must not get lost (that a worker is gone) is always taken.
+    pub fn order(&self, input: Input) -> bool {
+        let mut orders = self.orders.lock().unwrap_or_else(PoisonError::into_inner);
+        if orders.len() >= ORDERS_MAX && !matches!(input, Input::WorkerGone { .. }) {
+            return false;
+        }
+        orders.push(input);
+        self.any_order.store(true, Ordering::Release);
+        true
     }
 
     /// Whether the worker has been told to end.
@@ -307,17 +313,12 @@ impl Worker {
         if self.control.panic.swap(false, Ordering::Relaxed) {
             panic!("asked to panic");
         }
-        if self.control.any_gone.swap(false, Ordering::Acquire) {
-            let gone = std::mem::take(
-                &mut *self
-                    .control
-                    .gone
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner),
-            );
-            for worker in gone {
-                self.driver
-                    .input(&mut self.conns, Input::WorkerGone { worker }, clock.time());
+        if self.control.any_order.swap(false, Ordering::Acquire) {
+            let orders = &self.control.orders;
+            let orders =
+                std::mem::take(&mut *orders.lock().unwrap_or_else(PoisonError::into_inner));
+            for input in orders {
+                self.driver.input(&mut self.conns, input, clock.time());
             }
         }
         if self.draining || self.control.phase.load(Ordering::Relaxed) == RUNNING {

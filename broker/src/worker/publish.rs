@@ -27,6 +27,11 @@ impl Published {
         let (refused, dropped) = (&metrics.refused, &metrics.messages_dropped);
         grow! {
             metrics.packets_received => packets_in,
+            metrics.packets_sent => packets_out,
+            metrics.connects_accepted => connects_accepted,
+            metrics.messages_handed_on => shared_handed_on,
+            metrics.messages_denied => publish_denied,
+            metrics.sessions_expired => sessions_expired,
             metrics.packets_malformed => protocol_errors,
             metrics.connects_refused => connects_refused,
             metrics.messages_received[Qos::Qos0] => publish_in_qos0,
@@ -55,6 +60,7 @@ impl Published {
             refused[Limit::QueuedMessagesPerSession] => limit_queued_messages,
             refused[Limit::MemoryPerConnectionBytes] => limit_session_bytes,
         }
+        metrics.clients.store(now.clients);
         metrics.sessions.store(now.sessions);
         metrics.subscriptions.store(now.subscriptions);
     }
