@@ -24,7 +24,8 @@ fn sys_topics_have_mosquittos_names_and_true_values() {
         ("$SYS/broker/shared_subscriptions/count", "1"),
     ];
     let is_there = |values: &BTreeMap<String, String>| {
-        let as_expected = |(topic, value): (&str, &str)| values.get(topic).is_some_and(|v| v == value);
+        let as_expected =
+            |(topic, value): (&str, &str)| values.get(topic).is_some_and(|v| v == value);
         let loads = values.keys().filter(|t| t.contains("/load/")).count();
         expected.into_iter().all(as_expected) && loads >= 27
     };
