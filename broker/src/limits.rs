@@ -154,7 +154,8 @@ pub struct Admission {
 #[must_use = "the connection counts only as long as its permit lives"]
 pub struct Permit {
     admission: Arc<Admission>,
-    prefix: Prefix,
+    /// `None` until it is known who is behind a proxy.
+    prefix: Option<Prefix>,
 }
 
 impl Admission {
@@ -173,25 +174,22 @@ impl Admission {
     /// Asks for a place for a connection from `address`. The refusal names the limit; a refused
     /// connection uses nothing up.
     pub fn admit(self: &Arc<Self>, address: IpAddr, now: Instant) -> Result<Permit, Limit> {
-        let open = self.connections.fetch_add(1, Ordering::Relaxed) + 1;
-        if self.limits.connections != 0 && open > u64::from(self.limits.connections) {
-            self.connections.fetch_sub(1, Ordering::Relaxed);
-            return Err(Limit::Connections);
+        let mut permit = self.permit()?;
+        permit.identify(address)?;
+        match self.take_handshake(now) {
+            true => Ok(permit),
+            false => Err(Limit::HandshakesPerSecond),
         }
-        let prefix = Prefix::of(address);
-        if !self.enter(prefix) {
-            self.connections.fetch_sub(1, Ordering::Relaxed);
-            return Err(Limit::ConnectionsPerPrefix);
+    }
+
+    /// The same for a connection through a proxy, whose client is not known yet: the limit per
+    /// prefix is left to [`Permit::identify`].
+    pub fn admit_proxied(self: &Arc<Self>, now: Instant) -> Result<Permit, Limit> {
+        let permit = self.permit()?;
+        match self.take_handshake(now) {
+            true => Ok(permit),
+            false => Err(Limit::HandshakesPerSecond),
         }
-        // From here on the permit's Drop gives back what was taken.
-        let permit = Permit {
-            admission: Arc::clone(self),
-            prefix,
-        };
-        if !self.take_handshake(now) {
-            return Err(Limit::HandshakesPerSecond);
-        }
-        Ok(permit)
     }
 
     /// Connections that hold a permit.
@@ -202,6 +200,19 @@ impl Admission {
     /// Prefixes that have connections; 0 when the limit per prefix is off.
     pub fn prefixes(&self) -> usize {
         self.prefixes.iter().map(|shard| lock(shard).len()).sum()
+    }
+
+    /// A place among all connections; its Drop gives back what is taken with it.
+    fn permit(self: &Arc<Self>) -> Result<Permit, Limit> {
+        let open = self.connections.fetch_add(1, Ordering::Relaxed) + 1;
+        if self.limits.connections != 0 && open > u64::from(self.limits.connections) {
+            self.connections.fetch_sub(1, Ordering::Relaxed);
+            return Err(Limit::Connections);
+        }
+        Ok(Permit {
+            admission: Arc::clone(self),
+            prefix: None,
+        })
     }
 
     fn enter(&self, prefix: Prefix) -> bool {
@@ -217,8 +228,9 @@ impl Admission {
         true
     }
 
-    fn leave(&self, prefix: Prefix) {
+    fn leave(&self, prefix: Option<Prefix>) {
         self.connections.fetch_sub(1, Ordering::Relaxed);
+        let Some(prefix) = prefix else { return };
         if self.limits.connections_per_prefix == 0 {
             return;
         }
@@ -262,6 +274,22 @@ impl fmt::Debug for Admission {
             .field("limits", &self.limits)
             .field("connections", &self.connections())
             .finish_non_exhaustive()
+    }
+}
+
+impl Permit {
+    /// Says from where the connection really comes: it counts for that prefix from now on. The
+    /// refusal names the limit.
+    pub fn identify(&mut self, address: IpAddr) -> Result<(), Limit> {
+        if self.prefix.is_some() {
+            return Ok(());
+        }
+        let prefix = Prefix::of(address);
+        if !self.admission.enter(prefix) {
+            return Err(Limit::ConnectionsPerPrefix);
+        }
+        self.prefix = Some(prefix);
+        Ok(())
     }
 }
 

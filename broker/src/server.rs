@@ -13,15 +13,16 @@ use crate::{
     config::{Config, UdpGro},
     kernel::KernelError,
     keys::{KeyError, Keys},
-    metrics::Metrics,
+    metrics::{Label, Metrics},
     net::{
-        tcp,
-        tls::{TlsError, TlsIdentity},
+        tcp::{self, Bound},
+        tls::TlsError,
         udp::{UdpOptions, UdpSocket},
     },
 };
 use headgate_core::{Drain, Input, WorkerSlot};
 use serde::Serialize;
+use settings::TlsParts;
 use shield::KernelPart;
 pub use shield::{InterfaceStatus, KernelStatus};
 use socket2::Type;
@@ -42,7 +43,7 @@ pub enum ServerError {
     /// A listener's address can't be used.
     #[error("can't listen on {address} ({transport}): {source}{}", hint(.source))]
     Listen {
-        /// QUIC or TCP.
+        /// As in the section `[listen]`.
         transport: &'static str,
         /// The address of the configuration.
         address: SocketAddr,
@@ -81,7 +82,7 @@ pub enum ServerError {
     #[error("can't start the threads that check passwords: {0}")]
     Auth(io::Error),
     /// Nothing to listen on.
-    #[error("no listener is configured: set listen.quic or listen.tcp")]
+    #[error("no listener is configured: set one of those in [listen]")]
     NoListener,
 }
 
@@ -99,7 +100,7 @@ fn hint(error: &io::Error) -> &'static str {
 /// An address that the server listens on.
 #[derive(Clone, Debug, Serialize)]
 pub struct Listener {
-    /// `quic` or `tcp`.
+    /// `quic`, `tcp`, `tls`, `ws` or `wss`.
     pub transport: &'static str,
     /// As bound.
     pub address: SocketAddr,
@@ -151,13 +152,10 @@ impl Server {
         let keys = Keys::load_or_create(state_dir)?;
         let cpus = affinity::allowed_cpus();
         let count = worker_count(&config, cpus.len());
-        if config.listen.quic.is_none() && config.listen.tcp.is_none() {
+        if !config.listen.is_any() {
             return Err(ServerError::NoListener);
         }
-        let identity = match config.listen.quic {
-            Some(_) => Some(TlsIdentity::load(&config.tls.certificate, &config.tls.key)?),
-            None => None,
-        };
+        let tls = TlsParts::load(&config)?;
         let anonymous = config.mqtt.allow_anonymous;
         let chain = Chain::load(&config.auth, anonymous, keys.scram_secret())?;
         let sockets = bind(&config, count)?;
@@ -167,8 +165,7 @@ impl Server {
         metrics.register_kernel(move || reader.counters());
         let directory = Arc::new(LocalDirectory::default());
         let parts = (start, count);
-        let mut workshop =
-            Workshop::new(&config, &keys, identity.as_ref(), parts, metrics, directory)?;
+        let mut workshop = Workshop::new(&config, &keys, &tls, parts, metrics, directory)?;
         workshop.authenticate_by(chain).map_err(ServerError::Auth)?;
         let workshop = Arc::new(workshop);
         let mut workers = Vec::with_capacity(count);
@@ -279,11 +276,10 @@ fn bind(config: &Config, count: usize) -> Result<Vec<WorkerSockets>, ServerError
         gro: gro(config, count),
         ..UdpOptions::default()
     };
-    let wanted = [
-        ("quic", Type::DGRAM, config.listen.quic),
-        ("tcp", Type::STREAM, config.listen.tcp),
-    ];
-    for (transport, kind, address) in wanted {
+    let over_tcp = config.listen.over_tcp();
+    let wanted = over_tcp.map(|(transport, address)| (transport.text(), Type::STREAM, address));
+    let quic = ("quic", Type::DGRAM, config.listen.quic);
+    for (transport, kind, address) in wanted.into_iter().chain([quic]) {
         let Some(address) = address else { continue };
         vacant::check(kind, address).map_err(|source| ServerError::Listen {
             transport,
@@ -307,16 +303,22 @@ fn bind(config: &Config, count: usize) -> Result<Vec<WorkerSockets>, ServerError
                 })?;
             own.quic = Some(Arc::new(socket));
         }
-        if let Some(address) = config.listen.tcp {
-            let address = first
-                .and_then(|f| f.tcp.as_ref()?.local_addr().ok())
+        for (transport, address) in over_tcp {
+            let Some(address) = address else { continue };
+            let shared = first.and_then(|first| first.tcp.get(own.tcp.len()));
+            let address = shared
+                .and_then(|bound| bound.socket.local_addr().ok())
                 .unwrap_or(address);
-            let listener = tcp::listen(address).map_err(|source| ServerError::Listen {
-                transport: "tcp",
+            let socket = tcp::listen(address).map_err(|source| ServerError::Listen {
+                transport: transport.text(),
                 address,
                 source,
             })?;
-            own.tcp = Some(listener);
+            own.tcp.push(Bound {
+                transport,
+                proxy: config.listen.is_proxied(transport),
+                socket,
+            });
         }
         sockets.push(own);
     }
@@ -328,16 +330,17 @@ fn listeners(sockets: &[WorkerSockets]) -> Vec<Listener> {
         return Vec::new();
     };
     let quic = first.quic.as_ref().and_then(|s| s.local_addr().ok());
-    let tcp = first.tcp.as_ref().and_then(|s| s.local_addr().ok());
     let quic = quic.map(|address| Listener {
         transport: "quic",
         address,
     });
-    let tcp = tcp.map(|address| Listener {
-        transport: "tcp",
-        address,
+    let over_tcp = first.tcp.iter().filter_map(|bound| {
+        Some(Listener {
+            transport: bound.transport.text(),
+            address: bound.socket.local_addr().ok()?,
+        })
     });
-    quic.into_iter().chain(tcp).collect()
+    quic.into_iter().chain(over_tcp).collect()
 }
 
 fn start_kernel(
@@ -346,17 +349,18 @@ fn start_kernel(
     (sockets, listeners): (&[WorkerSockets], &[Listener]),
     cpus: &[u32],
 ) -> Result<KernelPart, KernelError> {
-    let port = |transport| {
-        let listener = listeners.iter().find(|l| l.transport == transport);
-        listener.map(|l| l.address.port())
-    };
+    let (quic, over_tcp): (Vec<_>, Vec<_>) = listeners.iter().partition(|l| l.transport == "quic");
+    let port = |listener: &&Listener| listener.address.port();
     let workers: Vec<_> = sockets
         .iter()
         .filter_map(|own| own.quic.as_deref())
         .enumerate()
         .map(|(slot, socket)| (socket.as_fd(), cpus[slot % cpus.len()]))
         .collect();
-    let ports = (port("quic"), port("tcp"));
+    let ports = (
+        quic.first().map(port),
+        over_tcp.iter().map(port).collect::<Vec<_>>(),
+    );
     KernelPart::start(config, keys, settings::KEY_EPOCH, ports, &workers)
 }
 

@@ -1,4 +1,4 @@
-"""Publishes or subscribes with Eclipse Paho over TCP: `paho_client.py pub|sub --help`.
+"""Publishes or subscribes with Eclipse Paho over TCP or WebSocket: `paho_client.py pub|sub --help`.
 
 A subscriber prints `ready` when its subscription is acknowledged, then one payload per line, and ends after --count.
 """
@@ -18,6 +18,8 @@ def arguments():
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--version", choices=["3.1.1", "5"], default="5")
+    parser.add_argument("--transport", choices=["tcp", "websockets"], default="tcp")
+    parser.add_argument("--ca", help="the authority of the broker's certificate, for TLS")
     parser.add_argument("--topic", required=True)
     parser.add_argument("--qos", type=int, choices=[0, 1, 2], default=0)
     parser.add_argument("--count", type=int, default=1, help="messages to receive before ending")
@@ -73,7 +75,9 @@ def subscribe(client, options, connected):
 def main():
     options = arguments()
     version = mqtt.MQTTv5 if options.version == "5" else mqtt.MQTTv311
-    client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, protocol=version)
+    client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, protocol=version, transport=options.transport)
+    if options.ca:
+        client.tls_set(ca_certs=options.ca)
     connected = threading.Event()
 
     def on_connect(_client, _userdata, _flags, reason_code, _properties):

@@ -26,10 +26,16 @@ pub enum Client {
     Mosquitto311,
     /// The same, MQTT 5.0 over TCP.
     Mosquitto5,
+    /// The same, MQTT 5.0 over TLS.
+    MosquittoTls,
     /// Eclipse Paho for Python, MQTT 3.1.1 over TCP.
     Paho311,
     /// The same, MQTT 5.0 over TCP.
     Paho5,
+    /// The same, MQTT 5.0 over WebSocket.
+    PahoWs,
+    /// The same, MQTT 3.1.1 over WebSocket over TLS.
+    PahoWss,
     /// mqttv5-cli, MQTT 5.0 over QUIC.
     Mqttv5Quic,
     /// mqttv5-cli, MQTT 5.0 over TCP.
@@ -60,11 +66,14 @@ pub struct Subscriber {
 
 impl Client {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 10] = [
         Self::Mosquitto311,
         Self::Mosquitto5,
+        Self::MosquittoTls,
         Self::Paho311,
         Self::Paho5,
+        Self::PahoWs,
+        Self::PahoWss,
         Self::Mqttv5Quic,
         Self::Mqttv5Tcp,
         Self::Aioquic,
@@ -76,10 +85,12 @@ impl Client {
     /// The reason for which it can't be used, for [`skip!`](crate::skip!).
     pub fn available(self) -> Result<(), String> {
         let (mut command, hint) = match self {
-            Self::Mosquitto311 | Self::Mosquitto5 => {
+            Self::Mosquitto311 | Self::Mosquitto5 | Self::MosquittoTls => {
                 (Command::new("mosquitto_pub"), "Debian: mosquitto-clients")
             }
-            Self::Paho311 | Self::Paho5 | Self::Aioquic => (python(), "cargo xtask setup --tests"),
+            Self::Paho311 | Self::Paho5 | Self::PahoWs | Self::PahoWss | Self::Aioquic => {
+                (python(), "cargo xtask setup --tests")
+            }
             Self::Mqttv5Quic | Self::Mqttv5Tcp => {
                 (Command::new(mqttv5()), "cargo xtask setup --tests")
             }
@@ -99,15 +110,18 @@ impl Client {
         let mut command = self.command(broker, "pub", message.topic, message.qos);
         let text = format!("{PAYLOAD_PREFIX}{}", message.payload);
         match self {
-            Self::Mosquitto311 | Self::Mosquitto5 | Self::Mqttv5Quic | Self::Mqttv5Tcp => {
-                command.args(["-m", &text])
+            Self::Mosquitto311
+            | Self::Mosquitto5
+            | Self::MosquittoTls
+            | Self::Mqttv5Quic
+            | Self::Mqttv5Tcp => {
+                command.args(["-m", &text]);
+                command.args(message.retain.then_some("-r"));
             }
-            Self::Paho311 | Self::Paho5 | Self::Aioquic => command.args(["--message", &text]),
-        };
-        match (message.retain, self) {
-            (false, _) => {}
-            (true, Self::Paho311 | Self::Paho5 | Self::Aioquic) => _ = command.arg("--retain"),
-            (true, _) => _ = command.arg("-r"),
+            Self::Paho311 | Self::Paho5 | Self::PahoWs | Self::PahoWss | Self::Aioquic => {
+                command.args(["--message", &text]);
+                command.args(message.retain.then_some("--retain"));
+            }
         }
         let mut process = Process::start(command);
         let lines = process.rest();
@@ -142,7 +156,7 @@ impl Client {
         let count = count.to_string();
         let mut command = self.command(broker, "sub", filter, qos);
         let ready = match self {
-            Self::Mosquitto311 | Self::Mosquitto5 => {
+            Self::Mosquitto311 | Self::Mosquitto5 | Self::MosquittoTls => {
                 command.args(["-d", "-C", &count]);
                 "Subscribed"
             }
@@ -150,7 +164,7 @@ impl Client {
                 command.args(["-n", &count]);
                 "Subscribed to"
             }
-            Self::Paho311 | Self::Paho5 | Self::Aioquic => {
+            Self::Paho311 | Self::Paho5 | Self::PahoWs | Self::PahoWss | Self::Aioquic => {
                 command.args(["--count", &count]);
                 "ready"
             }
@@ -172,11 +186,10 @@ impl Client {
     fn command(self, broker: &Broker, action: &str, topic: &str, qos: QoS) -> Command {
         let qos = (qos as u8).to_string();
         match self {
-            Self::Mosquitto311 | Self::Mosquitto5 => {
-                let version = if self == Self::Mosquitto5 {
-                    "mqttv5"
-                } else {
-                    "mqttv311"
+            Self::Mosquitto311 | Self::Mosquitto5 | Self::MosquittoTls => {
+                let version = match self {
+                    Self::Mosquitto311 => "mqttv311",
+                    _ => "mqttv5",
                 };
                 // Its notes about itself would otherwise wait in a buffer.
                 let mut command = Command::new("stdbuf");
@@ -184,19 +197,32 @@ impl Client {
                     .arg("-oL")
                     .arg(format!("mosquitto_{action}"))
                     .args(["-V", version]);
-                command.args([
-                    "-h",
-                    &broker.tcp().ip().to_string(),
-                    "-p",
-                    &broker.tcp().port().to_string(),
-                ]);
+                if self == Self::MosquittoTls {
+                    command.args(["-h", "localhost", "-p", &broker.tls().port().to_string()]);
+                    command.arg("--cafile").arg(broker.ca_certificate());
+                } else {
+                    let address = broker.tcp();
+                    command.args(["-h", &address.ip().to_string()]);
+                    command.args(["-p", &address.port().to_string()]);
+                }
                 command.args(["-t", topic, "-q", &qos]);
                 command
             }
-            Self::Paho311 | Self::Paho5 => {
-                let version = if self == Self::Paho5 { "5" } else { "3.1.1" };
-                let mut command = script("paho_client.py", action, broker.tcp(), topic, &qos);
+            Self::Paho311 | Self::Paho5 | Self::PahoWs | Self::PahoWss => {
+                let (version, address) = match self {
+                    Self::Paho311 => ("3.1.1", broker.tcp()),
+                    Self::PahoWs => ("5", broker.ws()),
+                    Self::PahoWss => ("3.1.1", broker.wss()),
+                    _ => ("5", broker.tcp()),
+                };
+                let mut command = script("paho_client.py", action, address, topic, &qos);
                 command.args(["--version", version]);
+                if matches!(self, Self::PahoWs | Self::PahoWss) {
+                    command.args(["--transport", "websockets"]);
+                }
+                if self == Self::PahoWss {
+                    command.arg("--ca").arg(broker.ca_certificate());
+                }
                 command
             }
             Self::Aioquic => {
@@ -226,7 +252,10 @@ impl fmt::Display for Client {
         out.write_str(match self {
             Self::Mosquitto311 => "mosquitto (3.1.1, TCP)",
             Self::Mosquitto5 => "mosquitto (5.0, TCP)",
+            Self::MosquittoTls => "mosquitto (5.0, TLS)",
             Self::Paho311 => "paho-mqtt (3.1.1, TCP)",
+            Self::PahoWs => "paho-mqtt (5.0, WebSocket)",
+            Self::PahoWss => "paho-mqtt (3.1.1, WebSocket over TLS)",
             Self::Paho5 => "paho-mqtt (5.0, TCP)",
             Self::Mqttv5Quic => "mqttv5-cli (5.0, QUIC)",
             Self::Mqttv5Tcp => "mqttv5-cli (5.0, TCP)",

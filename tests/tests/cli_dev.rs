@@ -64,6 +64,9 @@ fn an_ordinary_user_gets_a_broker_and_the_printed_commands_work() {
         "--dev",
         "--listen-quic=127.0.0.1:0",
         "--listen-tcp=127.0.0.1:0",
+        "--listen-tls=127.0.0.1:0",
+        "--listen-ws=127.0.0.1:0",
+        "--listen-wss=127.0.0.1:0",
         "--admin-http=",
     ];
     let child = as_ordinary_user(folder.path(), "./headgate", &arguments)

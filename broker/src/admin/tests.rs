@@ -84,7 +84,10 @@ fn status_is_answered() {
     let status = request(&folder.settings().socket, "status").expect("the test's user may ask");
     assert_eq!(status["version"], "1.2.3");
     assert_eq!(status["messages"]["received"], 5);
-    assert_eq!(status["open"], json!({ "quic": 0, "tcp": 3 }));
+    assert_eq!(
+        status["open"],
+        json!({ "quic": 0, "tcp": 3, "tls": 0, "ws": 0, "wss": 0 })
+    );
     assert_eq!(status["pid"], std::process::id());
     let metrics = request(&folder.settings().socket, "metrics").expect("it may ask again");
     assert!(

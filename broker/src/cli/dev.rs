@@ -29,6 +29,9 @@ pub(super) fn base(state_dir: &Path) -> Config {
     let mut base = Config::default();
     base.node.state_dir = state_dir.to_owned();
     base.mqtt.allow_anonymous = true;
+    base.listen.tls = Some(([0u16; 8], 8883).into());
+    base.listen.ws = Some(([0u16; 8], 8083).into());
+    base.listen.wss = Some(([0u16; 8], 8084).into());
     base.tls.certificate = state_dir.join(CERTIFICATE);
     base.tls.key = state_dir.join(KEY);
     if own_uid() == 0 {
@@ -42,7 +45,7 @@ pub(super) fn base(state_dir: &Path) -> Config {
 pub(super) fn certificate(config: &Config, state_dir: &Path) -> Result<Option<PathBuf>, DevError> {
     let (certificate, key) = (state_dir.join(CERTIFICATE), state_dir.join(KEY));
     let used = config.tls.certificate == certificate && config.tls.key == key;
-    if !used || config.listen.quic.is_none() {
+    if !used || !config.listen.needs_certificate() {
         return Ok(None);
     }
     if !(certificate.exists() && key.exists()) {
@@ -139,6 +142,8 @@ mod tests {
         assert_eq!(certificate(&config, &folder).expect("nothing to do"), None);
         let mut config = base(&folder);
         config.listen.quic = None;
+        config.listen.tls = None;
+        config.listen.wss = None;
         assert_eq!(certificate(&config, &folder).expect("nothing to do"), None);
         assert!(!folder.exists());
     }

@@ -84,6 +84,15 @@ key_flags! {
     /// Address for TCP, "" = off (listen.tcp)
     #[arg(value_name = "ADDRESS")]
     listen_tcp = "listen-tcp" "listen" "tcp";
+    /// Address for TLS, "" = off (listen.tls)
+    #[arg(value_name = "ADDRESS")]
+    listen_tls = "listen-tls" "listen" "tls";
+    /// Address for WebSocket, "" = off (listen.ws)
+    #[arg(value_name = "ADDRESS")]
+    listen_ws = "listen-ws" "listen" "ws";
+    /// Address for WebSocket over TLS, "" = off (listen.wss)
+    #[arg(value_name = "ADDRESS")]
+    listen_wss = "listen-wss" "listen" "wss";
     /// Certificate chain, PEM (tls.certificate)
     #[arg(value_name = "FILE")]
     certificate = "certificate" "tls" "certificate";

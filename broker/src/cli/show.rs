@@ -20,20 +20,17 @@ pub(super) fn started(
     let mut line = |name: &str, value: String| {
         let _ = writeln!(out, "  {name:<12}{value}");
     };
-    for (name, transport) in [("MQTT/QUIC", "quic"), ("MQTT/TCP", "tcp")] {
-        let address = listener(status, transport);
-        line(
-            name,
-            address.map_or("off".to_owned(), |address| {
-                format!("{address} ({})", of(transport))
-            }),
-        );
+    for (name, transport) in LISTENERS {
+        let Some(address) = listener(status, transport) else {
+            continue;
+        };
+        line(name, format!("{address} ({})", of(transport)));
     }
     line("workers", text(status, "workers"));
     for (name, value) in kernel_lines(status) {
         line(name, value);
     }
-    if config.listen.quic.is_some() {
+    if config.listen.needs_certificate() {
         let made = if dev_certificate.is_some() {
             " (self-made, for development)"
         } else {
@@ -80,7 +77,7 @@ pub(super) fn status(status: &Value) -> String {
     let mut line = |name: &str, value: String| {
         let _ = writeln!(out, "  {name:<12}{value}");
     };
-    for transport in ["quic", "tcp"] {
+    for (_, transport) in LISTENERS {
         if let Some(address) = listener(status, transport) {
             line("listening", format!("{address} ({})", of(transport)));
         }
@@ -241,6 +238,15 @@ fn because(reason: &Value) -> String {
         .unwrap_or_default()
 }
 
+/// Listeners by their names for people and in `[listen]`.
+const LISTENERS: [(&str, &str); 5] = [
+    ("MQTT/QUIC", "quic"),
+    ("MQTT/TCP", "tcp"),
+    ("MQTT/TLS", "tls"),
+    ("MQTT/WS", "ws"),
+    ("MQTT/WSS", "wss"),
+];
+
 fn listener(status: &Value, transport: &str) -> Option<String> {
     let listeners = status["listeners"].as_array()?;
     let found = listeners
@@ -252,6 +258,9 @@ fn listener(status: &Value, transport: &str) -> Option<String> {
 fn of(transport: &str) -> &'static str {
     match transport {
         "quic" => "UDP, ALPN mqtt",
+        "tls" => "TLS over TCP",
+        "ws" => "WebSocket over TCP",
+        "wss" => "WebSocket over TLS",
         _ => "TCP",
     }
 }

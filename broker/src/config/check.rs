@@ -42,9 +42,9 @@ fn listeners(findings: &mut Findings<'_>) {
     let config = &findings.loaded.config;
     let (certificate, key) = (&config.tls.certificate, &config.tls.key);
     findings.add(
-        config.listen.quic.is_none() && config.listen.tcp.is_none(),
+        !config.listen.is_any(),
         ("listen", "quic"),
-        "both listeners are off: nobody could connect",
+        "all listeners are off: nobody could connect",
         "set listen.quic or listen.tcp to an address, such as \"[::]:1883\"",
     );
     findings.add(
@@ -53,6 +53,26 @@ fn listeners(findings: &mut Findings<'_>) {
         "QUIC needs a certificate, and tls.certificate is not set",
         "set tls.certificate and tls.key to PEM files, or switch QUIC off with listen.quic = \"\", \
          or try it with `headgate run --dev`, which makes a certificate",
+    );
+    let over_tls = [config.listen.tls, config.listen.wss];
+    findings.add(
+        over_tls.iter().any(Option::is_some) && certificate.as_os_str().is_empty(),
+        ("tls", "certificate"),
+        "listen.tls and listen.wss need a certificate, and tls.certificate is not set",
+        "set tls.certificate and tls.key to PEM files, or switch them off with \"\"",
+    );
+    findings.add(
+        config.tls.require_client_certificate && config.tls.client_ca.as_os_str().is_empty(),
+        ("tls", "require_client_certificate"),
+        "tls.require_client_certificate needs to know whose certificates are good",
+        "set tls.client_ca to a PEM file with the authorities of the clients' certificates",
+    );
+    let unknown = |name: &String| !["tcp", "tls", "ws", "wss"].contains(&name.as_str());
+    findings.add(
+        config.listen.proxy_protocol.iter().any(unknown),
+        ("listen", "proxy_protocol"),
+        "listen.proxy_protocol names a listener that there is not",
+        "it is a list of some of \"tcp\", \"tls\", \"ws\" and \"wss\"",
     );
     findings.add(
         !certificate.as_os_str().is_empty() && key.as_os_str().is_empty(),
@@ -112,9 +132,17 @@ fn kernel(findings: &mut Findings<'_>) {
 /// Whether the files that the configuration points to can be read and are what they should be.
 pub fn check_files(loaded: &Loaded) -> Result<(), ConfigError> {
     let mut problems = Vec::new();
-    if loaded.config.listen.quic.is_some() {
-        problems.extend(certificate(loaded));
+    if loaded.config.listen.needs_certificate() {
+        problems.extend(certificate(
+            loaded,
+            "certificate",
+            &loaded.config.tls.certificate,
+        ));
         problems.extend(key(loaded));
+        let client_ca = &loaded.config.tls.client_ca;
+        if !client_ca.as_os_str().is_empty() {
+            problems.extend(certificate(loaded, "client_ca", client_ca));
+        }
     }
     problems.extend(password_file(loaded));
     match problems.is_empty() {
@@ -134,21 +162,16 @@ fn password_file(loaded: &Loaded) -> Option<Problem> {
     Some(Problem::new(error.to_string(), origin, help))
 }
 
-fn certificate(loaded: &Loaded) -> Option<Problem> {
-    let path = &loaded.config.tls.certificate;
-    let wrong = |message: String, help: &str| {
-        Some(Problem::new(
-            message,
-            loaded.origin("tls", "certificate"),
-            help,
-        ))
-    };
+/// Whether `tls.key`, whose value is `path`, holds certificates.
+fn certificate(loaded: &Loaded, key: &str, path: &Path) -> Option<Problem> {
+    let wrong =
+        |message: String, help: &str| Some(Problem::new(message, loaded.origin("tls", key), help));
     let pem = match read(path) {
         Ok(pem) => pem,
         Err(message) => {
             return wrong(
                 message,
-                "tls.certificate has to be a PEM file that the broker may read",
+                &format!("tls.{key} has to be a PEM file that the broker may read"),
             );
         }
     };

@@ -18,9 +18,41 @@ pub use sections::{
     ShutdownConfig, Steering, TlsConfig, UdpGro,
 };
 
-use crate::limits::AdmissionLimits;
+use crate::{
+    limits::AdmissionLimits,
+    metrics::{Label, Transport},
+};
 use sections::SECTIONS;
-use std::{fmt::Write as _, path::PathBuf, time::Duration};
+use std::{fmt::Write as _, net::SocketAddr, path::PathBuf, time::Duration};
+
+impl ListenConfig {
+    /// Whether there is any listener.
+    pub fn is_any(&self) -> bool {
+        self.quic.is_some() || self.over_tcp().iter().any(|(_, address)| address.is_some())
+    }
+
+    /// Whether a listener shows a certificate.
+    pub fn needs_certificate(&self) -> bool {
+        self.quic.is_some() || self.tls.is_some() || self.wss.is_some()
+    }
+
+    /// The listeners over TCP.
+    pub fn over_tcp(&self) -> [(Transport, Option<SocketAddr>); 4] {
+        [
+            (Transport::Tcp, self.tcp),
+            (Transport::Tls, self.tls),
+            (Transport::WebSocket, self.ws),
+            (Transport::WebSocketTls, self.wss),
+        ]
+    }
+
+    /// Whether connections of this listener begin with a PROXY header.
+    pub fn is_proxied(&self, transport: Transport) -> bool {
+        self.proxy_protocol
+            .iter()
+            .any(|name| name == transport.text())
+    }
+}
 
 impl Config {
     /// The configuration file with every key at its default, and what each means.

@@ -187,18 +187,37 @@ sections! {
         quic: Option<SocketAddr> = Some(([0u16; 8], 14567).into());
         /// MQTT over TCP, without encryption.
         tcp: Option<SocketAddr> = Some(([0u16; 8], 1883).into());
+        /// MQTT over TLS (1.2 or 1.3). The usual port is 8883; it needs tls.certificate.
+        tls: Option<SocketAddr> = None;
+        /// MQTT over WebSocket (RFC 6455, subprotocol mqtt, any path), without encryption. The
+        /// usual port is 8083.
+        ws: Option<SocketAddr> = None;
+        /// MQTT over WebSocket over TLS. The usual port is 8084; it needs tls.certificate.
+        wss: Option<SocketAddr> = None;
+        /// Listeners behind a load balancer that speaks the PROXY protocol, version 1 or 2: some of
+        /// "tcp", "tls", "ws" and "wss". Limits and the log then mean the address in the header
+        /// (up to 4,096 bytes), and connections without one are refused. Whoever reaches such a
+        /// listener can claim any address: let the load balancer alone reach it.
+        proxy_protocol: Vec<String> = Vec::new();
         /// Let the kernel join datagrams of one source on receipt (UDP_GRO). Cheaper for bulk
         /// from few clients; but a train that holds several connections arrives at one worker,
         /// which has to hand over what belongs to others. "auto" = on with one worker only.
         udp_gro: UdpGro = UdpGro::Auto;
     }
-    /// The certificate that clients of QUIC see. Required unless QUIC is off; `headgate run --dev`
-    /// makes one by itself.
+    /// The certificate that clients see over QUIC, TLS and WebSocket over TLS. Required unless these
+    /// are off; `headgate run --dev` makes one by itself.
     tls: TlsConfig {
         /// Certificate chain, PEM; the server's own certificate first.
         certificate: PathBuf = PathBuf::new();
         /// Private key of the certificate, PEM. Only the broker should be able to read it.
         key: PathBuf = PathBuf::new();
+        /// Authorities of clients' certificates, PEM. A client that shows a certificate of one of
+        /// them is known by its name (the subject's Common Name); one that shows another is refused.
+        /// "" = none is asked for.
+        client_ca: PathBuf = PathBuf::new();
+        /// Refuse clients that show no certificate. Applies to QUIC, TLS and WebSocket over TLS, and
+        /// needs client_ca.
+        require_client_certificate: bool = false;
     }
     /// The part in the kernel: an XDP program that drops floods, and steering. It needs root (or
     /// CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON).
@@ -300,7 +319,8 @@ sections! {
         /// an auth.password_file. With false one of the ways in [auth] is needed. Set it to true only
         /// where everybody who can reach the listeners is trusted.
         allow_anonymous: bool = false;
-        /// Time for a client from opening a connection to CONNECT, seconds. Later: closed.
+        /// Time for a client to set up what carries MQTT (PROXY header, TLS or QUIC handshake,
+        /// WebSocket upgrade), and again from there to CONNECT, seconds. Later: closed.
         connect_timeout_s: u32 = 10, 1..=300;
         /// Longest silence of any client, seconds: applies to Keep Alive 0, and to clients whose
         /// 1.5 × Keep Alive is more (those of 5.0 are told a shorter one: Server Keep Alive, MQTT

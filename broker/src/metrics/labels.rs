@@ -41,6 +41,24 @@ label! {
         Quic = "quic",
         /// TCP.
         Tcp = "tcp",
+        /// TLS over TCP.
+        Tls = "tls",
+        /// WebSocket (RFC 6455) over TCP.
+        WebSocket = "ws",
+        /// WebSocket over TLS.
+        WebSocketTls = "wss",
+    }
+}
+
+impl From<Transport> for headgate_core::Transport {
+    fn from(transport: Transport) -> Self {
+        match transport {
+            Transport::Quic => Self::Quic,
+            Transport::Tcp => Self::Tcp,
+            Transport::Tls => Self::Tls,
+            Transport::WebSocket => Self::WebSocket,
+            Transport::WebSocketTls => Self::WebSocketTls,
+        }
     }
 }
 

@@ -7,3 +7,4 @@ pub mod tcp;
 pub mod timer;
 pub mod tls;
 pub mod udp;
+pub mod ws;

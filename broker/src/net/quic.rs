@@ -19,7 +19,7 @@ use crate::{
 };
 use bytes::{Bytes, BytesMut};
 use headgate_codec::ReasonCode;
-use headgate_core::ConnId;
+use headgate_core::{ClientCertificate, ConnId};
 use quinn_proto::{
     Connection, ConnectionEvent, ConnectionHandle, DatagramEvent, Dir, Endpoint, Event, Incoming,
     Side, StreamEvent, StreamId, VarInt, WriteError,
@@ -81,6 +81,19 @@ pub struct QuicLink {
     linger: Option<Instant>,
     /// Handshake confirmed (counted).
     connected: bool,
+}
+
+impl QuicLink {
+    /// Whether the handshake is complete.
+    pub fn is_established(&self) -> bool {
+        self.connected
+    }
+
+    /// The client's verified certificate.
+    pub fn certificate(&self) -> Option<Arc<ClientCertificate>> {
+        let identity = self.connection.crypto_session().peer_identity()?;
+        identity.downcast().ok().map(|certificate| *certificate)
+    }
 }
 
 /// What became of a connection when it was served.
@@ -272,7 +285,7 @@ impl QuicSide {
                     peer: canonical(peer),
                     permit,
                     version: None,
-                    open: true,
+                    open: false,
                     reading: true,
                     held: 0,
                     flushed_in: 0,

@@ -6,7 +6,8 @@ use crate::{
     limits::AdmissionLimits,
     net::{
         cid::CidGenerator,
-        tls::{self, QuicSettings, TlsError, TlsIdentity},
+        tcp::TcpSettings,
+        tls::{self, ClientAuthorities, QuicSettings, TlsError, TlsIdentity},
     },
 };
 use headgate_codec::ReasonCode;
@@ -121,21 +122,69 @@ pub(super) struct QuicParts {
     node: u16,
 }
 
+/// What the listeners that speak TLS have in common.
+#[derive(Default)]
+pub(super) struct TlsParts {
+    identity: Option<TlsIdentity>,
+    clients: Option<ClientAuthorities>,
+}
+
+impl TlsParts {
+    /// Reads the files of the configuration, as far as a listener needs them.
+    pub fn load(config: &Config) -> Result<Self, TlsError> {
+        if !config.listen.needs_certificate() {
+            return Ok(Self::default());
+        }
+        let tls = &config.tls;
+        let clients = match tls.client_ca.as_os_str().is_empty() {
+            true => None,
+            false => Some(ClientAuthorities::load(
+                &tls.client_ca,
+                tls.require_client_certificate,
+            )?),
+        };
+        Ok(Self {
+            identity: Some(TlsIdentity::load(&tls.certificate, &tls.key)?),
+            clients,
+        })
+    }
+}
+
+pub(super) fn tcp(config: &Config, tls: &TlsParts) -> Result<TcpSettings, TlsError> {
+    let make = |address: Option<_>, protocols: &[&str]| {
+        let identity = tls.identity.as_ref().filter(|_| address.is_some());
+        identity
+            .map(|identity| tls::tcp_server_config(identity, tls.clients.as_ref(), protocols))
+            .transpose()
+    };
+    Ok(TcpSettings {
+        tls: make(config.listen.tls, &["mqtt"])?,
+        wss: make(config.listen.wss, &["http/1.1"])?,
+        frame_bytes_max: config.limits.packet_bytes_max,
+    })
+}
+
 impl QuicParts {
-    pub fn new(config: &Config, keys: &Keys, identity: &TlsIdentity) -> Result<Self, TlsError> {
+    /// `None` without an identity.
+    pub fn new(config: &Config, keys: &Keys, tls: &TlsParts) -> Result<Option<Self>, TlsError> {
+        let Some(identity) = &tls.identity else {
+            return Ok(None);
+        };
         let settings = QuicSettings {
             bidi_streams_max: u32::from(config.limits.streams_per_connection),
             idle_timeout_ms_max: config.mqtt.idle_ceiling_s * 1_000,
             ..QuicSettings::default()
         };
-        let server = tls::quic_server_config(identity, &settings, Arc::new(keys.token_key()))?;
+        let token_key = Arc::new(keys.token_key());
+        let clients = tls.clients.as_ref();
+        let server = tls::quic_server_config(identity, clients, &settings, token_key)?;
         let endpoint = tls::quic_endpoint_config(&settings, keys.reset_key())?;
-        Ok(Self {
+        Ok(Some(Self {
             server: Arc::new(server),
             endpoint,
             cids: keys.cid_keys(KEY_EPOCH),
             node: config.node.id,
-        })
+        }))
     }
 
     /// quinn-proto's endpoint for the worker in `slot`.

@@ -63,7 +63,7 @@ impl KernelPart {
         config: &Config,
         keys: &Keys,
         epoch: u32,
-        ports: (Option<u16>, Option<u16>),
+        ports: (Option<u16>, Vec<u16>),
         workers: &[(BorrowedFd<'_>, u32)],
     ) -> Result<Self, KernelError> {
         let settings = settings(config, ports);
@@ -208,7 +208,7 @@ fn start(
     }
 }
 
-fn settings(config: &Config, (quic, tcp): (Option<u16>, Option<u16>)) -> KernelSettings {
+fn settings(config: &Config, (quic, over_tcp): (Option<u16>, Vec<u16>)) -> KernelSettings {
     let kernel = &config.kernel;
     let mut settings = KernelSettings {
         mode: match kernel.mode {
@@ -226,7 +226,7 @@ fn settings(config: &Config, (quic, tcp): (Option<u16>, Option<u16>)) -> KernelS
             ConfiguredSteering::None => Steering::None,
         },
         quic_port: quic.unwrap_or(0),
-        tcp_ports: tcp.into_iter().collect(),
+        tcp_ports: over_tcp,
         node: config.node.id,
         cpumap_queue_packets: kernel.cpumap_queue_packets,
         debug_log: kernel.debug_log,

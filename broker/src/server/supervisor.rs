@@ -2,7 +2,7 @@
 
 use super::{
     affinity,
-    settings::{self, QuicParts},
+    settings::{self, QuicParts, TlsParts},
 };
 use crate::{
     auth::{Chain, desk::Desk, pool::Pool},
@@ -11,9 +11,10 @@ use crate::{
     keys::Keys,
     limits::Admission,
     mesh::Mesh,
-    metrics::{Metrics, Transport},
+    metrics::{Label, Metrics, Transport},
     net::{
-        tls::{TlsError, TlsIdentity},
+        tcp::{Bound, TcpSettings},
+        tls::TlsError,
         udp::{RecvBatch, UdpSocket},
     },
     store::MemoryStore,
@@ -41,7 +42,7 @@ const RESTART_DELAY_MIN: Duration = Duration::from_millis(10);
 #[derive(Debug, Default)]
 pub(super) struct WorkerSockets {
     pub quic: Option<Arc<UdpSocket>>,
-    pub tcp: Option<std::net::TcpListener>,
+    pub tcp: Vec<Bound>,
 }
 
 /// What all workers are built from.
@@ -58,6 +59,7 @@ pub(super) struct Workshop {
     admission: Arc<Admission>,
     router: Arc<Router>,
     quic: Option<QuicParts>,
+    tcp: TcpSettings,
     /// Counts the workers that were built, so that handles of a former one are told apart.
     incarnations: AtomicU32,
     controls: Vec<Arc<Control>>,
@@ -68,13 +70,13 @@ impl Workshop {
     pub fn new(
         config: &Arc<Config>,
         keys: &Keys,
-        identity: Option<&TlsIdentity>,
+        tls: &TlsParts,
         (start, count): (Instant, usize),
         metrics: Arc<Metrics>,
         directory: Arc<dyn Directory>,
     ) -> Result<Self, TlsError> {
-        let quic = match identity {
-            Some(identity) => Some(QuicParts::new(config, keys, identity)?),
+        let quic = match config.listen.quic {
+            Some(_) => QuicParts::new(config, keys, tls)?,
             None => None,
         };
         let slots: Vec<u8> = (0..count as u8).collect();
@@ -91,6 +93,7 @@ impl Workshop {
             admission: Admission::new(settings::admission(config), start),
             router: Arc::new(settings::router(keys, config.node.id, &slots)),
             quic,
+            tcp: settings::tcp(config, tls)?,
             incarnations: AtomicU32::new(0),
             controls: (0..count).map(|_| Arc::default()).collect(),
         })
@@ -125,11 +128,13 @@ impl Workshop {
             )),
             _ => None,
         };
-        let tcp = sockets
-            .tcp
-            .as_ref()
-            .map(std::net::TcpListener::try_clone)
-            .transpose()?;
+        let again = |bound: &Bound| {
+            Ok(Bound {
+                socket: bound.socket.try_clone()?,
+                ..*bound
+            })
+        };
+        let tcp = sockets.tcp.iter().map(again).collect::<io::Result<_>>()?;
         Worker::new(Parts {
             slot,
             start: self.start,
@@ -148,6 +153,8 @@ impl Workshop {
             router: Arc::clone(&self.router),
             quic,
             tcp,
+            tcp_settings: self.tcp.clone(),
+            connect_timeout: Duration::from_secs(self.config.mqtt.connect_timeout_s.into()),
             packet_bytes_max: self.config.limits.packet_bytes_max,
             control: Arc::clone(self.control(slot)),
         })
@@ -157,7 +164,7 @@ impl Workshop {
     fn clean_up(&self, slot: WorkerSlot) {
         let metrics = self.metrics.worker(slot.0);
         metrics.restarts.inc();
-        for transport in [Transport::Quic, Transport::Tcp] {
+        for &transport in Transport::ALL {
             metrics.connections[transport].store(0);
         }
         self.directory.forget_worker(slot);

@@ -8,8 +8,8 @@ use crate::{
 };
 use bytes::Bytes;
 use headgate_codec::{ReasonCode, Version};
-use headgate_core::{ConnId, Frame};
-use std::{net::SocketAddr, time::Instant};
+use headgate_core::{ClientCertificate, ConnId, Frame};
+use std::{net::SocketAddr, sync::Arc, time::Instant};
 
 /// One network connection with its transport.
 #[derive(Debug)]
@@ -22,7 +22,7 @@ pub struct Conn {
     pub permit: Permit,
     /// Known once CONNECT was decoded.
     pub version: Option<Version>,
-    /// The core knows of it.
+    /// The core knows of it: MQTT can flow.
     pub open: bool,
     /// The core lets us read.
     pub reading: bool,
@@ -32,7 +32,7 @@ pub struct Conn {
     pub flushed_in: u32,
     /// It is to be closed when everything has left.
     pub closing: Option<ReasonCode>,
-    /// It is closed then, whatever has not left.
+    /// It is closed then, whatever has not left; before it is open: whatever has not come.
     pub close_by: Option<Instant>,
     /// It stands in the list of connections to be served in this turn.
     pub scheduled: bool,
@@ -60,7 +60,23 @@ impl Link {
     pub fn transport(&self) -> metrics::Transport {
         match self {
             Self::Quic(_) => metrics::Transport::Quic,
-            Self::Tcp(_) => metrics::Transport::Tcp,
+            Self::Tcp(link) => link.transport(),
+        }
+    }
+
+    /// Whether everything below MQTT is set up.
+    pub fn is_established(&self) -> bool {
+        match self {
+            Self::Quic(link) => link.is_established(),
+            Self::Tcp(link) => link.is_established(),
+        }
+    }
+
+    /// The client's verified certificate.
+    pub fn certificate(&self) -> Option<Arc<ClientCertificate>> {
+        match self {
+            Self::Quic(link) => link.certificate(),
+            Self::Tcp(link) => link.certificate().map(Arc::new),
         }
     }
 }

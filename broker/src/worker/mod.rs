@@ -5,6 +5,7 @@
 //! that something happened to; then one flush of everything that leaves.
 
 pub mod conns;
+mod open;
 pub(crate) mod prefetch;
 mod publish;
 mod serve;
@@ -18,7 +19,7 @@ use crate::{
     metrics::{DatagramDrop, WorkerMetrics},
     net::{
         quic::{Arrival, QuicSide},
-        tcp::TcpSide,
+        tcp::{Bound, TcpSettings, TcpSide},
         timer::Wheel,
         udp::{RecvBatch, UdpSocket},
     },
@@ -27,7 +28,7 @@ use crate::{
 use bytes::Bytes;
 use conns::{Conns, Link};
 use headgate_common::route::Router;
-use headgate_core::{ConnId, Core, Input, Peer, Time, Transport, WorkerSlot};
+use headgate_core::{ConnId, Core, Input, Time, WorkerSlot};
 use mio::{Events, Interest, Poll, Token, unix::SourceFd};
 use std::{
     io,
@@ -148,8 +149,13 @@ pub struct Parts {
     pub router: Arc<Router>,
     /// QUIC: quinn-proto's endpoint, this worker's socket and what it receives into.
     pub quic: Option<(quinn_proto::Endpoint, Arc<UdpSocket>, RecvBatch)>,
-    /// This worker's TCP listener.
-    pub tcp: Option<std::net::TcpListener>,
+    /// This worker's listeners over TCP.
+    pub tcp: Vec<Bound>,
+    /// What connections over TCP need to know.
+    pub tcp_settings: TcpSettings,
+    /// Time from accepting a connection until MQTT can flow: PROXY header, TLS or QUIC handshake,
+    /// WebSocket upgrade.
+    pub connect_timeout: Duration,
     /// Packets above this are refused, bytes.
     pub packet_bytes_max: u32,
     /// The supervisor's word.
@@ -158,8 +164,14 @@ pub struct Parts {
 
 const WAKER: Token = Token(0);
 const UDP: Token = Token(1);
-const TCP_LISTENER: Token = Token(2);
-const FIRST_CONN: usize = 3;
+const FIRST_LISTENER: usize = 2;
+/// Listeners over TCP: plain, TLS, WebSocket, WebSocket over TLS.
+const LISTENERS_MAX: usize = 4;
+const FIRST_CONN: usize = FIRST_LISTENER + LISTENERS_MAX;
+
+fn listener_token(place: usize) -> Token {
+    Token(FIRST_LISTENER + place)
+}
 
 fn conn_token(index: u32) -> Token {
     Token(index as usize + FIRST_CONN)
@@ -187,7 +199,8 @@ pub struct Worker {
     quic: Option<QuicSide>,
     recv: Option<(RecvBatch, Arc<UdpSocket>)>,
     udp_readable: bool,
-    tcp: Option<TcpSide>,
+    tcp: TcpSide,
+    connect_timeout: Duration,
     timers: Wheel,
     mesh: Arc<Mesh>,
     admission: Arc<Admission>,
@@ -227,10 +240,9 @@ impl Worker {
             }
             None => (None, None),
         };
-        let tcp = match parts.tcp {
-            Some(listener) => Some(TcpSide::new(listener, poll.registry(), TCP_LISTENER)?),
-            None => None,
-        };
+        debug_assert!(parts.tcp.len() <= LISTENERS_MAX, "each kind has one");
+        let registry = poll.registry();
+        let tcp = TcpSide::new(parts.tcp, parts.tcp_settings, registry, listener_token)?;
         let metrics = Arc::clone(&parts.metrics);
         Ok(Self {
             slot: parts.slot,
@@ -251,6 +263,7 @@ impl Worker {
             recv,
             udp_readable: true,
             tcp,
+            connect_timeout: parts.connect_timeout,
             timers: Wheel::new(0),
             mesh: parts.mesh,
             admission: parts.admission,
@@ -328,9 +341,7 @@ impl Worker {
         if let Some(quic) = &mut self.quic {
             quic.stop_accepting();
         }
-        if let Some(tcp) = &mut self.tcp {
-            tcp.stop_accepting(self.poll.registry());
-        }
+        self.tcp.stop_accepting(self.poll.registry());
         self.driver
             .input(&mut self.conns, Input::Shutdown, clock.time());
         // Whoever has not come as far as CONNECT is closed too.
@@ -366,7 +377,7 @@ impl Worker {
                             self.opened.extend(new);
                             quic.deliver(&mut self.conns);
                         }
-                        self.open(Transport::Quic, clock);
+                        self.accepted(clock);
                     }
                     None => break,
                 }
@@ -425,7 +436,7 @@ impl Worker {
             }
         });
         quic.deliver(&mut self.conns);
-        self.open(Transport::Quic, clock);
+        self.accepted(clock);
         match received {
             Ok(0) => self.udp_readable = false,
             Ok(_) => return true,
@@ -436,13 +447,12 @@ impl Worker {
     }
 
     fn accept(&mut self, clock: Clock) {
-        let Some(tcp) = &mut self.tcp else { return };
-        if !tcp.is_acceptable() {
+        if !self.tcp.is_acceptable() {
             return;
         }
         let registry = (self.poll.registry(), conn_token as fn(u32) -> Token);
         let opened = &mut self.opened;
-        tcp.accept(
+        self.tcp.accept(
             &mut self.conns,
             registry,
             &self.admission,
@@ -450,28 +460,7 @@ impl Worker {
             clock,
             opened,
         );
-        self.open(Transport::Tcp, clock);
-    }
-
-    /// Tells the core of new connections.
-    fn open(&mut self, transport: Transport, clock: Clock) {
-        for conn in std::mem::take(&mut self.opened) {
-            let Some(opened) = self.conns.get(conn) else {
-                continue;
-            };
-            self.metrics.connections[opened.link.transport()].inc();
-            let address = opened.peer;
-            let input = Input::Opened {
-                conn,
-                peer: Peer {
-                    address,
-                    transport,
-                    certificate: None,
-                },
-            };
-            self.driver.input(&mut self.conns, input, clock.time());
-            self.conns.schedule(conn.index);
-        }
+        self.accepted(clock);
     }
 
     fn timers(&mut self, clock: Clock) {
@@ -492,7 +481,7 @@ impl Worker {
 
     fn busy(&self) -> bool {
         self.udp_readable && self.quic.is_some()
-            || self.tcp.as_ref().is_some_and(TcpSide::is_acceptable)
+            || self.tcp.is_acceptable()
             || !self.again.is_empty()
             || self.conns.has_scheduled()
             || self.mesh.has_mail(self.slot)
@@ -528,10 +517,8 @@ impl Worker {
             match event.token() {
                 WAKER => {}
                 UDP => self.udp_readable = true,
-                TCP_LISTENER => {
-                    if let Some(tcp) = &mut self.tcp {
-                        tcp.set_acceptable();
-                    }
+                Token(token) if token < FIRST_CONN => {
+                    self.tcp.set_acceptable(token - FIRST_LISTENER);
                 }
                 Token(token) => {
                     let index = (token - FIRST_CONN) as u32;

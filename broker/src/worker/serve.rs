@@ -5,12 +5,9 @@ use super::{
     Clock, Worker,
     conns::{Conn, Link, Outbox, PREFETCH_AHEAD},
 };
-use crate::{
-    limits::Limit,
-    net::{
-        quic::{Progress, QuicSide, error_code},
-        tcp::TcpSide,
-    },
+use crate::net::{
+    quic::{Progress, QuicSide, error_code},
+    tcp::{End, TcpSide},
 };
 use headgate_codec::{Packet, ReasonCode};
 use headgate_core::Input;
@@ -32,6 +29,8 @@ enum Reading {
     Again,
     /// The stream has ended.
     Ended,
+    /// The peer has ended it, and waits for an answer that is under way.
+    Closed,
 }
 
 impl Worker {
@@ -92,6 +91,7 @@ impl Worker {
         match self.read(index, clock) {
             Reading::Done => {}
             Reading::Again => self.again.push(index),
+            Reading::Closed => self.left(index, ReasonCode::SUCCESS, clock),
             Reading::Ended => {
                 if let Some(Conn {
                     link: Link::Quic(link),
@@ -108,16 +108,7 @@ impl Worker {
 
     /// The connection is gone without the core having said so.
     fn lost(&mut self, index: u32, clock: Clock) {
-        let Some(conn) = self.conns.at(index) else {
-            return;
-        };
-        conn.closing.get_or_insert(ReasonCode::UNSPECIFIED_ERROR);
-        conn.outbox = Outbox::default();
-        if std::mem::take(&mut conn.open) {
-            let conn = conn.id;
-            self.driver
-                .input(&mut self.conns, Input::Closed { conn }, clock.time());
-        }
+        self.left(index, ReasonCode::UNSPECIFIED_ERROR, clock);
         if let Some(Conn {
             link: Link::Tcp(_), ..
         }) = self.conns.at(index)
@@ -133,9 +124,13 @@ impl Worker {
                 return Reading::Done;
             };
             if conn.closing.is_some() {
-                return discard(conn, self.tcp.as_mut());
+                return discard(conn, &mut self.tcp);
             }
-            if !conn.open || !conn.reading || conn.held > 0 {
+            if !conn.open && conn.link.is_established() {
+                self.open(index, clock);
+                continue;
+            }
+            if !conn.reading || conn.held > 0 {
                 return Reading::Done;
             }
             match conn.inbox.next(conn.version, self.packet_bytes_max) {
@@ -149,30 +144,31 @@ impl Worker {
                 }
                 Ok(None) => {
                     let chunk = match &mut conn.link {
-                        Link::Quic(link) => QuicSide::read(link, READ_BYTES).map_err(|_| ()),
-                        Link::Tcp(link) => match &mut self.tcp {
-                            Some(tcp) => tcp.read(link).map_err(|_| ()),
-                            None => Err(()),
-                        },
+                        Link::Quic(link) => QuicSide::read(link, READ_BYTES).map_err(|_| End::Lost),
+                        Link::Tcp(link) => self.tcp.read(link),
                     };
                     match chunk {
                         Ok(Some(chunk)) => {
                             let transport = conn.link.transport();
                             self.metrics.bytes_received[transport].add(chunk.len() as u64);
                             conn.inbox.push(chunk);
+                            if !conn.open && !self.identify(index) {
+                                return Reading::Done;
+                            }
                         }
                         Ok(None) => return Reading::Done,
-                        Err(()) => return Reading::Ended,
+                        Err(End::Lost) => return Reading::Ended,
+                        Err(End::Closed) => return Reading::Closed,
+                        Err(End::Refused(reason)) => {
+                            tracing::debug!(peer = %conn.peer, ?reason, "refused below MQTT");
+                            self.refuse(index, reason, clock);
+                            return Reading::Done;
+                        }
                     }
                 }
                 Err(error) => {
                     tracing::debug!(peer = %conn.peer, %error, "malformed packet");
-                    let (conn, reason) = (conn.id, error.reason());
-                    if reason == Limit::PacketBytesMax.reason() {
-                        self.metrics.refused[Limit::PacketBytesMax].inc();
-                    }
-                    self.driver
-                        .input(&mut self.conns, Input::Malformed { conn, reason }, time);
+                    self.refuse(index, error.reason(), clock);
                     return Reading::Done;
                 }
             }
@@ -190,10 +186,7 @@ impl Worker {
                 Some(quic) => quic.write(link, &mut conn.outbox).map_err(|_| ()),
                 None => Err(()),
             },
-            Link::Tcp(link) => match &mut self.tcp {
-                Some(tcp) => tcp.write(link, &mut conn.outbox).map_err(|_| ()),
-                None => Err(()),
-            },
+            Link::Tcp(link) => self.tcp.write(link, &mut conn.outbox).map_err(|_| ()),
         };
         let Ok(taken) = taken else {
             if let Link::Quic(link) = &mut conn.link
@@ -206,10 +199,17 @@ impl Worker {
             return;
         };
         let (id, empty, open) = (conn.id, conn.outbox.is_empty(), conn.open);
+        let resumes = match &mut conn.link {
+            Link::Tcp(link) => link.resumes(),
+            Link::Quic(_) => false,
+        };
         let transport = conn.link.transport();
         if empty && conn.outbox.frames.capacity() > 0 {
             let list = std::mem::take(&mut conn.outbox.frames);
             self.conns.recycle(list);
+        }
+        if resumes {
+            self.conns.schedule(index);
         }
         if taken > 0 {
             self.metrics.bytes_sent[transport].add(taken as u64);
@@ -230,11 +230,23 @@ impl Worker {
             return;
         };
         let mut by = None;
+        if conn.closing.is_none() && !conn.open {
+            // Not set up yet: there is a time for that.
+            by = conn.close_by;
+            if by.is_some_and(|by| by <= clock.now) {
+                self.metrics.connect_timeouts.inc();
+                conn.closing = Some(ReasonCode::UNSPECIFIED_ERROR);
+                conn.close_by = None;
+            }
+        }
         if conn.closing.is_some() {
             let until = *conn.close_by.get_or_insert(clock.now + CLOSE_TIME_MAX);
             by = Some(until);
             if until <= clock.now {
                 conn.outbox = Outbox::default();
+                if let Link::Tcp(link) = &mut conn.link {
+                    link.abandon();
+                }
             }
         }
         let closing = conn.closing.filter(|_| conn.outbox.is_empty());
@@ -249,7 +261,7 @@ impl Worker {
             }
             Link::Tcp(link) => match closing {
                 Some(reason) => {
-                    let until = TcpSide::finish(link, reason, clock);
+                    let until = link.finish(reason, clock);
                     (until, until.is_none())
                 }
                 None => (None, false),
@@ -266,20 +278,25 @@ impl Worker {
         }
     }
 
-    fn remove(&mut self, index: u32) {
+    pub(super) fn remove(&mut self, index: u32) {
         let Some(mut conn) = self.conns.remove(index) else {
             return;
         };
         let transport = conn.link.transport();
         self.metrics.connections[transport].dec();
-        self.metrics.connections_closed[transport].inc();
+        match &conn.link {
+            Link::Tcp(link) if !link.is_established() => {
+                self.metrics.handshakes_failed[transport].inc();
+            }
+            _ => self.metrics.connections_closed[transport].inc(),
+        }
         match &mut conn.link {
             Link::Quic(link) => {
                 if let Some(quic) = &mut self.quic {
                     quic.forget(link);
                 }
             }
-            Link::Tcp(link) => TcpSide::forget(link, self.poll.registry()),
+            Link::Tcp(link) => link.forget(self.poll.registry()),
         }
     }
 
@@ -295,12 +312,12 @@ impl Worker {
 
 /// A connection that is being closed: what it still sends is read and forgotten, so that a TCP
 /// reset does not overtake our last bytes.
-fn discard(conn: &mut Conn, tcp: Option<&mut TcpSide>) -> Reading {
-    match (&mut conn.link, tcp) {
-        (Link::Tcp(link), Some(tcp)) => match tcp.discard(link) {
+fn discard(conn: &mut Conn, tcp: &mut TcpSide) -> Reading {
+    match &mut conn.link {
+        Link::Tcp(link) => match tcp.discard(link) {
             Ok(()) => Reading::Done,
             Err(_) => Reading::Ended,
         },
-        _ => Reading::Done,
+        Link::Quic(_) => Reading::Done,
     }
 }

@@ -14,15 +14,24 @@ pub const CHAIN: &str = "cert.pem";
 /// File of the broker's key.
 pub const KEY: &str = "key.pem";
 
+/// File of a client's certificate, of the same authority. Its Common Name is [`CLIENT_NAME`].
+pub const CLIENT: &str = "client.pem";
+
+/// File of the client's key.
+pub const CLIENT_KEY: &str = "client-key.pem";
+
+/// Common Name of the client's certificate.
+pub const CLIENT_NAME: &str = "sensor-17";
+
 /// Writes the files into `folder`.
 pub fn write(folder: &Path) {
     let files = make().expect("making a certificate");
-    for (name, text) in [CA, CHAIN, KEY].iter().zip(files) {
+    for (name, text) in [CA, CHAIN, KEY, CLIENT, CLIENT_KEY].iter().zip(files) {
         fs::write(folder.join(name), text).expect("writing a certificate");
     }
 }
 
-fn make() -> Result<[String; 3], rcgen::Error> {
+fn make() -> Result<[String; 5], rcgen::Error> {
     let ca_key = KeyPair::generate()?;
     let mut ca = CertificateParams::new(Vec::new())?;
     ca.distinguished_name
@@ -36,6 +45,20 @@ fn make() -> Result<[String; 3], rcgen::Error> {
     server
         .distinguished_name
         .push(DnType::CommonName, "localhost");
-    let certificate = server.signed_by(&key, &Issuer::new(ca, ca_key))?;
-    Ok([ca_certificate.pem(), certificate.pem(), key.serialize_pem()])
+    let issuer = Issuer::new(ca, ca_key);
+    let certificate = server.signed_by(&key, &issuer)?;
+
+    let client_key = KeyPair::generate()?;
+    let mut client = CertificateParams::new(Vec::new())?;
+    client
+        .distinguished_name
+        .push(DnType::CommonName, CLIENT_NAME);
+    let client = client.signed_by(&client_key, &issuer)?;
+    Ok([
+        ca_certificate.pem(),
+        certificate.pem(),
+        key.serialize_pem(),
+        client.pem(),
+        client_key.serialize_pem(),
+    ])
 }

@@ -100,6 +100,21 @@ impl Broker {
         self.address("listen", "tcp")
     }
 
+    /// Address of the TLS listener, as clients on this machine use it.
+    pub fn tls(&self) -> SocketAddr {
+        self.address("listen", "tls")
+    }
+
+    /// Address of the WebSocket listener, as clients on this machine use it.
+    pub fn ws(&self) -> SocketAddr {
+        self.address("listen", "ws")
+    }
+
+    /// Address of the listener for WebSocket over TLS, as clients on this machine use it.
+    pub fn wss(&self) -> SocketAddr {
+        self.address("listen", "wss")
+    }
+
     /// Address of `/metrics`.
     pub fn http(&self) -> SocketAddr {
         self.address("admin", "http")
@@ -259,7 +274,8 @@ impl Broker {
             let address = text(&self.config, section, key);
             address.is_empty() || ports::is_bound(self.pid(), protocol, port(address))
         };
-        is_bound("listen", "tcp", "tcp")
+        let over_tcp = ["tcp", "tls", "ws", "wss"];
+        over_tcp.iter().all(|key| is_bound("listen", key, "tcp"))
             && is_bound("listen", "quic", "udp")
             && is_bound("admin", "http", "tcp")
             && UnixStream::connect(text(&self.config, "admin", "socket")).is_ok()
@@ -307,9 +323,9 @@ fn command(settings: &Settings) -> Command {
 
 /// The harness's configuration with the test's laid over it.
 fn configuration(settings: &Settings, folder: &Path) -> toml::Table {
-    let (quic, tcp, http) = match settings.namespace {
-        Some(_) => (14567, 1883, 9470),
-        None => (ports::free(), ports::free(), ports::free()),
+    let [quic, tcp, tls, ws, wss, http] = match settings.namespace {
+        Some(_) => [14567, 1883, 8883, 8083, 8084, 9470],
+        None => std::array::from_fn(|_| ports::free()),
     };
     let state = settings
         .state_dir
@@ -325,6 +341,9 @@ fn configuration(settings: &Settings, folder: &Path) -> toml::Table {
         [listen]
         quic = "[::]:{quic}"
         tcp = "[::]:{tcp}"
+        tls = "[::]:{tls}"
+        ws = "[::]:{ws}"
+        wss = "[::]:{wss}"
         [tls]
         certificate = {certificate:?}
         key = {key:?}

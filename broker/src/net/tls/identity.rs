@@ -39,6 +39,14 @@ pub enum TlsError {
         /// What is wrong with it, and what to do.
         problem: String,
     },
+    /// The file of the authorities of clients' certificates can't be used.
+    #[error("{}: {problem}; it must hold the authorities' certificates in PEM", path.display())]
+    ClientAuthorities {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
     /// Key and certificate are each readable but don't belong together.
     #[error(
         "the key in {} is not that of the certificate in {}: check that both are of the same issue",

@@ -3,9 +3,11 @@
 //! rustls does the handshake. After it, a connection keeps its keys in their shortest form and of the
 //! session only what a key update needs. The exporter (RFC 5705) is not available.
 
+mod clients;
 mod identity;
 mod keys;
 mod session;
+pub mod stream;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,6 +19,7 @@ use ring::hmac;
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::ring::cipher_suite;
 
+pub use clients::ClientAuthorities;
 pub use identity::{TlsError, TlsIdentity};
 
 /// QUIC version 1 (RFC 9000 §15).
@@ -90,10 +93,11 @@ impl Default for QuicSettings {
 /// [`TlsError::Identity`] if rustls doesn't take the identity.
 pub fn quic_server_config(
     identity: &TlsIdentity,
+    clients: Option<&ClientAuthorities>,
     settings: &QuicSettings,
     token_key: Arc<dyn HandshakeTokenKey>,
 ) -> Result<ServerConfig, TlsError> {
-    let tls = tls_config(identity, settings)?;
+    let tls = tls_config(identity, clients, settings)?;
     let crypto = Arc::new(session::LeanServer::new(tls));
     let mut server = ServerConfig::new(crypto, token_key);
     server.transport_config(Arc::new(transport_config(settings)));
@@ -106,37 +110,83 @@ pub fn quic_server_config(
     Ok(server)
 }
 
+/// rustls's configuration of listeners over TCP, for TLS 1.2 and 1.3: make it once and clone it, so that a ticket from
+/// one worker is good at another.
+///
+/// `protocols` is for clients that offer any (ALPN, RFC 7301); one that offers others only is refused.
+///
+/// # Errors
+/// [`TlsError::Identity`] if rustls doesn't take the identity.
+pub fn tcp_server_config(
+    identity: &TlsIdentity,
+    clients: Option<&ClientAuthorities>,
+    protocols: &[&str],
+) -> Result<Arc<rustls::ServerConfig>, TlsError> {
+    let mut tls = server_config(identity, clients, rustls::ALL_VERSIONS, TCP_SESSION_TICKETS)?;
+    tls.alpn_protocols = protocols
+        .iter()
+        .map(|name| name.as_bytes().to_vec())
+        .collect();
+    Ok(Arc::new(tls))
+}
+
 fn tls_config(
     identity: &TlsIdentity,
+    clients: Option<&ClientAuthorities>,
     settings: &QuicSettings,
 ) -> Result<rustls::ServerConfig, TlsError> {
-    let mut tls = rustls::ServerConfig::builder_with_provider(provider())
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .map_err(TlsError::Identity)?
-        .with_no_client_auth()
-        .with_cert_resolver(identity.resolver());
+    let versions = &[&rustls::version::TLS13];
+    let mut tls = server_config(identity, clients, versions, settings.session_tickets)?;
     tls.alpn_protocols.clone_from(&settings.protocols);
+    Ok(tls)
+}
+
+fn server_config(
+    identity: &TlsIdentity,
+    clients: Option<&ClientAuthorities>,
+    versions: &[&'static rustls::SupportedProtocolVersion],
+    session_tickets: usize,
+) -> Result<rustls::ServerConfig, TlsError> {
+    let builder = rustls::ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(versions)
+        .map_err(TlsError::Identity)?;
+    let builder = match clients {
+        Some(clients) => builder.with_client_cert_verifier(clients.verifier()),
+        None => builder.with_no_client_auth(),
+    };
+    let mut tls = builder.with_cert_resolver(identity.resolver());
     // By our preference, AES-128 before AES-256: a tenth less CPU per handshake, and shorter keys to keep.
     tls.ignore_client_order = true;
     // Tickets that hold the session themselves: nothing to store, nothing to share but the key.
     tls.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
     tls.ticketer = rustls::crypto::ring::Ticketer::new().map_err(TlsError::Identity)?;
-    tls.send_tls13_tickets = settings.session_tickets;
-    tls.max_tls13_tickets = settings.session_tickets;
+    tls.send_tls13_tickets = session_tickets;
+    tls.max_tls13_tickets = session_tickets;
     // No 0-RTT: replayed data would need a session store that remembers what was used.
     tls.max_early_data_size = 0;
     Ok(tls)
 }
 
-/// ring's suites for TLS 1.3, the only version that QUIC has (RFC 9001 §4.2), in the server's order of preference.
+/// Session tickets for each full handshake over TCP.
+const TCP_SESSION_TICKETS: usize = 1;
+
+/// ring's suites in the server's order of preference: those of TLS 1.3, the only version that QUIC has (RFC 9001
+/// §4.2), and behind them those of TLS 1.2.
 fn provider() -> Arc<CryptoProvider> {
+    let ring = rustls::crypto::ring::default_provider();
+    let mut cipher_suites = vec![
+        cipher_suite::TLS13_AES_128_GCM_SHA256,
+        cipher_suite::TLS13_AES_256_GCM_SHA384,
+        cipher_suite::TLS13_CHACHA20_POLY1305_SHA256,
+    ];
+    let older = ring
+        .cipher_suites
+        .iter()
+        .filter(|suite| suite.tls13().is_none());
+    cipher_suites.extend(older);
     Arc::new(CryptoProvider {
-        cipher_suites: vec![
-            cipher_suite::TLS13_AES_128_GCM_SHA256,
-            cipher_suite::TLS13_AES_256_GCM_SHA384,
-            cipher_suite::TLS13_CHACHA20_POLY1305_SHA256,
-        ],
-        ..rustls::crypto::ring::default_provider()
+        cipher_suites,
+        ..ring
     })
 }
 

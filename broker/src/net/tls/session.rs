@@ -8,6 +8,7 @@ use std::any::Any;
 use std::cell::Cell;
 use std::sync::Arc;
 
+use headgate_core::ClientCertificate;
 use quinn_proto::crypto::rustls::{HandshakeData, QuicServerConfig};
 use quinn_proto::crypto::{
     self, ExportKeyingMaterialError, HeaderKey, KeyPair, Keys, PacketKey, Session,
@@ -15,11 +16,11 @@ use quinn_proto::crypto::{
 };
 use quinn_proto::transport_parameters::TransportParameters;
 use quinn_proto::{ConnectionId, Side, TransportError, TransportErrorCode};
-use rustls::pki_types::CertificateDer;
 use rustls::quic::{KeyChange, ServerConnection, Version};
 use rustls::{AlertDescription, KeyLog, ServerConfig};
 
 use super::QUIC_VERSION_1;
+use super::clients;
 use super::keys::{self, NextPhase};
 
 /// `quinn_proto::crypto::ServerConfig` whose sessions need little memory once their handshake is over.
@@ -115,12 +116,8 @@ struct LeanSession {
     /// The negotiated protocol's place in the list of the server's.
     protocol: Option<u8>,
     server_name: Option<Box<str>>,
-    /// Boxed twice because nearly no client has one.
-    #[expect(
-        clippy::box_collection,
-        reason = "8 bytes instead of 24 for what is mostly absent"
-    )]
-    certificates: Option<Box<Vec<CertificateDer<'static>>>>,
+    /// What the client's certificate says; the chain goes with rustls's state.
+    certificate: Option<Arc<ClientCertificate>>,
 }
 
 impl LeanSession {
@@ -136,7 +133,7 @@ impl LeanSession {
             negotiated: false,
             protocol: None,
             server_name: None,
-            certificates: None,
+            certificate: None,
         }
     }
 
@@ -156,11 +153,7 @@ impl LeanSession {
     fn note_client(&mut self) -> bool {
         let Some(tls) = &self.tls else { return false };
         if let Some(chain) = tls.peer_certificates().filter(|_| !tls.is_handshaking()) {
-            let owned = chain
-                .iter()
-                .map(|certificate| certificate.clone().into_owned())
-                .collect();
-            self.certificates = Some(Box::new(owned));
+            self.certificate = chain.first().map(clients::certificate).map(Arc::new);
         }
         // The client's transport parameters are known as soon as its whole ClientHello is.
         if self.negotiated || tls.quic_transport_parameters().is_none() {
@@ -217,10 +210,10 @@ impl Session for LeanSession {
         }))
     }
 
-    /// The client's certificate chain, `Vec<CertificateDer<'static>>`, end entity first.
+    /// What the client's certificate says, `Arc<ClientCertificate>`.
     fn peer_identity(&self) -> Option<Box<dyn Any>> {
-        let certificates: Vec<_> = self.certificates.as_deref()?.clone();
-        Some(Box::new(certificates))
+        let certificate: Arc<ClientCertificate> = Arc::clone(self.certificate.as_ref()?);
+        Some(Box::new(certificate))
     }
 
     fn early_crypto(&self) -> Option<(Box<dyn HeaderKey>, Box<dyn PacketKey>)> {
@@ -359,7 +352,9 @@ mod tests {
             ..QuicSettings::default()
         };
         (
-            Arc::new(LeanServer::new(tls_config(&identity, &settings).unwrap())),
+            Arc::new(LeanServer::new(
+                tls_config(&identity, None, &settings).unwrap(),
+            )),
             roots,
         )
     }

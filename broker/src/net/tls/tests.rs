@@ -81,7 +81,7 @@ fn client(tls: rustls::ClientConfig) -> ClientConfig {
 }
 
 fn pair(identity: &TlsIdentity, settings: &QuicSettings) -> Pair {
-    let server = quic_server_config(identity, settings, token_key()).unwrap();
+    let server = quic_server_config(identity, None, settings, token_key()).unwrap();
     Pair::new(quic_endpoint_config(settings, reset_key()).unwrap(), server)
 }
 
