@@ -9,6 +9,7 @@ mod check;
 mod dev;
 mod drain;
 mod logging;
+mod passwd;
 mod run;
 mod show;
 mod status;
@@ -30,6 +31,7 @@ pub fn main() -> ExitCode {
         Command::Check(args) => finish(check::check(&args)),
         Command::Status(args) => finish(status::status(&args)),
         Command::Drain(args) => finish(drain::drain(&args)),
+        Command::Passwd(args) => finish(passwd::passwd(*args)),
         Command::Pub(args) => pubsub::run_pub(*args),
         Command::Sub(args) => pubsub::run_sub(*args),
     }
@@ -54,6 +56,7 @@ Run it for good:
   headgate run --config headgate.toml
   headgate status                                    while it runs
   headgate drain --to other.example:8883             send its clients elsewhere
+  headgate passwd -c users ann                       who may connect (auth.password_file)
 
 Talk to a broker, this one or another:
   headgate sub -L quic://localhost/a/# -v --cafile ca.pem
@@ -68,6 +71,7 @@ enum Command {
     Check(check::CheckArgs),
     Status(status::StatusArgs),
     Drain(drain::DrainArgs),
+    Passwd(Box<passwd::PasswdArgs>),
     Pub(Box<pubsub::PubArgs>),
     Sub(Box<pubsub::SubArgs>),
 }
