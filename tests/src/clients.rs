@@ -107,6 +107,24 @@ impl Client {
     /// # Panics
     /// When the client fails.
     pub fn publish(self, broker: &Broker, message: Message<'_>) {
+        let (success, lines) = self.try_publish(broker, message, &[]);
+        assert!(
+            success,
+            "{self} could not publish to {}: {lines:#?}",
+            message.topic
+        );
+    }
+
+    /// Publishes `message` with more flags of the client's own; whether that worked, and what the client said.
+    ///
+    /// # Panics
+    /// When the client doesn't start.
+    pub fn try_publish(
+        self,
+        broker: &Broker,
+        message: Message<'_>,
+        flags: &[&str],
+    ) -> (bool, Vec<String>) {
         let mut command = self.command(broker, "pub", message.topic, message.qos);
         let text = format!("{PAYLOAD_PREFIX}{}", message.payload);
         match self {
@@ -123,13 +141,10 @@ impl Client {
                 command.args(message.retain.then_some("--retain"));
             }
         }
+        command.args(flags);
         let mut process = Process::start(command);
         let lines = process.rest();
-        assert!(
-            process.success(),
-            "{self} could not publish to {}: {lines:#?}",
-            message.topic
-        );
+        (process.success(), lines)
     }
 
     /// Subscribes to `filter`, and waits until the broker has acknowledged that. The client ends after `count`

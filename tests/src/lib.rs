@@ -11,3 +11,4 @@ pub mod quic_client;
 pub mod rig;
 pub mod skip;
 pub mod tcp_client;
+pub mod users;
