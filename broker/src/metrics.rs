@@ -249,12 +249,16 @@ pub struct KernelCounters {
     pub redirected: u64,
 }
 
+/// Retained messages, and the memory that they take in bytes.
+type RetainedSource = Box<dyn Fn() -> (u64, u64) + Send + Sync>;
+
 type KernelSource = Box<dyn Fn() -> Option<KernelCounters> + Send + Sync>;
 
 /// All metrics of the process.
 pub struct Metrics {
     workers: Box<[OnceLock<Arc<WorkerMetrics>>]>,
     kernel: OnceLock<KernelSource>,
+    retained: OnceLock<RetainedSource>,
     started: SystemTime,
 }
 
@@ -264,6 +268,7 @@ impl Metrics {
         Arc::new(Self {
             workers: (0..=u8::MAX).map(|_| OnceLock::new()).collect(),
             kernel: OnceLock::new(),
+            retained: OnceLock::new(),
             started: SystemTime::now(),
         })
     }
@@ -295,6 +300,12 @@ impl Metrics {
         let _ = self.kernel.set(Box::new(source));
     }
 
+    /// Registers where the numbers of retained messages come from: how many, and their bytes. Only the
+    /// first registration counts.
+    pub fn register_retained(&self, source: impl Fn() -> (u64, u64) + Send + Sync + 'static) {
+        let _ = self.retained.set(Box::new(source));
+    }
+
     /// The kernel's counters now; `None` without the kernel part.
     pub fn kernel(&self) -> Option<KernelCounters> {
         self.kernel.get().and_then(|source| source())
@@ -305,6 +316,9 @@ impl Metrics {
         let mut out = String::with_capacity(16 * 1024);
         let kernel = self.kernel();
         render_process(&mut out, self.started, kernel.is_some());
+        if let Some(source) = self.retained.get() {
+            render_retained(&mut out, source());
+        }
         for family in FAMILIES {
             head(&mut out, family.kind, family.name, family.help);
             for (slot, worker) in self.workers() {
@@ -373,6 +387,21 @@ fn render_process(out: &mut String, started: SystemTime, kernel: bool) {
         let name = "headgate_resident_memory_bytes";
         head(out, Kind::Gauge, name, "Resident memory of the process.");
         let _ = writeln!(out, "{name} {bytes}");
+    }
+}
+
+fn render_retained(out: &mut String, (messages, bytes): (u64, u64)) {
+    let gauges = [
+        ("headgate_retained_messages", "Retained messages.", messages),
+        (
+            "headgate_retained_bytes",
+            "Memory of the retained messages.",
+            bytes,
+        ),
+    ];
+    for (name, help, value) in gauges {
+        head(out, Kind::Gauge, name, help);
+        let _ = writeln!(out, "{name} {value}");
     }
 }
 

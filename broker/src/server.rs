@@ -168,6 +168,10 @@ impl Server {
         let mut workshop = Workshop::new(&config, &keys, &tls, parts, metrics, directory)?;
         workshop.authenticate_by(chain).map_err(ServerError::Auth)?;
         let workshop = Arc::new(workshop);
+        let shared = Arc::clone(&workshop.shared);
+        workshop
+            .metrics
+            .register_retained(move || (shared.retained.len() as u64, shared.retained.bytes()));
         let mut workers = Vec::with_capacity(count);
         for (index, sockets) in sockets.into_iter().enumerate() {
             let slot = WorkerSlot(index as u8);

@@ -45,6 +45,8 @@ fn sys_topics_have_mosquittos_names_and_true_values() {
     assert!(number("$SYS/broker/messages/received") >= 2);
     assert!(number("$SYS/broker/messages/sent") >= 2);
     assert!(number("$SYS/broker/bytes/received") > 0);
+    let retained = broker.metrics().get("headgate_retained_messages");
+    assert!(retained.is_some_and(|count| count as usize >= values.len()));
     for topic in [
         "publish/messages/received",
         "publish/messages/sent",
