@@ -1,7 +1,8 @@
-//! Developer commands: `cargo xtask setup | build-ebpf | run | test | bench | tidy`.
+//! Developer commands: `cargo xtask setup | build-ebpf | run | test | conformance | bench | tidy`.
 
 mod bench;
 mod build_ebpf;
+mod conformance;
 mod paths;
 mod run;
 mod setup;
@@ -31,6 +32,8 @@ enum Command {
     Run(run::Options),
     /// Set up, then run every check and every test
     Test(test::Options),
+    /// Run the tests that MQTT 5.0's normative statements are mapped to, and check the map
+    Conformance(conformance::Options),
     /// Measure, and compare with the bars
     Bench(bench::Options),
     /// Check the rules of the project that no compiler checks
@@ -43,6 +46,7 @@ fn main() -> ExitCode {
         Command::BuildEbpf => build_ebpf::run(),
         Command::Run(options) => run::run(&options),
         Command::Test(options) => test::run(&options),
+        Command::Conformance(options) => conformance::run(&options),
         Command::Bench(options) => bench::run(&options),
         Command::Tidy => tidy::run(),
     };

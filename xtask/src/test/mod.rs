@@ -12,7 +12,9 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 
 use crate::setup::{self, ebpf};
-use crate::{build_ebpf, paths, shell, tidy};
+use crate::{build_ebpf, conformance, paths, shell, tidy};
+
+pub use tally::{Outcome, Ran, Reader, failures};
 
 use tally::Tally;
 
@@ -25,10 +27,10 @@ pub struct Options {
 }
 
 /// Where tests that can't run here say so, one line each: `SKIPPED name: reason`.
-const SKIP_LOG: &str = "HEADGATE_SKIP_LOG";
+pub const SKIP_LOG: &str = "HEADGATE_SKIP_LOG";
 
 /// Names the binary that the tests from outside drive.
-const BINARY: &str = "HEADGATE_BIN";
+pub const BINARY: &str = "HEADGATE_BIN";
 
 /// Cases per property in `--full`.
 const PROPERTY_CASES_FULL: &str = "20000";
@@ -42,6 +44,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     let mut session = Session {
         tally: Tally::default(),
         failed: Vec::new(),
+        is_complete: shell::is_root(),
     };
     session.prepare()?;
     session.checks()?;
@@ -57,6 +60,8 @@ struct Session {
     tally: Tally,
     /// What failed: names of checks and of tests.
     failed: Vec<String>,
+    /// This machine has all that the tests need.
+    is_complete: bool,
 }
 
 impl Session {
@@ -68,6 +73,7 @@ impl Session {
         for line in &missing {
             println!("missing: {line}");
         }
+        self.is_complete &= missing.is_empty();
         step("setup", started.elapsed(), "ok");
         match ebpf::find() {
             Ok(toolchain) => match build_ebpf::build(&toolchain) {
@@ -125,7 +131,24 @@ impl Session {
         }
         let mut test = shell::cargo();
         test.args(["test", "--workspace", "--no-fail-fast"]);
-        self.cargo_test("test", &mut test)
+        let ran = self.cargo_test("test", &mut test)?;
+        self.conformance(&ran)
+    }
+
+    /// Whether what ran covers the standard's statements.
+    fn conformance(&mut self, ran: &[Ran]) -> Result<()> {
+        let started = Instant::now();
+        let verdict = conformance::after_run(ran, self.is_complete)?;
+        for line in &verdict.remarks {
+            println!("  {line}");
+        }
+        if verdict.complaints.is_empty() {
+            self.passed("conformance", Some(started.elapsed()), "");
+        } else {
+            let text = format!("    {}", verdict.complaints.join("\n    "));
+            self.fails("conformance", &text);
+        }
+        Ok(())
     }
 
     /// What takes too long for every change.
@@ -165,7 +188,7 @@ impl Session {
     }
 
     /// Runs `cargo test` and counts its tests one by one.
-    fn cargo_test(&mut self, name: &str, command: &mut Command) -> Result<()> {
+    fn cargo_test(&mut self, name: &str, command: &mut Command) -> Result<Vec<Ran>> {
         let skip_log = fresh_skip_log(name)?;
         command
             .env(SKIP_LOG, &skip_log)
@@ -205,7 +228,7 @@ impl Session {
                 &format!("{outcome}: {}", counted.tally),
             );
         }
-        Ok(())
+        Ok(counted.ran)
     }
 
     fn passed(&mut self, name: &str, took: Option<Duration>, text: &str) {
@@ -246,7 +269,11 @@ fn step(name: &str, took: Duration, outcome: &str) {
     println!("{name:<12} {:>12}  {outcome}", shell::seconds(took));
 }
 
-fn fresh_skip_log(name: &str) -> Result<PathBuf> {
+/// An empty log for the tests of one run that can't be tried.
+///
+/// # Errors
+/// It can't be written.
+pub fn fresh_skip_log(name: &str) -> Result<PathBuf> {
     fs::create_dir_all(paths::logs())?;
     let log = paths::logs().join(format!("{name}.skipped"));
     fs::write(&log, "")?;

@@ -33,9 +33,35 @@ impl fmt::Display for Tally {
     }
 }
 
+/// How a test ended.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Outcome {
+    /// It held.
+    Passed,
+    /// It did not.
+    Failed,
+    /// It could not be tried here, and said why.
+    Skipped(String),
+    /// Nobody runs it.
+    Ignored,
+}
+
+/// One test of a run.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Ran {
+    /// The file name of its program.
+    pub executable: String,
+    /// Its path in the program.
+    pub path: String,
+    /// How it ended.
+    pub outcome: Outcome,
+}
+
 /// The result of one `cargo test`.
 #[derive(Debug, Default)]
 pub struct Counted {
+    /// Each test, in the order in which they ended.
+    pub ran: Vec<Ran>,
     /// The counts; a skipped test is not among the passed ones.
     pub tally: Tally,
     /// Names of failed tests, with their program.
@@ -48,15 +74,27 @@ pub struct Counted {
 #[derive(Default)]
 pub struct Reader {
     program: String,
+    /// The file name of the program; empty for documentation.
+    executable: String,
     counted: Counted,
 }
 
 impl Reader {
+    /// A reader of what one program prints, which cargo does not announce.
+    pub fn of(executable: &str) -> Self {
+        Self {
+            program: executable.to_owned(),
+            executable: executable.to_owned(),
+            ..Self::default()
+        }
+    }
+
     /// Takes a line. At the end of a test program that had tests, returns a line about it.
     pub fn line(&mut self, line: &str) -> Option<String> {
         let text = line.trim();
-        if let Some(program) = program_of(text) {
+        if let Some((program, executable)) = program_of(text) {
             self.program = program;
+            self.executable = executable;
             return None;
         }
         let Some(result) = text.strip_prefix("test result: ") else {
@@ -93,6 +131,14 @@ impl Reader {
                 moved.insert(name.to_owned(), reason.to_owned());
             }
         }
+        for ran in &mut self.counted.ran {
+            let krate = without_hash(&ran.executable);
+            if let Some(reason) = moved.get(&format!("{krate}::{}", ran.path))
+                && ran.outcome == Outcome::Passed
+            {
+                ran.outcome = Outcome::Skipped(reason.clone());
+            }
+        }
         let count = moved.len().min(self.counted.tally.passed);
         self.counted.tally.passed -= count;
         self.counted.tally.skipped += count;
@@ -104,6 +150,18 @@ impl Reader {
         let Some((name, outcome)) = test.rsplit_once(" ... ") else {
             return;
         };
+        let ended = match outcome {
+            "ok" => Some(Outcome::Passed),
+            "FAILED" => Some(Outcome::Failed),
+            _ => outcome.starts_with("ignored").then_some(Outcome::Ignored),
+        };
+        if let Some(outcome) = ended.filter(|_| !self.executable.is_empty()) {
+            self.counted.ran.push(Ran {
+                executable: self.executable.clone(),
+                path: name.to_owned(),
+                outcome,
+            });
+        }
         if outcome == "FAILED" {
             self.counted
                 .failed_tests
@@ -141,19 +199,26 @@ pub fn failures(output: &str) -> String {
     text
 }
 
-/// The test program that a line of cargo's announces: `Running tests/x.rs (target/debug/deps/x-0123)`.
-fn program_of(text: &str) -> Option<String> {
+/// The test program that a line of cargo's announces, for people, and its file's name:
+/// `Running tests/x.rs (target/debug/deps/x-0123)`.
+fn program_of(text: &str) -> Option<(String, String)> {
     if let Some(of) = text.strip_prefix("Doc-tests ") {
-        return Some(format!("{of} (documentation)"));
+        return Some((format!("{of} (documentation)"), String::new()));
     }
     let (source, path) = text.strip_prefix("Running ")?.split_once(" (")?;
     let file = path.trim_end_matches(')').rsplit('/').next()?;
-    let name = file.rsplit_once('-').map_or(file, |(name, _hash)| name);
-    Some(if source.starts_with("unittests") {
+    let name = without_hash(file);
+    let shown = if source.starts_with("unittests") {
         format!("{name} (unit)")
     } else {
         name.to_owned()
-    })
+    };
+    Some((shown, file.to_owned()))
+}
+
+/// The crate in the file name of a program: `x` in `x-0123`.
+fn without_hash(file: &str) -> &str {
+    file.rsplit_once('-').map_or(file, |(name, _hash)| name)
 }
 
 fn count_before(text: &str, word: &str) -> usize {
@@ -233,6 +298,24 @@ test result: ok. 0 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; fini
             }
         );
         assert_eq!(counted.tally.to_string(), "1 passed, 1 failed, 2 skipped");
+        let outcomes: Vec<_> = counted
+            .ran
+            .iter()
+            .map(|ran| (ran.executable.as_str(), ran.path.as_str(), &ran.outcome))
+            .collect();
+        assert_eq!(
+            outcomes,
+            [
+                ("headgate-0a1b", "config::defaults", &Outcome::Passed),
+                ("headgate-0a1b", "net::slow", &Outcome::Ignored),
+                ("clients_tcp-99ff", "paho", &Outcome::Failed),
+                (
+                    "clients_tcp-99ff",
+                    "mosquitto",
+                    &Outcome::Skipped("twice".to_owned())
+                ),
+            ]
+        );
     }
 
     #[test]

@@ -7,6 +7,7 @@ mod packets;
 use bytes::{Bytes, BytesMut};
 use headgate_codec::{
     Connect, DisconnectProperties, Packet, QoS, ReasonCode, SubscriptionOptions, Version, decode,
+    frame_len,
 };
 use headgate_core::{
     ClientCertificate, Completion, ConnId, Core, CoreConfig, Counters, Frame, Input, Mesh, OpId,
@@ -29,6 +30,8 @@ pub struct Wire {
     pub conn: ConnId,
     pub version: Version,
     pub client_id: String,
+    /// The client's Maximum Packet Size, bytes.
+    pub packet_bytes_max: usize,
     /// Bytes that the server has sent and the client hasn't read.
     pub unread: BytesMut,
     /// The server has closed it, and why.
@@ -190,6 +193,16 @@ impl World {
             }
         }
         wire.unflushed += (wire.unread.len() - before) as u32;
+        // [MQTT-3.1.2-24], whatever a test is about. What is sent in one piece may be several packets.
+        let mut rest = &wire.unread[before..];
+        while let Ok(Some(len)) = frame_len(rest, u32::MAX) {
+            let max = wire.packet_bytes_max;
+            assert!(
+                len <= max,
+                "{len} bytes for a client that takes {max}: {rest:02x?}"
+            );
+            rest = &rest[len..];
+        }
         // A CONNACK with success: from now on this is the client's one connection.
         let is_connack = wire.unread[before] == 0x20 && wire.unread[before + 3] == 0;
         if is_connack {
@@ -369,6 +382,7 @@ impl World {
             conn,
             version: Version::V5,
             client_id: String::new(),
+            packet_bytes_max: usize::MAX,
             unread: BytesMut::new(),
             closed: None,
             reading: true,
@@ -393,6 +407,8 @@ impl World {
         if let Packet::Connect(connect) = &packet {
             wire.version = connect.version;
             wire.client_id = connect.client_id.to_string();
+            let max = connect.properties.maximum_packet_size;
+            wire.packet_bytes_max = max.map_or(usize::MAX, |max| max as usize);
         }
         if !wire.reading || !wire.unsent.is_empty() {
             wire.unsent.push_back(packet);

@@ -1,0 +1,191 @@
+//! `cargo xtask conformance`: every normative statement of MQTT 5.0 that concerns a server has tests, the tests exist and
+//! hold, and the code says where it implements the statement.
+
+mod citations;
+mod map;
+mod programs;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::Result;
+
+use crate::shell;
+use crate::test::{Outcome, Ran};
+
+use map::Map;
+use programs::Program;
+
+/// What `cargo xtask conformance` takes.
+#[derive(clap::Args)]
+pub struct Options {
+    /// Print each statement with its level and its tests, and run nothing
+    #[arg(long)]
+    table: bool,
+}
+
+/// How each test of a run ended, by its name in the map: `package::program::path`.
+type Outcomes = BTreeMap<String, Outcome>;
+
+/// Runs the command.
+///
+/// # Errors
+/// The map can't be read, or the tests can't be built or started.
+pub fn run(options: &Options) -> Result<ExitCode> {
+    let started = Instant::now();
+    let map = Map::read()?;
+    if options.table {
+        print!("{}", map.table());
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut complaints = static_complaints(&map)?;
+    let programs = programs::build()?;
+    let (listed, missing) = listed(&map, &programs)?;
+    complaints.extend(missing);
+    let outcomes = programs::run(&programs, &listed)?;
+    let verdict = judge(&map, &outcomes, shell::is_root());
+    complaints.extend(verdict.complaints);
+    for line in verdict.remarks {
+        println!("{line}");
+    }
+    for line in &complaints {
+        println!("error: {line}");
+    }
+    println!(
+        "{} statements, {} tests, {} errors ({})",
+        map.statements.len(),
+        map.tests().len(),
+        complaints.len(),
+        shell::seconds(started.elapsed())
+    );
+    Ok(if complaints.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// What is wrong with the map and with the code's references to statements; nothing is built or run.
+///
+/// # Errors
+/// A file can't be read.
+fn static_complaints(map: &Map) -> Result<Vec<String>> {
+    let mut complaints = map.complaints();
+    complaints.extend(citations::complaints(map)?);
+    Ok(complaints)
+}
+
+/// The verdict over a run of all tests of the workspace.
+///
+/// # Errors
+/// The map or a source can't be read, or cargo doesn't say which programs there are.
+pub fn after_run(all: &[Ran], is_complete: bool) -> Result<Verdict> {
+    let map = Map::read()?;
+    let programs = programs::build()?;
+    let mut outcomes = Outcomes::new();
+    for ran in all {
+        if let Some(program) = programs.iter().find(|p| p.is(&ran.executable)) {
+            outcomes.insert(program.name_of(&ran.path), ran.outcome.clone());
+        }
+    }
+    let mut verdict = judge(&map, &outcomes, is_complete);
+    verdict.complaints.extend(static_complaints(&map)?);
+    Ok(verdict)
+}
+
+/// What came out.
+#[derive(Debug, Default)]
+pub struct Verdict {
+    /// What fails the check.
+    pub complaints: Vec<String>,
+    /// What is worth a line.
+    pub remarks: Vec<String>,
+}
+
+/// Compares the map with what ran. `is_complete`: this machine has all that tests need, so that none has a reason to
+/// be skipped.
+fn judge(map: &Map, outcomes: &Outcomes, is_complete: bool) -> Verdict {
+    let mut verdict = Verdict::default();
+    for statement in &map.statements {
+        let id = &statement.id;
+        let mut held = 0;
+        let mut skipped = Vec::new();
+        for test in &statement.tests {
+            match outcomes.get(test) {
+                Some(Outcome::Passed) => held += 1,
+                Some(Outcome::Skipped(reason)) => skipped.push(format!("{test} ({reason})")),
+                Some(Outcome::Failed) => {
+                    verdict.complaints.push(format!("{id}: {test} failed"));
+                }
+                Some(Outcome::Ignored) => {
+                    let line = format!("{id}: {test} is marked #[ignore] and never runs");
+                    verdict.complaints.push(line);
+                }
+                None => verdict.complaints.push(format!("{id}: {test} did not run")),
+            }
+        }
+        if held == 0 && !skipped.is_empty() {
+            let line = format!("{id}: all its tests were skipped: {}", skipped.join(", "));
+            if is_complete {
+                verdict.complaints.push(line);
+            } else {
+                verdict.remarks.push(line);
+            }
+        }
+    }
+    verdict
+}
+
+/// The tests of the map that exist, by program, and complaints about those that don't.
+fn listed(
+    map: &Map,
+    programs: &[Program],
+) -> Result<(BTreeMap<usize, BTreeSet<String>>, Vec<String>)> {
+    let mut found = BTreeMap::<usize, BTreeSet<String>>::new();
+    let mut complaints = Vec::new();
+    let mut lists = BTreeMap::new();
+    for test in map.tests() {
+        let place = programs
+            .iter()
+            .enumerate()
+            .find_map(|(index, program)| Some((index, program.path_of(&test)?)));
+        let Some((index, path)) = place else {
+            complaints.push(format!("{test}: there is no such test program"));
+            continue;
+        };
+        if !lists.contains_key(&index) {
+            lists.insert(index, programs[index].list()?);
+        }
+        if lists[&index].contains(path) {
+            found.entry(index).or_default().insert(path.to_owned());
+        } else {
+            complaints.push(format!("{test}: there is no such test"));
+        }
+    }
+    Ok((found, complaints))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn judged(outcome: Option<Outcome>, is_complete: bool) -> (usize, usize) {
+        let text = "[\"MQTT-1.5.4-1\"]\nlevel = \"must\"\ndemands = \"x\"\ntests = [\"p::t::a\"]";
+        let map = Map::parse(text, "MQTT-1.5.4-1").expect("a map");
+        let outcomes = outcome.map(|o| ("p::t::a".to_owned(), o)).into_iter();
+        let verdict = judge(&map, &outcomes.collect(), is_complete);
+        (verdict.complaints.len(), verdict.remarks.len())
+    }
+
+    #[test]
+    fn a_statement_needs_a_test_that_ran_and_held() {
+        assert_eq!(judged(Some(Outcome::Passed), true), (0, 0));
+        assert_eq!(judged(Some(Outcome::Failed), true), (1, 0));
+        assert_eq!(judged(Some(Outcome::Ignored), true), (1, 0));
+        assert_eq!(judged(None, true), (1, 0));
+        let skipped = Some(Outcome::Skipped("needs root".to_owned()));
+        assert_eq!(judged(skipped.clone(), false), (0, 1));
+        assert_eq!(judged(skipped, true), (1, 0));
+    }
+}
