@@ -70,6 +70,28 @@ impl TcpClient {
         let _ = self.stream.write_all(&bytes);
     }
 
+    /// Sends bytes as they are.
+    pub fn send_bytes(&mut self, bytes: &[u8]) {
+        let _ = self.stream.write_all(bytes);
+    }
+
+    /// The next `len` bytes as they are, or fewer when the broker closes the connection before.
+    ///
+    /// # Panics
+    /// When nothing comes.
+    pub fn receive_bytes(&mut self, len: usize) -> Vec<u8> {
+        while self.input.len() < len {
+            let mut buffer = [0; 65536];
+            match self.stream.read(&mut buffer) {
+                Ok(0) => break,
+                Ok(read) => self.input.extend_from_slice(&buffer[..read]),
+                Err(error) if is_reset(&error) => break,
+                Err(error) => panic!("the broker sends nothing: {error}"),
+            }
+        }
+        self.input.split_to(len.min(self.input.len())).to_vec()
+    }
+
     /// The next packet; `None` when the broker has closed the connection.
     ///
     /// # Panics

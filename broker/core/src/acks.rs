@@ -29,7 +29,8 @@ impl Hub {
         Wait { op, remote }
     }
 
-    /// Sends an acknowledgement, or puts it behind those that wait.
+    /// Sends an acknowledgement, or puts it behind those that wait. The client's quota for PUBLISH
+    /// doesn't hold it up \[MQTT-3.3.4-10\] \[MQTT-4.9.0-3\].
     pub(crate) fn acknowledge(
         &mut self,
         conn: ConnId,

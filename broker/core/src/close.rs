@@ -40,7 +40,8 @@ pub(crate) struct DueWill {
 }
 
 impl Hub {
-    /// Ends a connection; its session goes on without it or ends.
+    /// Ends a connection; its session goes on without it or ends. DISCONNECT is the last packet
+    /// \[MQTT-3.14.4-1\] \[MQTT-3.14.4-2\] \[MQTT-4.13.2-1\].
     pub(crate) fn close(&mut self, conn: ConnId, end: End, out: &mut Vec<Output>) {
         let Some(gone) = self.conns.take(conn) else {
             return;
@@ -194,6 +195,7 @@ impl Hub {
         if end == End::Client(ReasonCode::SUCCESS) {
             session.will = None;
         }
+        // [MQTT-3.1.2-23], and not before the connection ends [MQTT-4.1.0-1].
         let expiry_s = session.expiry_s;
         session.expires_at = if expiry_s == u32::MAX {
             NEVER
@@ -392,7 +394,8 @@ fn deadline_of(conn: &crate::conns::Conn, connect_timeout_ms: u64) -> Time {
     }
 }
 
-/// DISCONNECT, where the version has one for servers.
+/// DISCONNECT, where the version has one for servers; without a Session Expiry Interval
+/// \[MQTT-3.14.2-2\].
 fn say_goodbye(
     session: &mut Session,
     env: &mut crate::env::Env,

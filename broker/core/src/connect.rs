@@ -105,7 +105,8 @@ impl Hub {
         self.claim(slot, None, out);
     }
 
-    /// Answers CONNECT with an error and closes \[MQTT-3.2.2-7\] \[MQTT-3.1.4-2\].
+    /// Answers CONNECT with an error and closes \[MQTT-3.2.2-7\] \[MQTT-3.1.4-2\] \[MQTT-4.13.2-1\]: what
+    /// follows it finds no connection \[MQTT-3.1.4-6\].
     pub(crate) fn refuse(
         &mut self,
         conn: ConnId,
@@ -195,6 +196,7 @@ impl Hub {
         if id.is_empty() && !may_be_empty {
             return Err(ReasonCode::CLIENT_IDENTIFIER_NOT_VALID);
         }
+        // The limit leaves room for what has to be taken [MQTT-3.1.3-5].
         if id.len() > usize::from(self.env.limits.client_id_bytes) {
             add(&mut self.env.counters.limit_client_id, 1);
             return Err(ReasonCode::CLIENT_IDENTIFIER_NOT_VALID);
@@ -212,6 +214,7 @@ impl Hub {
         Text::from(format!("auto-{high:016x}{low:016x}").as_str())
     }
 
+    /// Claims the Client Identifier, which stands for the session \[MQTT-3.1.3-2\].
     fn claim(&mut self, slot: u32, expected: Option<Owner>, out: &mut Vec<Output>) {
         let op = self.env.op();
         let epoch = self
@@ -245,6 +248,7 @@ impl Hub {
             expected: former,
             new: acquire.owner,
             handle,
+            // [MQTT-3.1.2-4] [MQTT-3.1.4-4]
             discard: acquire.connect.clean_start,
         });
         self.claims.insert(
@@ -265,7 +269,8 @@ impl Hub {
         }
     }
 
-    /// The client's session lives here and goes on with the new connection, in its place.
+    /// The client's session lives here and goes on with the new connection, in its place
+    /// \[MQTT-3.1.2-5\].
     fn resume_here(&mut self, slot: u32, owner: Owner, out: &mut Vec<Output>) -> bool {
         if owner.worker != self.config.worker {
             return false;
@@ -319,6 +324,7 @@ impl Hub {
                 }
                 return;
             }
+            // [MQTT-3.1.2-6]
             None => {
                 let session = Session::new(
                     self.make_session_id(),
@@ -349,7 +355,8 @@ impl Hub {
         }
     }
 
-    /// Gives a session its connection and says so \[MQTT-3.1.4-5\].
+    /// Gives a session its connection and says so \[MQTT-3.1.4-5\], once \[MQTT-3.2.0-2\] and before
+    /// anything else \[MQTT-3.2.0-1\].
     fn attach(&mut self, slot: u32, acquire: Acquire, present: bool, out: &mut Vec<Output>) {
         let Acquire {
             conn: Some(conn),
@@ -404,6 +411,7 @@ impl Hub {
             ..ConnAckProperties::default()
         };
         let connack = Packet::ConnAck(Box::new(ConnAck {
+            // [MQTT-3.2.2-2] [MQTT-3.2.2-3]
             session_present: present,
             reason: ReasonCode::SUCCESS,
             properties,
@@ -440,6 +448,7 @@ impl Session {
         self.unsent = 0;
         self.version = connect.version;
         self.packet_bytes_max = connect.properties.maximum_packet_size.unwrap_or(u32::MAX);
+        // [MQTT-4.9.0-1]
         self.send_quota = receive_maximum.min(limits.inflight_messages).max(1);
         self.problem_info = connect
             .properties

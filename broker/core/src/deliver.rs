@@ -189,7 +189,8 @@ impl Session {
         )
     }
 
-    /// Sends a message now, if none waits and the client may get it, or puts it at the queue's end.
+    /// Sends a message now, if none waits and the client may get it, or puts it at the queue's end:
+    /// every topic is an Ordered Topic \[MQTT-4.6.0-6\], and every session gets its copy \[MQTT-4.5.0-1\].
     fn place(
         &mut self,
         env: &mut Env,
@@ -372,7 +373,7 @@ impl Session {
             retain,
         });
         flow.sent += 1;
-        // [MQTT-4.3.2-2] [MQTT-4.3.3-2]
+        // [MQTT-4.3.2-2] [MQTT-4.3.3-2] [MQTT-3.3.1-3]
         self.send_publish(
             env,
             conn,
@@ -411,7 +412,7 @@ impl Session {
     }
 
     /// After a reconnect: what wasn't acknowledged, in its order, with its Packet Identifiers and
-    /// with DUP \[MQTT-4.4.0-1\] \[MQTT-3.3.1-1\].
+    /// with DUP \[MQTT-4.4.0-1\] \[MQTT-3.3.1-1\], expired or not \[MQTT-4.3.3-7\].
     fn resend(&mut self, env: &mut Env, flow: &mut Flow, conn: ConnId, out: &mut Vec<Output>) {
         while flow.sent < flow.inflight.len().min(usize::from(self.send_quota))
             && self.unsent < env.limits.send_buffer_bytes

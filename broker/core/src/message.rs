@@ -93,7 +93,8 @@ fn properties_cost(p: &PublishProperties) -> usize {
         + user
 }
 
-/// Properties that share no buffer with the packet \[MQTT-3.3.2-18\]: in their order.
+/// Properties that share no buffer with the packet, unaltered \[MQTT-3.3.2-4\] \[MQTT-3.3.2-15\]
+/// \[MQTT-3.3.2-16\] \[MQTT-3.3.2-17\] \[MQTT-3.3.2-20\] and in their order \[MQTT-3.3.2-18\].
 fn detached(p: &PublishProperties) -> PublishProperties {
     PublishProperties {
         payload_format_utf8: p.payload_format_utf8,

@@ -48,6 +48,7 @@ impl Core {
             None => {
                 add(&mut self.hub.env.counters.publish_in_qos0, 1);
                 let mut fan = Fanout::of_publish(publish, self.hub.env.now);
+                // [MQTT-3.3.1-8]: only then.
                 if publish.retain {
                     // Too many retained messages: it is delivered all the same.
                     self.hub.retain(slot, fan.message(), out);
@@ -88,6 +89,7 @@ impl Core {
         }
         let hub = &mut self.hub;
         let wait = hub.wait_since(before, remote);
+        // [MQTT-3.3.4-1] [MQTT-2.2.1-5] [MQTT-4.3.2-4] [MQTT-4.3.3-8]
         let body = match publish.qos {
             QoS::ExactlyOnce => AckBody::PubRec(packet_id, reason),
             _ => AckBody::PubAck(packet_id, reason),
@@ -138,7 +140,7 @@ impl Core {
             }
             add(&mut hub.env.counters.wills, 1);
             let message = Arc::new(Message::from_will(&will, hub.env.now));
-            // [MQTT-3.1.2-15]
+            // [MQTT-3.1.2-15], and otherwise not [MQTT-3.1.2-14].
             if will.retain {
                 if let Err(full) = hub.shared.retained.set(&message, hub.env.now) {
                     hub.env.count_retained_full(full);
@@ -205,7 +207,7 @@ impl Hub {
         let session = self.slots.session(slot)?;
         let (version, before) = (session.version, self.env.last_persist);
         let c = self.conns.get(conn)?;
-        // [MQTT-3.3.4-7]: a 3.x client was not told of a Receive Maximum.
+        // Of PUBLISH alone [MQTT-3.3.4-8] [MQTT-4.9.0-3]. [MQTT-3.3.4-7]: a 3.x client was not told of a Receive Maximum.
         if version == Version::V5 && c.open_publishes >= self.env.limits.receive_maximum.max(1) {
             add(&mut self.env.counters.limit_receive_maximum, 1);
             self.close(conn, End::Server(ReasonCode::RECEIVE_MAXIMUM_EXCEEDED), out);
@@ -213,6 +215,7 @@ impl Hub {
         }
         c.open_publishes = c.open_publishes.saturating_add(1);
         let serial = c.ack_serial;
+        // [MQTT-4.3.2-5]: no QoS 1 identifier is remembered.
         if qos == QoS::AtLeastOnce {
             add(&mut self.env.counters.publish_in_qos1, 1);
             return Some((version, Receipt { conn, serial }));
@@ -336,6 +339,7 @@ impl Hub {
             .as_ref()
             .and_then(|r| r.binary_search(&packet_id).ok());
         let reason = match (received, place) {
+            // [MQTT-4.3.3-12]; whether the message has expired is of no interest [MQTT-4.3.3-13].
             (Some(received), Some(place)) => {
                 received.remove(place);
                 session.persist(&mut self.env, Record::Released { packet_id }, out);

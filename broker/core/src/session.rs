@@ -76,7 +76,8 @@ pub(crate) struct PendingWill {
 pub(crate) struct Flow {
     /// With QoS > 0, not sent yet, in order.
     pub(crate) queue: VecDeque<Waiting>,
-    /// Sent and not acknowledged, in the order of sending \[MQTT-4.6.0-5\].
+    /// Sent and not acknowledged \[MQTT-4.3.2-3\] \[MQTT-4.3.3-3\] \[MQTT-4.3.3-5\], in the order of sending
+    /// \[MQTT-4.6.0-5\].
     pub(crate) inflight: VecDeque<Inflight>,
     /// How many of `inflight`, from its front, were sent on this connection.
     pub(crate) sent: usize,
@@ -307,7 +308,7 @@ impl Flow {
             && self.replays.is_empty()
     }
 
-    /// A Packet Identifier that isn't in use \[MQTT-2.2.1-4\] \[MQTT-4.3.2-1\]. `inflight` is in the
+    /// A Packet Identifier that isn't in use \[MQTT-2.2.1-4\] \[MQTT-4.3.2-1\] \[MQTT-4.3.3-1\]. `inflight` is in the
     /// order in which identifiers were given out, so only its front can be in the way.
     pub(crate) fn next_packet_id(&mut self) -> PacketId {
         let mut inflight = self.inflight.iter();

@@ -51,7 +51,7 @@ impl Hub {
                 out,
             ));
         }
-        // [MQTT-3.8.4-1] [MQTT-3.8.4-2] [MQTT-3.9.3-1]
+        // [MQTT-3.8.4-1] [MQTT-3.8.4-2] [MQTT-2.2.1-6] [MQTT-3.8.4-6] [MQTT-3.9.3-1]
         let suback = SubAck {
             packet_id: packet.packet_id,
             properties: self.explained(slot, &reasons),
@@ -75,7 +75,7 @@ impl Hub {
             .iter()
             .map(|filter| self.unsubscribe(slot, filter, out))
             .collect();
-        // [MQTT-3.10.4-4] [MQTT-3.10.4-5]
+        // [MQTT-3.10.4-4] [MQTT-3.10.4-5] [MQTT-2.2.1-6] [MQTT-3.11.3-1]
         let unsuback = SubAck {
             packet_id: packet.packet_id,
             properties: ReasonProperties::default(),

@@ -1,4 +1,4 @@
-//! Transports: each moves bytes and knows nothing of sessions.
+//! Transports: each moves bytes, in order and without loss [MQTT-4.2-1], and knows nothing of sessions.
 
 pub mod cid;
 pub mod framing;

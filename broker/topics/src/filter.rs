@@ -125,6 +125,7 @@ pub fn validate_topic_name(topic: &str) -> Result<(), TopicNameError> {
 /// Both must be valid. For one topic against many filters use [`Table`](crate::Table).
 #[must_use]
 pub fn filter_matches(filter: &str, topic: &str) -> bool {
+    // Octet by octet, without any normalization [MQTT-4.7.3-4].
     // A wildcard on the first level doesn't match names that begin with `$` [MQTT-4.7.2-1].
     if topic.starts_with('$') && filter.starts_with(['+', '#']) {
         return false;

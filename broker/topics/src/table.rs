@@ -166,7 +166,8 @@ impl Table {
         removed.count()
     }
 
-    /// Appends the subscribers of all filters that match `topic` to `out`, once per filter (MQTT 5 §4.7).
+    /// Appends the subscribers of all filters that match `topic` to `out`, once per filter (MQTT 5 §4.7)
+    /// [MQTT-3.3.2-3].
     ///
     /// A change that is made at the same time is seen or not; one that was complete before is seen. Only a subscriber
     /// that leaves a filter and comes back to it during the call may be found twice or not at all.

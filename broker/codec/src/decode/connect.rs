@@ -13,6 +13,7 @@ use crate::{
 };
 use alloc::boxed::Box;
 
+/// CONNECT, whole and by its form \[MQTT-3.1.4-1\].
 pub(super) fn connect(r: &mut Reader) -> Result<Connect, DecodeError> {
     let version = protocol(r)?;
     let flags = r.u8()?;
@@ -33,7 +34,7 @@ pub(super) fn connect(r: &mut Reader) -> Result<Connect, DecodeError> {
     } else {
         None
     };
-    // [MQTT-3.1.2-16] to [MQTT-3.1.2-19] [MQTT-3.1.3-12]
+    // [MQTT-3.1.2-16] [MQTT-3.1.2-17] [MQTT-3.1.2-18] [MQTT-3.1.2-19] [MQTT-3.1.3-12]
     let user_name = if flags & USER_NAME != 0 {
         Some(r.text()?)
     } else {

@@ -121,7 +121,9 @@ pub(super) fn message_property(
     match id {
         id::PAYLOAD_FORMAT_INDICATOR => once(&mut p.payload_format_utf8, id, flag(id, r.u8())),
         id::MESSAGE_EXPIRY_INTERVAL => once(&mut p.message_expiry_s, id, r.u32()),
+        // [MQTT-3.3.2-19]
         id::CONTENT_TYPE => once(&mut p.content_type, id, r.text()),
+        // [MQTT-3.3.2-13]
         id::RESPONSE_TOPIC => once(&mut p.response_topic, id, r.text()),
         id::CORRELATION_DATA => once(&mut p.correlation_data, id, r.binary()),
         id::USER_PROPERTY => {
