@@ -24,6 +24,9 @@ use crate::{
 /// Claims that may fail in a row, because other workers win, before a CONNECT is refused (0x89).
 const ATTEMPTS_MAX: u8 = 16;
 
+/// Length of a CONNACK of MQTT 5.0 without properties, bytes.
+const REFUSAL_BYTES: u32 = 5;
+
 /// An operation that completes a CONNECT.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Claim {
@@ -55,6 +58,11 @@ impl Hub {
         connect: Box<Connect>,
         out: &mut Vec<Output>,
     ) {
+        // [MQTT-3.1.2-24] [MQTT-3.2.2-19]: not even a refusal could be said.
+        let packet_bytes_max = connect.properties.maximum_packet_size;
+        if packet_bytes_max.is_some_and(|max| max < REFUSAL_BYTES) {
+            return self.close(conn, End::Silent(ReasonCode::PACKET_TOO_LARGE), out);
+        }
         match self.check(&connect) {
             Ok(()) => self.authenticate(conn, connect, out),
             Err(reason) => self.refuse(conn, connect.version, reason, out),

@@ -8,6 +8,7 @@ use headgate_topics::Subscriber;
 
 use crate::{
     ConnId, Output, Record, Session, Shared,
+    close::End,
     conns::AckBody,
     counters::{add, sub},
     hub::{Hub, levels},
@@ -116,6 +117,10 @@ impl Hub {
             return;
         };
         let bytes = self.env.encode(packet, session.version);
+        // [MQTT-3.1.2-24]: there is no shorter answer, and none at all would leave the client waiting.
+        if bytes.len() > session.packet_bytes_max as usize {
+            return self.close(conn, End::Server(ReasonCode::PACKET_TOO_LARGE), out);
+        }
         let wait = self.wait_since(before, 0);
         self.acknowledge(conn, slot, AckBody::Other(Box::new(bytes)), wait, out);
     }

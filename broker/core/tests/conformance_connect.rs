@@ -152,6 +152,56 @@ fn connack_comes_first_and_once() {
     assert!(matches!(world.read_one(id), Packet::Disconnect(_)));
 }
 
+/// [MQTT-3.2.2-19] [MQTT-3.2.2-20] [MQTT-3.1.2-24]: CONNACK is no exception, with Success or without; a
+/// client that can't take it is just closed.
+#[test]
+fn a_refusal_fits_the_clients_maximum_packet_size() {
+    let mut world = World::new(1);
+    for max in 1..60 {
+        for topic in ["t", "not/+/a/topic"] {
+            let mut c = connect("a");
+            c.will = Some(will(topic, QoS::AtMostOnce, false));
+            c.properties.maximum_packet_size = Some(max);
+            let id = world.open(0);
+            world.send(id, Packet::Connect(Box::new(c)));
+            let packets = world.read(id);
+            if max < 5 {
+                assert!(packets.is_empty() && world.wires[id].closed.is_some());
+            }
+            if max >= 5 && topic != "t" {
+                assert!(
+                    matches!(&packets[..], [Packet::ConnAck(p)] if p.reason.0 >= 0x80),
+                    "{packets:?}"
+                );
+            }
+            if world.wires[id].closed.is_none() {
+                assert!(matches!(packets[..], [Packet::ConnAck(_)]));
+                world.send(id, disconnect(ReasonCode::SUCCESS));
+            }
+        }
+    }
+}
+
+/// [MQTT-3.1.2-24]: an answer that has no shorter form ends the connection.
+#[test]
+fn an_acknowledgement_that_does_not_fit_ends_the_connection() {
+    let mut world = World::new(1);
+    let mut c = connect("a");
+    c.properties.maximum_packet_size = Some(40);
+    let (id, _) = world.connect(0, c);
+    let Packet::Subscribe(mut packet) = subscribe(1, "t", Default::default()) else {
+        unreachable!()
+    };
+    packet.filters = vec![packet.filters[0].clone(); 60];
+    world.send(id, Packet::Subscribe(packet));
+    let packets = world.read(id);
+    assert!(
+        matches!(packets[..], [Packet::Disconnect(_)]),
+        "{packets:?}"
+    );
+    assert_eq!(world.wires[id].closed, Some(ReasonCode::PACKET_TOO_LARGE));
+}
+
 /// [MQTT-3.1.2-12] [MQTT-3.2.2-12]: each Will QoS is accepted, and counts as a message's.
 #[test]
 fn a_will_is_published_with_its_qos() {

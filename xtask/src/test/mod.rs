@@ -196,7 +196,7 @@ impl Session {
         if env::var_os("CI").is_some() {
             command.env("CARGO_INCREMENTAL", "0");
         }
-        let mut reader = tally::Reader::default();
+        let mut reader = Reader::default();
         let finished = shell::watch(name, name, command, |line| {
             if let Some(program) = reader.line(line) {
                 println!("  {program}");
@@ -209,7 +209,7 @@ impl Session {
         }
         let has_failures = !counted.failed_tests.is_empty();
         if has_failures {
-            println!("{}", tally::failures(&finished.output()?));
+            println!("{}", failures(&finished.output()?));
         }
         self.failed.extend(counted.failed_tests.iter().cloned());
         self.tally.add(&counted.tally);
