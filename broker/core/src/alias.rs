@@ -56,7 +56,7 @@ impl Hub {
 
 impl Session {
     /// The PUBLISH for a client that takes Topic Aliases: by alias, if the client knows the topic's
-    /// \[MQTT-3.1.2-26\] \[MQTT-3.1.2-27\]. `id` is Packet Identifier and DUP where QoS > 0.
+    /// \[MQTT-3.1.2-26\] \[MQTT-3.1.2-27\] \[MQTT-3.3.2-11\]. `id` is Packet Identifier and DUP where QoS > 0.
     pub(crate) fn aliased(
         &mut self,
         template: &PublishTemplate,

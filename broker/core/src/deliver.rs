@@ -60,7 +60,8 @@ impl Session {
         more
     }
 
-    /// PUBACK, or PUBREC with an error: the message is done \[MQTT-4.4.0-2\]. `None` = unknown.
+    /// PUBACK, or PUBREC with an error: the message is done \[MQTT-4.4.0-2\], for other members of its
+    /// group as well \[MQTT-4.8.2-6\]. `None` = unknown.
     pub(crate) fn acknowledged(
         &mut self,
         env: &mut Env,
@@ -78,6 +79,7 @@ impl Session {
             && self.flow.as_ref().is_none_or(|f| f.queue_qos0.is_empty())
     }
 
+    /// Sends a message with QoS 0, once and without DUP \[MQTT-4.3.1-1\].
     #[inline]
     fn send_qos0(
         &mut self,

@@ -87,7 +87,8 @@ impl Core {
             let (mut subscriber, mut group) = (entry, 0);
             if Options(entry.options()).has(Options::SHARED) {
                 group = group_of(entry);
-                // [MQTT-4.8.2-4]: to one of them.
+                // [MQTT-4.8.2-4]: to one of them, with the QoS that it was granted [MQTT-4.8.2-3] and the
+                // identifier of this subscription alone [MQTT-3.3.4-5].
                 let Some(member) = hub.shared.shares.pick(group) else {
                     continue;
                 };

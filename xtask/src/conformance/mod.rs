@@ -45,7 +45,14 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     complaints.extend(missing);
     let outcomes = programs::run(&programs, &listed)?;
     let verdict = judge(&map, &outcomes, shell::is_root());
-    complaints.extend(verdict.complaints);
+    // What doesn't exist can't run: it is said once.
+    let repeats = |line: &String| complaints.iter().any(|said| is_about_same(said, line));
+    let news: Vec<String> = verdict
+        .complaints
+        .into_iter()
+        .filter(|c| !repeats(c))
+        .collect();
+    complaints.extend(news);
     for line in verdict.remarks {
         println!("{line}");
     }
@@ -101,6 +108,12 @@ pub struct Verdict {
     pub complaints: Vec<String>,
     /// What is worth a line.
     pub remarks: Vec<String>,
+}
+
+/// Whether `said`, a test that doesn't exist, is why `line` says that it did not run.
+fn is_about_same(said: &str, line: &str) -> bool {
+    said.split_once(": there is no such")
+        .is_some_and(|(test, _)| line.ends_with(&format!(": {test} did not run")))
 }
 
 /// Compares the map with what ran. `is_complete`: this machine has all that tests need, so that none has a reason to
