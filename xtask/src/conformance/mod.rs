@@ -25,6 +25,9 @@ pub struct Options {
     table: bool,
 }
 
+/// The paths of tests, by the index of their program.
+type Selection = BTreeMap<usize, BTreeSet<String>>;
+
 /// How each test of a run ended, by its name in the map: `package::program::path`.
 type Outcomes = BTreeMap<String, Outcome>;
 
@@ -151,13 +154,10 @@ fn judge(map: &Map, outcomes: &Outcomes, is_complete: bool) -> Verdict {
 }
 
 /// The tests of the map that exist, by program, and complaints about those that don't.
-fn listed(
-    map: &Map,
-    programs: &[Program],
-) -> Result<(BTreeMap<usize, BTreeSet<String>>, Vec<String>)> {
-    let mut found = BTreeMap::<usize, BTreeSet<String>>::new();
+fn listed(map: &Map, programs: &[Program]) -> Result<(Selection, Vec<String>)> {
+    let mut found = Selection::new();
     let mut complaints = Vec::new();
-    let mut lists = BTreeMap::new();
+    let mut lists: Vec<Option<BTreeSet<String>>> = vec![None; programs.len()];
     for test in map.tests() {
         let place = programs
             .iter()
@@ -167,10 +167,13 @@ fn listed(
             complaints.push(format!("{test}: there is no such test program"));
             continue;
         };
-        if !lists.contains_key(&index) {
-            lists.insert(index, programs[index].list()?);
+        if lists[index].is_none() {
+            lists[index] = Some(programs[index].list()?);
         }
-        if lists[&index].contains(path) {
+        if lists[index]
+            .as_ref()
+            .is_some_and(|list| list.contains(path))
+        {
             found.entry(index).or_default().insert(path.to_owned());
         } else {
             complaints.push(format!("{test}: there is no such test"));

@@ -1,13 +1,13 @@
 //! The programs that cargo builds from tests: which there are, what they hold, and running a part of them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use super::Outcomes;
+use super::{Outcomes, Selection};
 use crate::test::{self, Outcome, Reader};
 use crate::{paths, shell};
 
@@ -92,7 +92,7 @@ pub fn build() -> Result<Vec<Program>> {
 ///
 /// # Errors
 /// A program can't be started, or the broker that tests drive can't be built.
-pub fn run(programs: &[Program], tests: &BTreeMap<usize, BTreeSet<String>>) -> Result<Outcomes> {
+pub fn run(programs: &[Program], tests: &Selection) -> Result<Outcomes> {
     let mut cargo = shell::cargo();
     cargo.args(["build", "--quiet", "--workspace", "--bins"]);
     shell::must("conformance-broker", "building the broker", &mut cargo)?;
