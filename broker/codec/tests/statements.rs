@@ -165,8 +165,11 @@ fn topic_filters_are_strings() {
     });
 }
 
-/// Reason Codes by packet, from table 2-6 of the standard, and how a packet with one looks.
-fn reason_codes() -> Vec<(&'static str, Vec<u8>, fn(u8) -> Vec<u8>)> {
+/// A packet's name, its Reason Codes, and how it looks with one.
+type Row = (&'static str, Vec<u8>, fn(u8) -> Vec<u8>);
+
+/// Reason Codes by packet, from table 2-6 of the standard.
+fn reason_codes() -> Vec<Row> {
     let ack = |list: &[u8]| list.to_vec();
     let connack: Vec<u8> = (0x80..=0x8a)
         .chain([0, 0x8c, 0x90, 0x95, 0x97])
