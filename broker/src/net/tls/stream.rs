@@ -44,6 +44,8 @@ pub struct TlsStream {
     tls: UnbufferedServerConnection,
     /// The beginning of a record, or of a message of the handshake.
     pending: Vec<u8>,
+    /// An error has ended it. rustls isn't asked again: it may hold offsets into what is no longer pending.
+    failed: bool,
 }
 
 impl TlsStream {
@@ -55,6 +57,7 @@ impl TlsStream {
         Ok(Self {
             tls: UnbufferedServerConnection::new(config)?,
             pending: Vec::new(),
+            failed: false,
         })
     }
 
@@ -82,6 +85,20 @@ impl TlsStream {
     /// # Errors
     /// The stream can't go on; the alert is in `out`.
     pub fn receive(
+        &mut self,
+        wire: &mut [u8],
+        plain: &mut Vec<u8>,
+        out: &mut Vec<u8>,
+    ) -> Result<Peer, StreamError> {
+        if self.failed {
+            return Err(StreamError::State);
+        }
+        let received = self.decrypt(wire, plain, out);
+        self.failed = received.is_err();
+        received
+    }
+
+    fn decrypt(
         &mut self,
         wire: &mut [u8],
         plain: &mut Vec<u8>,
@@ -171,6 +188,9 @@ impl TlsStream {
             &mut Vec<u8>,
         ) -> Result<(), StreamError>,
     ) -> Result<(), StreamError> {
+        if self.failed || self.is_handshaking() {
+            return Err(StreamError::State);
+        }
         // rustls wants to see what is pending each time: it may hold offsets into it.
         loop {
             let UnbufferedStatus { discard, state } =
@@ -253,3 +273,6 @@ fn write(
     out.truncate(from + written.as_ref().map_or(0, |written| *written));
     written.map(|_| ()).map_err(|_| StreamError::State)
 }
+
+#[cfg(test)]
+mod tests;

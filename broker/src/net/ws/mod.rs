@@ -2,6 +2,8 @@
 //! between, are the connection's.
 
 mod frames;
+#[cfg(test)]
+mod tests;
 mod upgrade;
 
 use headgate_codec::ReasonCode;
