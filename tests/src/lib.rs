@@ -10,5 +10,6 @@ pub mod packets;
 pub mod quic_client;
 pub mod rig;
 pub mod skip;
+pub mod streams;
 pub mod tcp_client;
 pub mod users;

@@ -1,4 +1,4 @@
-//! A blocking MQTT client over TCP that does exactly what a test says, also what is not allowed.
+//! A blocking MQTT client over TCP, or over what [`crate::streams`] lays on it, that does exactly what a test says, also what is not allowed.
 
 use bytes::{Bytes, BytesMut};
 use headgate_codec::{
@@ -8,16 +8,14 @@ use headgate_codec::{
 use std::{
     io::{self, ErrorKind, Read, Write},
     net::{SocketAddr, TcpStream},
-    time::Duration,
 };
 
-/// How long a test waits for the broker: a machine that runs many tests at once is slow.
-const PATIENCE: Duration = Duration::from_secs(60);
+use crate::streams;
 
 /// A connection to a broker.
 #[derive(Debug)]
-pub struct TcpClient {
-    stream: TcpStream,
+pub struct TcpClient<S = TcpStream> {
+    stream: S,
     input: BytesMut,
     version: Version,
 }
@@ -28,16 +26,7 @@ impl TcpClient {
     /// # Panics
     /// When nobody listens.
     pub fn open(server: SocketAddr, version: Version) -> Self {
-        let stream = TcpStream::connect(server).expect("the broker listens");
-        stream
-            .set_read_timeout(Some(PATIENCE))
-            .expect("it is a socket");
-        stream.set_nodelay(true).expect("it is a socket");
-        Self {
-            stream,
-            input: BytesMut::new(),
-            version,
-        }
+        Self::over(streams::tcp(server), version)
     }
 
     /// Connects and sends `connect`; returns the client and the reason of CONNACK.
@@ -46,11 +35,8 @@ impl TcpClient {
     /// When something else than CONNACK comes.
     pub fn try_connect(server: SocketAddr, connect: Connect) -> (Self, ReasonCode) {
         let mut client = Self::open(server, connect.version);
-        client.send(&Packet::Connect(Box::new(connect)));
-        match client.receive() {
-            Some(Packet::ConnAck(ack)) => (client, ack.reason),
-            other => panic!("expected CONNACK, got {other:?}"),
-        }
+        let reason = client.shake_hands(connect);
+        (client, reason)
     }
 
     /// A session of MQTT 5.0 with this client identifier.
@@ -62,12 +48,41 @@ impl TcpClient {
         assert_eq!(reason, ReasonCode::SUCCESS, "CONNACK for {id}");
         client
     }
+}
+
+impl<S: Read + Write> TcpClient<S> {
+    /// Takes over a connection, without a word of MQTT.
+    pub fn over(stream: S, version: Version) -> Self {
+        Self {
+            stream,
+            input: BytesMut::new(),
+            version,
+        }
+    }
+
+    /// Sends CONNECT and returns the reason of CONNACK.
+    ///
+    /// # Panics
+    /// When something else than CONNACK comes.
+    pub fn shake_hands(&mut self, connect: Connect) -> ReasonCode {
+        self.send(&Packet::Connect(Box::new(connect)));
+        match self.receive() {
+            Some(Packet::ConnAck(ack)) => ack.reason,
+            other => panic!("expected CONNACK, got {other:?}"),
+        }
+    }
+
+    /// What carries it.
+    pub fn stream(&mut self) -> &mut S {
+        &mut self.stream
+    }
 
     /// Sends a packet. That the broker has closed the connection shows when something is received.
     pub fn send(&mut self, packet: &Packet) {
         let mut bytes = BytesMut::new();
         encode(packet, self.version, &mut bytes);
         let _ = self.stream.write_all(&bytes);
+        let _ = self.stream.flush();
     }
 
     /// Sends bytes as they are.
@@ -195,6 +210,6 @@ pub fn publish(topic: &str, qos: QoS, payload: impl Into<Bytes>) -> Publish {
 fn is_reset(error: &io::Error) -> bool {
     matches!(
         error.kind(),
-        ErrorKind::ConnectionReset | ErrorKind::BrokenPipe
+        ErrorKind::ConnectionReset | ErrorKind::BrokenPipe | ErrorKind::UnexpectedEof
     )
 }
