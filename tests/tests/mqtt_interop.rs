@@ -204,3 +204,55 @@ fn a_keep_alive_of_120_becomes_60() {
         assert_eq!(answer.server_keep_alive_s, told, "{asked}");
     }
 }
+
+/// SUBSCRIBE to one filter denied, by 0x87 or 0x80, and the others of the same packet granted.
+#[test]
+fn a_filter_is_denied_by_0x87_or_0x80() {
+    for (setting, reason) in [("not_authorized", 0x87), ("unspecified", 0x80)] {
+        let broker = Broker::start(&format!(
+            "[mqtt]\ndenied_filters = [\"test/nosubscribe\"]\ndenied_filter_reason = \"{setting}\""
+        ));
+        for (version, expected) in [(Version::V5, reason), (Version::V311, 0x80)] {
+            let (mut client, _) = TcpClient::try_connect(
+                broker.tcp(),
+                Connect {
+                    version,
+                    ..connect("c")
+                },
+            );
+            let filters = ["a", "test/nosubscribe", "test/+"];
+            let reasons = client.subscribe(&filters, QoS::AtLeastOnce);
+            let found: Vec<u8> = reasons.iter().map(|r| r.0).collect();
+            assert_eq!(found, [1, expected, 1]);
+        }
+    }
+}
+
+/// Protocol versions 3.1, 3.1.1 and 5.0 on one broker.
+#[test]
+fn every_version_hears_every_other() {
+    let broker = Broker::start("");
+    let versions = [Version::V31, Version::V311, Version::V5];
+    let mut clients: Vec<TcpClient> = versions
+        .iter()
+        .map(|version| {
+            let (mut client, reason) = TcpClient::try_connect(
+                broker.tcp(),
+                Connect {
+                    version: *version,
+                    ..connect(&format!("{version:?}"))
+                },
+            );
+            assert_eq!(reason, ReasonCode::SUCCESS);
+            assert_eq!(client.subscribe(&["t/#"], QoS::ExactlyOnce)[0].0, 2);
+            client
+        })
+        .collect();
+    for sender in 0..versions.len() {
+        let topic = format!("t/{sender}");
+        clients[sender].send(&Packet::Publish(publish(&topic, QoS::AtMostOnce, "x")));
+        for client in &mut clients {
+            assert_eq!(message(client), (topic.clone(), "x".into()));
+        }
+    }
+}
