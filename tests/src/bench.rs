@@ -30,6 +30,24 @@ impl Row {
         }
     }
 
+    /// A figure that must be smaller than another's, which is its bar.
+    #[must_use]
+    pub fn below(name: &str, value: f64, unit: &'static str, bar: f64) -> Self {
+        Self {
+            met: value < bar,
+            ..Self::at_most(name, value, unit, bar)
+        }
+    }
+
+    /// A figure that must be larger than another's, which is its bar.
+    #[must_use]
+    pub fn above(name: &str, value: f64, unit: &'static str, bar: f64) -> Self {
+        Self {
+            met: value > bar,
+            ..Self::at_least(name, value, unit, bar)
+        }
+    }
+
     /// A figure that must reach its bar.
     #[must_use]
     pub fn at_least(name: &str, value: f64, unit: &'static str, bar: f64) -> Self {

@@ -14,7 +14,7 @@ use crate::{
 use alloc::boxed::Box;
 
 /// CONNECT, whole and by its form \[MQTT-3.1.4-1\].
-pub(super) fn connect(r: &mut Reader) -> Result<Connect, DecodeError> {
+pub(super) fn connect(r: &mut Reader<'_>) -> Result<Connect, DecodeError> {
     let version = protocol(r)?;
     let flags = r.u8()?;
     check_flags(flags, version)?;
@@ -66,7 +66,7 @@ const PASSWORD: u8 = 0x40;
 const USER_NAME: u8 = 0x80;
 
 /// Protocol Name and Protocol Version (§3.1.2.1, §3.1.2.2).
-fn protocol(r: &mut Reader) -> Result<Version, DecodeError> {
+fn protocol(r: &mut Reader<'_>) -> Result<Version, DecodeError> {
     let name = r.binary()?;
     let level = r.u8()?;
     match (&name[..], level) {
@@ -99,7 +99,7 @@ fn check_flags(flags: u8, version: Version) -> Result<(), DecodeError> {
     }
 }
 
-fn connect_property(p: &mut ConnectProperties, id: u8, r: &mut Reader) -> Result<(), DecodeError> {
+fn connect_property(p: &mut ConnectProperties, id: u8, r: &mut Reader<'_>) -> Result<(), DecodeError> {
     match id {
         id::SESSION_EXPIRY_INTERVAL => once(&mut p.session_expiry_s, id, r.u32()),
         id::RECEIVE_MAXIMUM => once(&mut p.receive_maximum, id, non_zero(id, r.u16())),
@@ -121,7 +121,7 @@ fn connect_property(p: &mut ConnectProperties, id: u8, r: &mut Reader) -> Result
     }
 }
 
-fn will(flags: u8, version: Version, r: &mut Reader) -> Result<Will, DecodeError> {
+fn will(flags: u8, version: Version, r: &mut Reader<'_>) -> Result<Will, DecodeError> {
     let mut delay_s = None;
     let mut properties = PublishProperties::default();
     if version == Version::V5 {
@@ -141,7 +141,7 @@ fn will(flags: u8, version: Version, r: &mut Reader) -> Result<Will, DecodeError
     })
 }
 
-pub(super) fn connack(version: Version, r: &mut Reader) -> Result<ConnAck, DecodeError> {
+pub(super) fn connack(version: Version, r: &mut Reader<'_>) -> Result<ConnAck, DecodeError> {
     let flags = r.u8()?;
     // [MQTT-3.2.2-1]; in MQTT 3.1 the octet is unused.
     if flags > 1 && version != Version::V31 {
@@ -166,7 +166,7 @@ pub(super) fn connack(version: Version, r: &mut Reader) -> Result<ConnAck, Decod
     Ok(packet)
 }
 
-fn connack_property(p: &mut ConnAckProperties, id: u8, r: &mut Reader) -> Result<(), DecodeError> {
+fn connack_property(p: &mut ConnAckProperties, id: u8, r: &mut Reader<'_>) -> Result<(), DecodeError> {
     match id {
         id::SESSION_EXPIRY_INTERVAL => once(&mut p.session_expiry_s, id, r.u32()),
         id::RECEIVE_MAXIMUM => once(&mut p.receive_maximum, id, non_zero(id, r.u16())),
@@ -209,7 +209,7 @@ fn connack_property(p: &mut ConnAckProperties, id: u8, r: &mut Reader) -> Result
     }
 }
 
-pub(super) fn disconnect(version: Version, r: &mut Reader) -> Result<Disconnect, DecodeError> {
+pub(super) fn disconnect(version: Version, r: &mut Reader<'_>) -> Result<Disconnect, DecodeError> {
     if r.is_empty() {
         return Ok(Disconnect::default());
     }
@@ -236,7 +236,7 @@ pub(super) fn disconnect(version: Version, r: &mut Reader) -> Result<Disconnect,
     Ok(Disconnect { reason, properties })
 }
 
-pub(super) fn auth(r: &mut Reader) -> Result<Auth, DecodeError> {
+pub(super) fn auth(r: &mut Reader<'_>) -> Result<Auth, DecodeError> {
     let mut packet = Auth::default();
     // Success without properties may be left out altogether (§3.15.2.1).
     if r.is_empty() {

@@ -62,7 +62,7 @@ pub fn decode(
         }
     }
     let packet = take_front(input, header, header + remaining);
-    body(first, version, minimal, Reader(packet)).map(Some)
+    body(first, version, minimal, Reader::new(&packet)).map(Some)
 }
 
 /// An acknowledgement that is a Packet Identifier and nothing else (§3.4.2.1).
@@ -123,7 +123,7 @@ fn body(
     first: u8,
     version: Option<Version>,
     minimal: bool,
-    mut r: Reader,
+    mut r: Reader<'_>,
 ) -> Result<Packet, DecodeError> {
     let Some(version) = version else {
         let connect = connect::connect(&mut r)?;
@@ -154,7 +154,7 @@ fn body(
 }
 
 /// A Reason Code that packets of this type may carry.
-fn reason(packet_type: u8, r: &mut Reader) -> Result<ReasonCode, DecodeError> {
+fn reason(packet_type: u8, r: &mut Reader<'_>) -> Result<ReasonCode, DecodeError> {
     let code = ReasonCode(r.u8()?);
     if crate::reason::allowed(packet_type, code) {
         Ok(code)

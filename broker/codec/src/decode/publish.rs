@@ -79,10 +79,10 @@ fn properties(
     at: usize,
     remaining: usize,
 ) -> Result<(Option<Box<PublishProperties>>, usize), DecodeError> {
-    let mut r = Reader(input.slice(header + at..header + remaining));
+    let mut r = Reader::within(input, &input[header + at..header + remaining]);
     let mut p = Box::<PublishProperties>::default();
     r.properties(|id, r| property(&mut p, id, r))?;
-    Ok((Some(p), remaining - r.0.len()))
+    Ok((Some(p), remaining - r.len()))
 }
 
 pub(super) fn qos(bits: u8) -> Option<QoS> {
@@ -94,7 +94,7 @@ pub(super) fn qos(bits: u8) -> Option<QoS> {
     }
 }
 
-fn property(p: &mut PublishProperties, id: u8, r: &mut Reader) -> Result<(), DecodeError> {
+fn property(p: &mut PublishProperties, id: u8, r: &mut Reader<'_>) -> Result<(), DecodeError> {
     match id {
         id::TOPIC_ALIAS => {
             // [MQTT-3.3.2-8]
@@ -116,7 +116,7 @@ fn property(p: &mut PublishProperties, id: u8, r: &mut Reader) -> Result<(), Dec
 pub(super) fn message_property(
     p: &mut PublishProperties,
     id: u8,
-    r: &mut Reader,
+    r: &mut Reader<'_>,
 ) -> Result<(), DecodeError> {
     match id {
         id::PAYLOAD_FORMAT_INDICATOR => once(&mut p.payload_format_utf8, id, flag(id, r.u8())),
@@ -135,7 +135,7 @@ pub(super) fn message_property(
 }
 
 #[inline]
-pub(super) fn ack(packet_type: u8, version: Version, r: &mut Reader) -> Result<Ack, DecodeError> {
+pub(super) fn ack(packet_type: u8, version: Version, r: &mut Reader<'_>) -> Result<Ack, DecodeError> {
     let packet_id = r.packet_id()?;
     if r.is_empty() {
         return Ok(Ack {
@@ -162,12 +162,12 @@ pub(super) fn ack(packet_type: u8, version: Version, r: &mut Reader) -> Result<A
     })
 }
 
-fn boxed_reason_properties(r: &mut Reader) -> Result<Option<Box<ReasonProperties>>, DecodeError> {
+fn boxed_reason_properties(r: &mut Reader<'_>) -> Result<Option<Box<ReasonProperties>>, DecodeError> {
     let p = reason_properties(r)?;
     Ok((p != ReasonProperties::default()).then(|| Box::new(p)))
 }
 
-pub(super) fn reason_properties(r: &mut Reader) -> Result<ReasonProperties, DecodeError> {
+pub(super) fn reason_properties(r: &mut Reader<'_>) -> Result<ReasonProperties, DecodeError> {
     let mut p = ReasonProperties::default();
     r.properties(|id, r| match id {
         id::REASON_STRING => once(&mut p.reason_string, id, r.text()),

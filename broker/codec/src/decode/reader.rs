@@ -1,15 +1,33 @@
 //! Reads fields from the front of a packet's bytes.
 
 use crate::{DecodeError, PacketId, Text, UserProperty, frame};
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use core::num::NonZeroU16;
 
-/// The part of a packet that hasn't been read.
-pub(super) struct Reader(pub(super) Bytes);
+/// The part of a packet that hasn't been read. Only what is kept counts a reference to the packet's buffer.
+pub(super) struct Reader<'a> {
+    packet: &'a Bytes,
+    /// A part of `packet`.
+    rest: &'a [u8],
+}
 
-impl Reader {
+impl<'a> Reader<'a> {
+    pub(super) fn new(packet: &'a Bytes) -> Self {
+        Self::within(packet, packet)
+    }
+
+    /// Reads `part` of `packet`.
+    pub(super) fn within(packet: &'a Bytes, part: &'a [u8]) -> Self {
+        Self { packet, rest: part }
+    }
+
     pub(super) fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.rest.is_empty()
+    }
+
+    /// Bytes that haven't been read.
+    pub(super) fn len(&self) -> usize {
+        self.rest.len()
     }
 
     /// Nothing may follow the last field.
@@ -23,50 +41,59 @@ impl Reader {
 
     #[inline]
     pub(super) fn u8(&mut self) -> Result<u8, DecodeError> {
-        let octet = *self.0.first().ok_or(DecodeError::Truncated)?;
-        self.0.advance(1);
-        Ok(octet)
+        let (octet, rest) = self.rest.split_first().ok_or(DecodeError::Truncated)?;
+        self.rest = rest;
+        Ok(*octet)
     }
 
     #[inline]
     pub(super) fn u16(&mut self) -> Result<u16, DecodeError> {
-        let octets = *self.0.first_chunk().ok_or(DecodeError::Truncated)?;
-        self.0.advance(2);
-        Ok(u16::from_be_bytes(octets))
+        let (octets, rest) = self
+            .rest
+            .split_first_chunk()
+            .ok_or(DecodeError::Truncated)?;
+        self.rest = rest;
+        Ok(u16::from_be_bytes(*octets))
     }
 
     pub(super) fn u32(&mut self) -> Result<u32, DecodeError> {
-        let octets = *self.0.first_chunk().ok_or(DecodeError::Truncated)?;
-        self.0.advance(4);
-        Ok(u32::from_be_bytes(octets))
+        let (octets, rest) = self
+            .rest
+            .split_first_chunk()
+            .ok_or(DecodeError::Truncated)?;
+        self.rest = rest;
+        Ok(u32::from_be_bytes(*octets))
     }
 
     /// Variable Byte Integer (§1.5.5); only MQTT 5.0 has it behind the fixed header.
     #[inline]
     pub(super) fn varint(&mut self) -> Result<u32, DecodeError> {
-        let (value, octets) = frame::varint(&self.0)?.ok_or(DecodeError::Truncated)?;
+        let (value, octets) = frame::varint(self.rest)?.ok_or(DecodeError::Truncated)?;
         // [MQTT-1.5.5-1]
         if octets > frame::varint_len(value as usize) {
             return Err(DecodeError::VariableByteInteger);
         }
-        self.0.advance(octets);
+        self.rest = self.rest.get(octets..).unwrap_or_default();
         Ok(value)
     }
 
     /// The next `len` bytes.
     #[inline]
-    pub(super) fn take(&mut self, len: usize) -> Result<Bytes, DecodeError> {
-        if len > self.0.len() {
-            return Err(DecodeError::Truncated);
-        }
-        Ok(self.0.split_to(len))
+    fn take(&mut self, len: usize) -> Result<&'a [u8], DecodeError> {
+        let (taken, rest) = self
+            .rest
+            .split_at_checked(len)
+            .ok_or(DecodeError::Truncated)?;
+        self.rest = rest;
+        Ok(taken)
     }
 
     /// Binary Data (§1.5.6).
     #[inline]
     pub(super) fn binary(&mut self) -> Result<Bytes, DecodeError> {
         let len = self.u16()?;
-        self.take(usize::from(len))
+        let taken = self.take(usize::from(len))?;
+        Ok(self.packet.slice_ref(taken))
     }
 
     /// UTF-8 Encoded String (§1.5.4).
@@ -95,7 +122,7 @@ impl Reader {
         if len == 0 {
             return Ok(());
         }
-        let mut block = Self(self.take(len as usize)?);
+        let mut block = Self::within(self.packet, self.take(len as usize)?);
         while !block.is_empty() {
             // All identifiers in use fit one octet of the Variable Byte Integer.
             let id = block.u8()?;

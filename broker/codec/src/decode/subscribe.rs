@@ -12,7 +12,7 @@ use crate::{
 };
 use alloc::vec::Vec;
 
-pub(super) fn subscribe(version: Version, r: &mut Reader) -> Result<Subscribe, DecodeError> {
+pub(super) fn subscribe(version: Version, r: &mut Reader<'_>) -> Result<Subscribe, DecodeError> {
     let mut packet = Subscribe {
         packet_id: r.packet_id()?,
         subscription_id: None,
@@ -79,7 +79,7 @@ fn options(octet: u8, version: Version) -> Result<SubscriptionOptions, DecodeErr
     })
 }
 
-pub(super) fn suback(version: Version, r: &mut Reader) -> Result<SubAck, DecodeError> {
+pub(super) fn suback(version: Version, r: &mut Reader<'_>) -> Result<SubAck, DecodeError> {
     let packet_id = r.packet_id()?;
     let properties = properties(version, r)?;
     let reasons = reasons(frame::SUBACK, r)?;
@@ -97,7 +97,7 @@ pub(super) fn suback(version: Version, r: &mut Reader) -> Result<SubAck, DecodeE
     })
 }
 
-pub(super) fn unsubscribe(version: Version, r: &mut Reader) -> Result<Unsubscribe, DecodeError> {
+pub(super) fn unsubscribe(version: Version, r: &mut Reader<'_>) -> Result<Unsubscribe, DecodeError> {
     let packet_id = r.packet_id()?;
     let mut user_properties = Vec::new();
     if version == Version::V5 {
@@ -125,7 +125,7 @@ pub(super) fn unsubscribe(version: Version, r: &mut Reader) -> Result<Unsubscrib
     })
 }
 
-pub(super) fn unsuback(version: Version, r: &mut Reader) -> Result<SubAck, DecodeError> {
+pub(super) fn unsuback(version: Version, r: &mut Reader<'_>) -> Result<SubAck, DecodeError> {
     let packet_id = r.packet_id()?;
     let properties = properties(version, r)?;
     // MQTT 3.x has no payload here (3.1.1 §3.11.3).
@@ -142,7 +142,7 @@ pub(super) fn unsuback(version: Version, r: &mut Reader) -> Result<SubAck, Decod
     })
 }
 
-fn properties(version: Version, r: &mut Reader) -> Result<ReasonProperties, DecodeError> {
+fn properties(version: Version, r: &mut Reader<'_>) -> Result<ReasonProperties, DecodeError> {
     if version == Version::V5 {
         reason_properties(r)
     } else {
@@ -151,11 +151,11 @@ fn properties(version: Version, r: &mut Reader) -> Result<ReasonProperties, Deco
 }
 
 /// The Reason Codes that fill the rest of the packet; at least one.
-fn reasons(packet_type: u8, r: &mut Reader) -> Result<Vec<ReasonCode>, DecodeError> {
+fn reasons(packet_type: u8, r: &mut Reader<'_>) -> Result<Vec<ReasonCode>, DecodeError> {
     if r.is_empty() {
         return Err(DecodeError::EmptyPayload);
     }
-    let mut reasons = Vec::with_capacity(r.0.len());
+    let mut reasons = Vec::with_capacity(r.len());
     while !r.is_empty() {
         reasons.push(reason(packet_type, r)?);
     }

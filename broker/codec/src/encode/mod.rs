@@ -18,9 +18,18 @@ pub use publish::PublishTemplate;
 /// For MQTT 3.x, Reason Codes become return codes (CONNACK, SUBACK) or are left out, and so are
 /// properties. Nothing is appended for what can't be said: AUTH in MQTT 3.x, and a packet of more
 /// than [`REMAINING_LENGTH_MAX`](crate::REMAINING_LENGTH_MAX) bytes behind its fixed header.
+#[inline]
 pub fn encode(packet: &Packet, version: Version, out: &mut BytesMut) {
+    // Told apart from the others by a branch that is always predicted well.
     match packet {
         Packet::Publish(p) => publish::publish(p, version, out),
+        _ => other(packet, version, out),
+    }
+}
+
+/// Encodes what is no PUBLISH.
+fn other(packet: &Packet, version: Version, out: &mut BytesMut) {
+    match packet {
         Packet::PingReq => out.slice(&[frame::PINGREQ << 4, 0]),
         Packet::PingResp => out.slice(&[frame::PINGRESP << 4, 0]),
         Packet::PubAck(ack) if body::is_short(ack, version) => short_ack(0x40, ack.packet_id, out),

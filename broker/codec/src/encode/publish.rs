@@ -1,6 +1,6 @@
 //! PUBLISH (§3.3): the hot path.
 
-use super::sink::{Count, Properties, Sink, varint};
+use super::sink::{Count, Properties, Room, Sink, varint};
 use crate::{PacketId, Publish, PublishProperties, QoS, Text, Version, frame, property as id};
 use bytes::{Bytes, BytesMut};
 
@@ -90,28 +90,46 @@ impl PublishTemplate {
     }
 }
 
-#[inline]
 pub(super) fn publish(p: &Publish, version: Version, out: &mut BytesMut) {
-    let properties = p.properties.as_deref();
-    let remaining = remaining_len(p, version);
+    if version == Version::V5
+        && let Some(properties) = &p.properties
+    {
+        return with_properties(p, properties, out);
+    }
+    let remaining = remaining(p, version, 0);
     if remaining > frame::REMAINING_LENGTH_MAX {
         return;
     }
     out.reserve(remaining + 5);
-    header(
-        first_octet(p.dup, p.qos, p.retain),
-        remaining,
-        &p.topic,
-        out,
-    );
-    if let Some(packet_id) = sent_id(p) {
-        out.u16(packet_id.get());
+    let first = first_octet(p.dup, p.qos, p.retain);
+    header(first, remaining, &p.topic, out);
+    match (sent_id(p).map(|id| id.get().to_be_bytes()), version) {
+        (None, Version::V5) => out.u8(0),
+        (Some([high, low]), Version::V5) => out.slice(&[high, low, 0]),
+        (Some(packet_id), _) => out.slice(&packet_id),
+        (None, _) => {}
     }
-    match (version, properties) {
-        (Version::V5, None) => out.u8(0),
-        (Version::V5, Some(properties)) => out.properties(properties),
-        _ => {}
+    out.slice(&p.payload);
+}
+
+#[inline(never)]
+fn with_properties(p: &Publish, properties: &PublishProperties, out: &mut BytesMut) {
+    let properties_len = count(properties);
+    let remaining = remaining(p, Version::V5, properties_len);
+    if remaining > frame::REMAINING_LENGTH_MAX {
+        return;
     }
+    let front = 1 + frame::varint_len(remaining) + remaining - p.payload.len();
+    out.reserve(front + p.payload.len());
+    Room::append(out, front, |room| {
+        let first = first_octet(p.dup, p.qos, p.retain);
+        header(first, remaining, &p.topic, room);
+        if let Some(packet_id) = sent_id(p) {
+            room.u16(packet_id.get());
+        }
+        room.varint(properties_len);
+        properties.write(room);
+    });
     out.slice(&p.payload);
 }
 
@@ -126,19 +144,28 @@ fn sent_id(p: &Publish) -> Option<PacketId> {
     (p.qos != QoS::AtMostOnce).then(|| p.packet_id.unwrap_or(PacketId::MIN))
 }
 
-#[inline]
 pub(super) fn remaining_len(p: &Publish, version: Version) -> usize {
+    remaining(p, version, p.properties.as_deref().map_or(0, count))
+}
+
+/// The Remaining Length of a packet whose properties take `properties_len` bytes.
+#[inline]
+fn remaining(p: &Publish, version: Version, properties_len: usize) -> usize {
     let id = if p.qos == QoS::AtMostOnce { 0 } else { 2 };
-    let properties = match (version, p.properties.as_deref()) {
-        (Version::V5, None) => 1,
-        (Version::V5, Some(properties)) => {
-            let mut count = Count(0);
-            properties.write(&mut count);
-            frame::varint_len(count.0) + count.0
-        }
-        _ => 0,
+    let properties = if version == Version::V5 {
+        frame::varint_len(properties_len) + properties_len
+    } else {
+        0
     };
     2 + p.topic.len() + id + properties + p.payload.len()
+}
+
+/// How many bytes the properties take, without the Property Length.
+#[inline(never)]
+fn count(properties: &PublishProperties) -> usize {
+    let mut count = Count(0);
+    properties.write(&mut count);
+    count.0
 }
 
 /// Packet type and flags; DUP only with QoS > 0 \[MQTT-3.3.1-2\].
@@ -150,15 +177,20 @@ fn first_octet(dup: bool, qos: QoS, retain: bool) -> u8 {
 
 /// Fixed header and Topic Name.
 #[inline]
-fn header(first: u8, remaining: usize, topic: &Text, out: &mut BytesMut) {
+fn header<S: Sink>(first: u8, remaining: usize, topic: &Text, out: &mut S) {
     let (octets, len) = varint(remaining);
     let [high, low] = (topic.len() as u16).to_be_bytes();
-    let mut fixed = [first, 0, 0, 0, 0, 0, 0];
-    fixed[1..5].copy_from_slice(&octets);
-    fixed[1 + len] = high;
-    fixed[2 + len] = low;
-    out.slice(&fixed[..3 + len]);
-    out.slice(topic.as_bytes());
+    // What has a known length is stored; the rest is a call of memcpy.
+    match (octets, len) {
+        ([a, ..], 1) => out.slice(&[first, a, high, low]),
+        ([a, b, ..], 2) => out.slice(&[first, a, b, high, low]),
+        _ => {
+            out.u8(first);
+            out.slice(&octets[..len]);
+            out.slice(&[high, low]);
+        }
+    }
+    out.text_bytes(topic.as_bytes());
 }
 
 impl Properties for PublishProperties {
