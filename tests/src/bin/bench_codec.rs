@@ -144,11 +144,17 @@ fn decode(case: &Case) -> Figures {
         decoded[0] += 1;
     });
     decode_mqttbytes(&chunk, |packet| {
-        assert_eq!(packet, mqttbytes::v5::Packet::Publish(case.mqttbytes.clone()));
+        assert_eq!(
+            packet,
+            mqttbytes::v5::Packet::Publish(case.mqttbytes.clone())
+        );
         decoded[1] += 1;
     });
     decode_rumqttc(&chunk, |packet| {
-        assert_eq!(packet, rumqttc_bytes::v5::Packet::Publish(case.rumqttc.clone()));
+        assert_eq!(
+            packet,
+            rumqttc_bytes::v5::Packet::Publish(case.rumqttc.clone())
+        );
         decoded[2] += 1;
     });
     assert_eq!(decoded, [count; CODECS.len()]);

@@ -99,7 +99,11 @@ fn check_flags(flags: u8, version: Version) -> Result<(), DecodeError> {
     }
 }
 
-fn connect_property(p: &mut ConnectProperties, id: u8, r: &mut Reader<'_>) -> Result<(), DecodeError> {
+fn connect_property(
+    p: &mut ConnectProperties,
+    id: u8,
+    r: &mut Reader<'_>,
+) -> Result<(), DecodeError> {
     match id {
         id::SESSION_EXPIRY_INTERVAL => once(&mut p.session_expiry_s, id, r.u32()),
         id::RECEIVE_MAXIMUM => once(&mut p.receive_maximum, id, non_zero(id, r.u16())),
@@ -166,7 +170,11 @@ pub(super) fn connack(version: Version, r: &mut Reader<'_>) -> Result<ConnAck, D
     Ok(packet)
 }
 
-fn connack_property(p: &mut ConnAckProperties, id: u8, r: &mut Reader<'_>) -> Result<(), DecodeError> {
+fn connack_property(
+    p: &mut ConnAckProperties,
+    id: u8,
+    r: &mut Reader<'_>,
+) -> Result<(), DecodeError> {
     match id {
         id::SESSION_EXPIRY_INTERVAL => once(&mut p.session_expiry_s, id, r.u32()),
         id::RECEIVE_MAXIMUM => once(&mut p.receive_maximum, id, non_zero(id, r.u16())),

@@ -135,7 +135,11 @@ pub(super) fn message_property(
 }
 
 #[inline]
-pub(super) fn ack(packet_type: u8, version: Version, r: &mut Reader<'_>) -> Result<Ack, DecodeError> {
+pub(super) fn ack(
+    packet_type: u8,
+    version: Version,
+    r: &mut Reader<'_>,
+) -> Result<Ack, DecodeError> {
     let packet_id = r.packet_id()?;
     if r.is_empty() {
         return Ok(Ack {
@@ -162,7 +166,9 @@ pub(super) fn ack(packet_type: u8, version: Version, r: &mut Reader<'_>) -> Resu
     })
 }
 
-fn boxed_reason_properties(r: &mut Reader<'_>) -> Result<Option<Box<ReasonProperties>>, DecodeError> {
+fn boxed_reason_properties(
+    r: &mut Reader<'_>,
+) -> Result<Option<Box<ReasonProperties>>, DecodeError> {
     let p = reason_properties(r)?;
     Ok((p != ReasonProperties::default()).then(|| Box::new(p)))
 }

@@ -97,7 +97,10 @@ pub(super) fn suback(version: Version, r: &mut Reader<'_>) -> Result<SubAck, Dec
     })
 }
 
-pub(super) fn unsubscribe(version: Version, r: &mut Reader<'_>) -> Result<Unsubscribe, DecodeError> {
+pub(super) fn unsubscribe(
+    version: Version,
+    r: &mut Reader<'_>,
+) -> Result<Unsubscribe, DecodeError> {
     let packet_id = r.packet_id()?;
     let mut user_properties = Vec::new();
     if version == Version::V5 {
