@@ -6,7 +6,7 @@
 
 mod labels;
 
-pub use labels::{DatagramDrop, Label, MessageDrop, Qos, Transport};
+pub use labels::{DatagramDrop, Label, MessageDrop, Qos, Refusal, Transport};
 
 use std::{
     fmt,
@@ -166,8 +166,8 @@ worker_metrics! {
     Counter accept_errors: Number = "headgate_accept_errors_total",
     /// What a limit refused, by the limit's key in the configuration.
     Counter refused: PerLabel<Limit> = "headgate_refused_total",
-    /// CONNECT packets that were refused.
-    Counter connects_refused: Number = "headgate_connects_refused_total",
+    /// CONNECT packets that were refused, by the reason that CONNACK gives.
+    Counter connects_refused: PerLabel<Refusal> = "headgate_connects_refused_total",
     /// Authentications that failed, by what was to tell who the client is. (Passwords that could not be checked
     /// because too many wait are in `headgate_refused_total`.)
     Counter authentications_failed: PerLabel<Method> = "headgate_authentications_failed_total",

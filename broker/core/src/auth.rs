@@ -102,6 +102,15 @@ pub struct Granted {
     pub data: Option<Bytes>,
 }
 
+/// Who the client of a connection is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// The name that was proved; `None` = anonymous.
+    pub user_name: Option<Arc<str>>,
+    /// Quota class; 0 = the default one.
+    pub quota_class: u8,
+}
+
 /// What a connection has to do with authentication. Connections of anonymous clients have none.
 #[derive(Debug, Default)]
 pub(crate) struct AuthState {
@@ -146,6 +155,16 @@ impl AuthState {
 }
 
 impl Hub {
+    /// Who the client of a connection is; `None` before that is known.
+    pub(crate) fn identity(&mut self, conn: ConnId) -> Option<Identity> {
+        let c = self.conns.get(conn)?;
+        let is_known = matches!(c.state, State::Connecting(_) | State::Up(_));
+        is_known.then(|| Identity {
+            user_name: c.auth.as_ref().and_then(|auth| auth.user_name.clone()),
+            quota_class: c.quota_class,
+        })
+    }
+
     /// A CONNECT that is right in itself: lets it in, or asks who it is.
     pub(crate) fn authenticate(
         &mut self,
@@ -373,6 +392,22 @@ impl Hub {
             State::Connecting(slot) => self.connecting_version(slot),
             _ => None,
         }
+    }
+
+    /// A CONNECT was refused.
+    pub(crate) fn count_refused(&mut self, reason: ReasonCode) {
+        let counters = &mut self.env.counters;
+        add(&mut counters.connects_refused, 1);
+        let why = match reason {
+            ReasonCode::BAD_USER_NAME_OR_PASSWORD => &mut counters.connects_refused_password,
+            ReasonCode::NOT_AUTHORIZED => &mut counters.connects_refused_not_authorized,
+            ReasonCode::BAD_AUTHENTICATION_METHOD => &mut counters.connects_refused_method,
+            ReasonCode::SERVER_BUSY | ReasonCode::QUOTA_EXCEEDED => {
+                &mut counters.connects_refused_busy
+            }
+            _ => &mut counters.connects_refused_otherwise,
+        };
+        add(why, 1);
     }
 
     fn is_authenticating(&mut self, conn: ConnId) -> bool {

@@ -122,7 +122,7 @@ impl Hub {
         reason: ReasonCode,
         out: &mut Vec<Output>,
     ) {
-        add(&mut self.env.counters.connects_refused, 1);
+        self.count_refused(reason);
         let mut connack = ConnAck {
             reason,
             ..ConnAck::default()

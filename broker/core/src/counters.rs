@@ -32,6 +32,16 @@ counters! {
     connects_accepted,
     /// CONNECT packets that were refused.
     connects_refused,
+    /// Of those: bad user name or password (0x86).
+    connects_refused_password,
+    /// Not authorized (0x87).
+    connects_refused_not_authorized,
+    /// Bad authentication method (0x8C).
+    connects_refused_method,
+    /// Server busy or a quota exceeded (0x89, 0x97).
+    connects_refused_busy,
+    /// For any other reason.
+    connects_refused_otherwise,
     /// Authentications that failed, of CONNECT packets and on connections that were up.
     authentications_failed,
     /// Sessions that were resumed.

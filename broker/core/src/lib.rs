@@ -53,7 +53,7 @@ use headgate_codec::{Packet, ReasonCode};
 use headgate_topics::{Cache, Subscriber, Table};
 use std::sync::Arc;
 
-pub use auth::{AuthResult, AuthStep, Credentials, Granted};
+pub use auth::{AuthResult, AuthStep, Credentials, Granted, Identity};
 pub use counters::Counters;
 pub use io::*;
 pub use limits::{CoreConfig, CoreLimits, RetainedLimits};
@@ -188,6 +188,11 @@ impl Core {
         let drain = self.hub.draining.as_ref().map(drain::Draining::next);
         let drain = drain.filter(|at| *at != session::NEVER);
         self.hub.timers.next().into_iter().chain(drain).min()
+    }
+
+    /// Who the client of a connection is; `None` before that is known.
+    pub fn identity(&mut self, conn: ConnId) -> Option<Identity> {
+        self.hub.identity(conn)
     }
 
     /// What this worker has counted.

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use common::*;
 use headgate_codec::{Auth, ConnAck, Connect, Disconnect, Packet, QoS, ReasonCode, Text, Version};
 use headgate_core::{
-    AuthResult, AuthStep, ClientCertificate, Credentials, Granted, Input, RetainedLimits,
+    AuthResult, AuthStep, ClientCertificate, Credentials, Granted, Identity, Input, RetainedLimits,
 };
 
 /// A server that asks who everybody is.
@@ -305,6 +305,63 @@ fn an_exchange_ends_in_connack_with_method_and_data() {
     );
     world.send(id, Packet::PingReq);
     assert_eq!(world.read_one(id), Packet::PingResp);
+    let user_name = Some("ann".into());
+    let quota_class = 3;
+    let identity = Identity {
+        user_name,
+        quota_class,
+    };
+    assert_eq!(world.identity(id), Some(identity));
+}
+
+#[test]
+fn who_a_client_is_is_known_once_that_is_answered() {
+    let mut world = World::new(1);
+    let id = world.client(0, "a");
+    let nobody = Identity {
+        user_name: None,
+        quota_class: 0,
+    };
+    assert_eq!(world.identity(id), Some(nobody));
+    let id = send_connect(&mut world, 0, named("b"));
+    assert_eq!(world.identity(id), None);
+    world.answer(granted("ann"));
+    let known = world.identity(id).expect("it is known");
+    assert_eq!(known.user_name.as_deref(), Some("ann"));
+    world.lose(id);
+    assert_eq!(world.identity(id), None);
+    // Another class may come with a re-authentication.
+    let id = up(&mut world, "c");
+    world.send(id, auth(ReasonCode::RE_AUTHENTICATE, "M", "again"));
+    world.answer(granted_with("ann", "proof"));
+    assert_eq!(world.identity(id).map(|i| i.quota_class), Some(3));
+}
+
+#[test]
+fn refusals_are_counted_by_their_reason() {
+    let reasons = [
+        ReasonCode::BAD_USER_NAME_OR_PASSWORD,
+        ReasonCode::NOT_AUTHORIZED,
+        ReasonCode::BAD_AUTHENTICATION_METHOD,
+        ReasonCode::SERVER_BUSY,
+        ReasonCode::BANNED,
+    ];
+    let mut world = closed_world(1);
+    for reason in reasons {
+        let id = send_connect(&mut world, 0, named("a"));
+        world.answer(AuthResult::Refused(reason));
+        refused(&mut world, id, reason);
+    }
+    let counters = world.counters(0);
+    assert_eq!(counters.connects_refused, 5);
+    let by_reason = [
+        counters.connects_refused_password,
+        counters.connects_refused_not_authorized,
+        counters.connects_refused_method,
+        counters.connects_refused_busy,
+        counters.connects_refused_otherwise,
+    ];
+    assert_eq!(by_reason, [1; 5]);
 }
 
 /// [MQTT-4.12.0-4]

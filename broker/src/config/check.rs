@@ -94,6 +94,12 @@ fn clients(findings: &mut Findings<'_>) {
          or try it with `headgate run --dev`",
     );
     findings.add(
+        auth.certificate && config.tls.client_ca.as_os_str().is_empty(),
+        ("auth", "certificate"),
+        "auth.certificate goes by clients' certificates, and none is asked for",
+        "set tls.client_ca to a PEM file with the authorities of the clients' certificates",
+    );
+    findings.add(
         config.limits.packet_bytes_max > config.limits.memory_per_connection_bytes,
         ("limits", "packet_bytes_max"),
         "limits.packet_bytes_max is more than limits.memory_per_connection_bytes: the largest \

@@ -354,8 +354,9 @@ sections! {
         /// where they are wrong) and, in MQTT 5.0, AUTH with SCRAM-SHA-256. It is read at start.
         /// "" = none.
         password_file: PathBuf = PathBuf::new();
-        /// The name in a client's certificate is its User Name. Of meaning on listeners that ask for
-        /// certificates.
+        /// The Common Name in a client's certificate is its user's name: no password is needed. Needs
+        /// tls.client_ca. A client that shows a Password or an Authentication Method as well is known
+        /// by that instead.
         certificate: bool = false;
         /// Threads that check passwords, which takes tens of milliseconds each. Worst case: each needs
         /// the memory of one hash, 19 MiB for those that `headgate passwd` makes.

@@ -75,6 +75,22 @@ label! {
 }
 
 label! {
+    /// Why a CONNECT was refused.
+    Refusal = "reason" {
+        /// Bad user name or password (0x86).
+        Password = "bad_user_name_or_password",
+        /// Not authorized (0x87).
+        NotAuthorized = "not_authorized",
+        /// Bad authentication method (0x8C).
+        Method = "bad_authentication_method",
+        /// Server busy or a quota exceeded (0x89, 0x97).
+        Busy = "server_busy",
+        /// Any other.
+        Other = "other",
+    }
+}
+
+label! {
     /// Why a message did not reach a subscriber.
     MessageDrop = "reason" {
         /// The session's queue was full (`limits.queued_messages_per_session` or

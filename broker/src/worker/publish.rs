@@ -2,7 +2,7 @@
 
 use crate::{
     limits::Limit,
-    metrics::{DatagramDrop, MessageDrop, Number, Qos, WorkerMetrics},
+    metrics::{DatagramDrop, MessageDrop, Number, Qos, Refusal, WorkerMetrics},
     net::udp::SendCounters,
 };
 use headgate_core::Counters;
@@ -33,7 +33,11 @@ impl Published {
             metrics.messages_denied => publish_denied,
             metrics.sessions_expired => sessions_expired,
             metrics.packets_malformed => protocol_errors,
-            metrics.connects_refused => connects_refused,
+            metrics.connects_refused[Refusal::Password] => connects_refused_password,
+            metrics.connects_refused[Refusal::NotAuthorized] => connects_refused_not_authorized,
+            metrics.connects_refused[Refusal::Method] => connects_refused_method,
+            metrics.connects_refused[Refusal::Busy] => connects_refused_busy,
+            metrics.connects_refused[Refusal::Other] => connects_refused_otherwise,
             metrics.messages_received[Qos::Qos0] => publish_in_qos0,
             metrics.messages_received[Qos::Qos1] => publish_in_qos1,
             metrics.messages_received[Qos::Qos2] => publish_in_qos2 publish_in_repeated,

@@ -1,7 +1,7 @@
 //! Authentications, which wait until the test answers them.
 
-use super::World;
-use headgate_core::{AuthResult, AuthStep, Completion, ConnId, Input, OpId};
+use super::{Id, World};
+use headgate_core::{AuthResult, AuthStep, Completion, ConnId, Identity, Input, OpId};
 
 /// An authentication that waits for its answer.
 #[derive(Clone, Debug)]
@@ -37,5 +37,11 @@ impl World {
         let (op, conn) = (asked.op, asked.conn);
         let answer = Completion::Authenticated { op, conn, result };
         self.handle(asked.worker, Input::Completed(answer));
+    }
+
+    /// Who the client of a connection is.
+    pub fn identity(&mut self, id: Id) -> Option<Identity> {
+        let (worker, conn) = (self.wires[id].worker, self.wires[id].conn);
+        self.nodes[worker].core.identity(conn)
     }
 }
