@@ -182,11 +182,26 @@ impl Hub {
         session: Option<Box<Session>>,
         out: &mut Vec<Output>,
     ) {
-        let Some(Claim { slot, .. }) = self.claims.remove(&op) else {
-            return;
-        };
-        if let Some(Slot::Acquiring(_)) = self.slots.get_mut(slot) {
-            self.acquired(slot, session.map(|s| (s, from)), out);
+        let slot = self.claims.remove(&op).map(|claim| claim.slot);
+        match (
+            slot.and_then(|s| Some((s, self.slots.get_mut(s)?))),
+            session,
+        ) {
+            (Some((slot, Slot::Acquiring(_))), session) => {
+                self.acquired(slot, session.map(|s| (s, from)), out)
+            }
+            // It was asked for by a former worker in this place, which has lost what it knew.
+            (_, Some(session)) => self.forget_subscriptions(&session),
+            _ => {}
+        }
+    }
+
+    /// Nobody has the session any more: its entries in the topic table go, too.
+    fn forget_subscriptions(&self, session: &Session) {
+        for subscription in &session.subscriptions {
+            self.shared
+                .topics
+                .unsubscribe(&subscription.filter, session.handle.0);
         }
     }
 

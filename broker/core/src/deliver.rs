@@ -258,7 +258,11 @@ impl Session {
         } in held
         {
             let qos = message.qos.min(options.qos());
-            if qos == QoS::AtMostOnce {
+            // [MQTT-3.3.2-5]
+            if message.is_expired(env.now) {
+                add(&mut env.counters.dropped_expired, 1);
+                self.forget(env, queued, out);
+            } else if qos == QoS::AtMostOnce {
                 self.deliver(
                     env,
                     &mut Fanout::of_message(&message, env.now),
@@ -435,9 +439,7 @@ impl Session {
             let template =
                 message::encode(&message, self.version, kind, ids_of(&entry.ids), env.now);
             if self.is_too_large(env, template.encoded_len()) {
-                if let Some(entry) = flow.remove_inflight(flow.sent) {
-                    self.forget(env, entry.queued, out);
-                }
+                self.give_up(env, flow, out);
                 continue;
             }
             flow.sent += 1;
@@ -450,6 +452,24 @@ impl Session {
                 out,
             );
         }
+    }
+
+    /// The next message to be sent again is too large for this connection \[MQTT-3.1.2-25\]. The client may
+    /// have it already: with QoS 2 its Packet Identifier is released before it is used again.
+    fn give_up(&mut self, env: &mut Env, flow: &mut Flow, out: &mut Vec<Output>) {
+        let entry = &mut flow.inflight[flow.sent];
+        if entry.qos != QoS::ExactlyOnce {
+            if let Some(entry) = flow.remove_inflight(flow.sent) {
+                self.forget(env, entry.queued, out);
+            }
+            return;
+        }
+        if let Some(message) = entry.message.take() {
+            flow.bytes = flow.bytes.saturating_sub(message.cost());
+        }
+        entry.ids = None;
+        let queued = entry.queued;
+        self.forget(env, queued, out);
     }
 
     fn drain(&mut self, env: &mut Env, flow: &mut Flow, conn: ConnId, out: &mut Vec<Output>) {

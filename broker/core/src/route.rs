@@ -151,7 +151,16 @@ impl Core {
         add(&mut hub.env.counters.mesh_in, 1);
         let before = hub.env.last_persist;
         let mut fan = Fanout::of_message(&delivery.message, hub.env.now);
-        for Target { subscriber, group } in &delivery.targets {
+        // [MQTT-3.3.2-5]: it may have waited for this worker.
+        let is_expired = delivery.message.is_expired(hub.env.now);
+        let targets = if is_expired {
+            let count = delivery.targets.len() as u64;
+            add(&mut hub.env.counters.dropped_expired, count);
+            &[]
+        } else {
+            delivery.targets.as_slice()
+        };
+        for Target { subscriber, group } in targets {
             let options = Options(subscriber.options());
             let target = (Handle(subscriber.id()), options, *group);
             let (slots, env) = (&mut hub.slots, &mut hub.env);
