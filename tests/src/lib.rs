@@ -9,6 +9,7 @@ pub mod netns;
 pub mod packets;
 pub mod quic_client;
 pub mod rig;
+pub mod sim;
 pub mod skip;
 pub mod streams;
 pub mod tcp_client;

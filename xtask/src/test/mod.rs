@@ -35,6 +35,12 @@ pub const BINARY: &str = "HEADGATE_BIN";
 /// Cases per property in `--full`.
 const PROPERTY_CASES_FULL: &str = "20000";
 
+/// How many seeds the simulation runs.
+const SIMULATION_SEEDS: &str = "HEADGATE_SIM_SEEDS";
+
+/// Seeds in `--full`.
+const SIMULATION_SEEDS_FULL: &str = "100000";
+
 /// Runs the command.
 ///
 /// # Errors
@@ -157,6 +163,10 @@ impl Session {
         test.args(["test", "--workspace", "--no-fail-fast", "--lib"])
             .env("PROPTEST_CASES", PROPERTY_CASES_FULL);
         self.cargo_test("properties", &mut test)?;
+        let mut test = shell::cargo();
+        test.args(["test", "-p", "headgate-tests", "--test", "simulation"])
+            .env(SIMULATION_SEEDS, SIMULATION_SEEDS_FULL);
+        self.cargo_test("simulation", &mut test)?;
         for outcome in fuzz::run()? {
             match outcome {
                 fuzz::Outcome::Passed { target, took } => {

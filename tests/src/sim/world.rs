@@ -1,0 +1,365 @@
+//! The world of a run: workers with real cores, what lies between them, connections, clients, and a clock that only the
+//! operations turn.
+
+use bytes::BytesMut;
+use headgate_codec::{Packet, Text, encode};
+use headgate_core::{
+    Completion, ConnId, Core, CoreConfig, CoreLimits, Input, Mesh, OpId, Output, Owner, Peer,
+    RetainedLimits, Shared, Time, Transport, WorkerSlot,
+};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    hash::{DefaultHasher, Hasher},
+    sync::Arc,
+};
+
+use super::client::Client;
+use super::draw::Rng;
+use super::events::Event;
+use super::model::{Model, SessionNo};
+use super::network::{Link, LinkId};
+use super::operations::{PACKET_BYTES_MAX, Scenario};
+
+/// A compare-and-set that the directory hasn't done.
+pub(super) struct Claim {
+    pub(super) op: OpId,
+    pub(super) client_id: Text,
+    pub(super) expected: Option<Owner>,
+    pub(super) new: Option<Owner>,
+}
+
+pub(super) struct Worker {
+    pub(super) core: Core,
+    pub(super) incarnation: u8,
+    pub(super) claims: Vec<Claim>,
+    /// The directory's answers, not at the worker yet.
+    pub(super) answers: Vec<Completion>,
+    /// Records that the store hasn't finished.
+    pub(super) unsafe_records: VecDeque<OpId>,
+    /// Other workers that have stopped, which this one doesn't know.
+    pub(super) gone: Vec<WorkerSlot>,
+}
+
+/// Everything of one run.
+pub(crate) struct World {
+    pub(crate) now: Time,
+    pub(crate) scenario: Scenario,
+    pub(crate) model: Model,
+    pub(crate) clients: Vec<Client>,
+    pub(crate) links: Vec<Link>,
+    /// The session that each connection got.
+    pub(super) sessions: Vec<Option<SessionNo>>,
+    /// Connections that something can still happen to.
+    pub(super) live: Vec<LinkId>,
+    pub(super) workers: Vec<Worker>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) directory: BTreeMap<Text, Owner>,
+    /// From worker to worker, in order: at `from * workers + to`.
+    pub(super) mesh: Vec<VecDeque<Mesh>>,
+    pub(super) by_conn: BTreeMap<(usize, u32), LinkId>,
+    pub(super) out: Vec<Output>,
+    pub(super) events: Vec<Event>,
+    pub(super) unsettled_ms: u64,
+    pub(super) dropped_before: u64,
+    pub(crate) trace: DefaultHasher,
+    /// What happens, in words, if somebody is going to read it.
+    pub(crate) log: Option<Vec<String>>,
+}
+
+/// What may happen until all is quiet, at most.
+const EVENTS_MAX: usize = 300_000;
+/// How much time may pass while something is on its way between workers, ms: a session that moves waits 5 s for the
+/// other workers.
+const UNSETTLED_MS_MAX: u64 = 4_000;
+
+impl World {
+    pub(crate) fn new(scenario: &Scenario, is_logged: bool) -> Self {
+        let limits = limits(scenario);
+        let shared = Arc::new(Shared::new([1, 2], RetainedLimits::default()));
+        let workers = (0..scenario.workers)
+            .map(|w| Worker::new(w, 0, &limits, scenario, &shared))
+            .collect();
+        Self {
+            now: Time(1_000),
+            scenario: scenario.clone(),
+            model: Model::new(scenario, limits),
+            clients: (0..scenario.clients).map(|_| Client::new()).collect(),
+            links: Vec::new(),
+            sessions: Vec::new(),
+            live: Vec::new(),
+            workers,
+            shared,
+            directory: BTreeMap::new(),
+            mesh: (0..scenario.workers * scenario.workers)
+                .map(|_| VecDeque::new())
+                .collect(),
+            by_conn: BTreeMap::new(),
+            out: Vec::new(),
+            events: Vec::new(),
+            unsettled_ms: 0,
+            dropped_before: 0,
+            trace: DefaultHasher::new(),
+            log: is_logged.then(Vec::new),
+        }
+    }
+
+    pub(crate) fn note(&mut self, line: impl FnOnce() -> String) {
+        if let Some(log) = &mut self.log {
+            log.push(line());
+        }
+    }
+
+    /// A client opens a connection.
+    pub(crate) fn open(
+        &mut self,
+        client: usize,
+        worker: usize,
+        version: headgate_codec::Version,
+    ) -> LinkId {
+        let link = self.links.len();
+        let conn = ConnId {
+            index: (link % 7) as u32,
+            generation: link as u32 + 1,
+        };
+        // The driver has a place for each connection that is open.
+        let index = (0..).find(|i| {
+            let taken = self.by_conn.get(&(worker, *i));
+            taken.is_none_or(|l| !self.links[*l].server_open)
+        });
+        let conn = ConnId {
+            index: index.unwrap_or(conn.index),
+            ..conn
+        };
+        self.by_conn.insert((worker, conn.index), link);
+        self.links.push(Link::new(worker, conn, client, version));
+        self.sessions.push(None);
+        self.live.push(link);
+        self.model.now = self.now;
+        self.model.opened(link, worker, client, version);
+        let transport = if link.is_multiple_of(2) {
+            Transport::Tcp
+        } else {
+            Transport::Quic
+        };
+        let peer = Peer {
+            address: ([192, 0, 2, 1], 7).into(),
+            transport,
+            certificate: None,
+        };
+        self.feed(worker, Input::Opened { conn, peer });
+        link
+    }
+
+    /// A client sends a packet; `n`: the message that a PUBLISH carries.
+    pub(crate) fn send(&mut self, link: LinkId, packet: &Packet, n: Option<usize>) {
+        let l = &mut self.links[link];
+        if !l.client_open {
+            return;
+        }
+        encode(packet, l.client_version, &mut l.up);
+        if let Some(n) = n {
+            self.model.publishing(link, n);
+        }
+        let client = l.client;
+        self.note(|| format!("  c{client} on {link} sends {packet:?}"));
+    }
+
+    /// The network breaks a connection.
+    pub(crate) fn cut(&mut self, link: LinkId, rng: &mut Rng) {
+        let l = &mut self.links[link];
+        let kept = rng.below(l.up.len() + 1);
+        l.cut(kept);
+    }
+
+    /// Connections that their clients have forgotten break.
+    pub(crate) fn cut_forgotten(&mut self, rng: &mut Rng) {
+        for link in self.live.clone() {
+            if self.clients[self.links[link].client].link != Some(link)
+                && self.links[link].client_open
+            {
+                self.cut(link, rng);
+            }
+        }
+    }
+
+    /// A number of things happen, in an order that `rng` says.
+    pub(crate) fn go_on(&mut self, count: usize, rng: &mut Rng) {
+        for _ in 0..count {
+            if !self.happen(false, rng) {
+                return;
+            }
+        }
+    }
+
+    /// Everything happens that can. `internal`: only what is between workers, directory and store.
+    pub(crate) fn settle(&mut self, internal: bool, rng: &mut Rng) {
+        let mut count = 0;
+        while self.happen(internal, rng) {
+            count += 1;
+            assert!(count < EVENTS_MAX, "it never comes to rest");
+        }
+        self.unsettled_ms = 0;
+        let quiet: Vec<bool> = self
+            .clients
+            .iter()
+            .map(|c| !internal && !c.holds_acks && c.link.is_some_and(|l| !self.links[l].stalled))
+            .collect();
+        self.model.settled(&quiet);
+    }
+
+    /// Time passes; every timer fires at its time.
+    pub(crate) fn advance(&mut self, ms: u64, rng: &mut Rng) {
+        self.unsettled_ms += ms;
+        if self.unsettled_ms > UNSETTLED_MS_MAX {
+            self.settle(true, rng);
+        }
+        let until = self.now.after_ms(ms);
+        loop {
+            let timeouts = self.workers.iter().enumerate();
+            let due = timeouts
+                .filter_map(|(w, worker)| worker.core.next_timeout().map(|at| (at, w)))
+                .min();
+            let Some((at, worker)) = due.filter(|(at, _)| *at <= until) else {
+                break;
+            };
+            self.now = self.now.max(at);
+            self.model.now = self.now;
+            self.model.other_cause();
+            self.feed(worker, Input::Timeout);
+            if ms > UNSETTLED_MS_MAX {
+                self.settle(true, rng);
+            }
+        }
+        self.now = until;
+        self.model.now = until;
+        self.model.advanced();
+    }
+
+    /// A worker panics; its sockets stay and get a new one.
+    pub(crate) fn crash(&mut self, worker: usize) {
+        self.dropped_before += dropped(&self.workers[worker].core);
+        self.model.now = self.now;
+        self.model.crashed(worker);
+        for &link in &self.live {
+            let l = &mut self.links[link];
+            if l.worker == worker {
+                l.server_open = false;
+                l.outbox.clear();
+            }
+        }
+        let slot = WorkerSlot(worker as u8);
+        self.directory.retain(|_, owner| owner.worker != slot);
+        self.shared
+            .topics
+            .remove_where(|entry| headgate_core::worker_of(entry) == slot);
+        let incarnation = self.workers[worker].incarnation + 1;
+        let limits = limits(&self.scenario);
+        self.workers[worker] =
+            Worker::new(worker, incarnation, &limits, &self.scenario, &self.shared);
+        for (other, w) in self.workers.iter_mut().enumerate() {
+            if other != worker {
+                w.gone.push(slot);
+            }
+        }
+    }
+
+    /// Messages that a full queue has cost.
+    pub(crate) fn dropped(&self) -> u64 {
+        self.dropped_before + self.workers.iter().map(|w| dropped(&w.core)).sum::<u64>()
+    }
+
+    /// What all workers together have counted.
+    pub(crate) fn sum(&self, of: impl Fn(&headgate_core::Counters) -> u64) -> u64 {
+        self.workers.iter().map(|w| of(w.core.counters())).sum()
+    }
+
+    /// Entries in the directory and in the topic table.
+    pub(crate) fn entries(&self) -> (usize, usize) {
+        (self.directory.len(), self.shared.topics.len())
+    }
+
+    /// Topics and payloads of the store of retained messages.
+    pub(crate) fn retained(&self) -> BTreeMap<String, bytes::Bytes> {
+        let mut found = BTreeMap::new();
+        for filter in ["#", "$s/#"] {
+            let (messages, _) = self
+                .shared
+                .retained
+                .matching(filter, None, usize::MAX, self.now);
+            found.extend(
+                messages
+                    .into_iter()
+                    .map(|m| (m.topic.to_string(), m.payload.clone())),
+            );
+        }
+        found
+    }
+
+    /// What the trace of the run comes to.
+    pub(crate) fn trace_hash(&self) -> u64 {
+        self.trace.finish()
+    }
+
+    /// A packet that only bytes can say.
+    pub(crate) fn send_bytes(&mut self, link: LinkId, bytes: &BytesMut) {
+        let l = &mut self.links[link];
+        if l.client_open {
+            l.up.extend_from_slice(bytes);
+        }
+    }
+}
+
+impl Worker {
+    fn new(
+        worker: usize,
+        incarnation: u8,
+        limits: &CoreLimits,
+        scenario: &Scenario,
+        shared: &Arc<Shared>,
+    ) -> Self {
+        let all = (0..scenario.workers).map(|w| WorkerSlot(w as u8)).collect();
+        let mut config = CoreConfig::new(WorkerSlot(worker as u8), all, [7, worker as u64]);
+        (config.limits, config.incarnation) = (limits.clone(), incarnation);
+        Self {
+            core: Core::new(config, Arc::clone(shared)),
+            incarnation,
+            claims: Vec::new(),
+            answers: Vec::new(),
+            unsafe_records: VecDeque::new(),
+            gone: Vec::new(),
+        }
+    }
+}
+
+fn dropped(core: &Core) -> u64 {
+    core.counters().dropped_queue_full + core.counters().dropped_queue_full_qos0
+}
+
+fn limits(scenario: &Scenario) -> CoreLimits {
+    let defaults = CoreLimits::default();
+    CoreLimits {
+        session_expiry_max_s: 50,
+        packet_bytes: PACKET_BYTES_MAX,
+        receive_maximum: scenario.receive_maximum,
+        inflight_messages: scenario.inflight_messages,
+        topic_aliases: scenario.topic_aliases,
+        queued_messages: if scenario.tight {
+            6
+        } else {
+            defaults.queued_messages
+        },
+        session_bytes: if scenario.tight {
+            10_000
+        } else {
+            defaults.session_bytes
+        },
+        send_buffer_bytes: if scenario.tight {
+            500
+        } else {
+            defaults.send_buffer_bytes
+        },
+        // Small, so that it is full now and then.
+        topic_cache_entries: 4,
+        ..defaults
+    }
+}
