@@ -199,9 +199,7 @@ impl Hub {
     /// Nobody has the session any more: its entries in the topic table go, too.
     fn forget_subscriptions(&self, session: &Session) {
         for subscription in &session.subscriptions {
-            self.shared
-                .topics
-                .unsubscribe(&subscription.filter, session.handle.0);
+            self.shared.remove(subscription, session.handle);
         }
     }
 

@@ -249,9 +249,7 @@ impl World {
         }
         let slot = WorkerSlot(worker as u8);
         self.directory.retain(|_, owner| owner.worker != slot);
-        self.shared
-            .topics
-            .remove_where(|entry| headgate_core::worker_of(entry) == slot);
+        self.shared.forget_worker(slot);
         let incarnation = self.workers[worker].incarnation + 1;
         let limits = limits(&self.scenario);
         self.workers[worker] =

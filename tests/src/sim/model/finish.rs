@@ -14,6 +14,7 @@ impl Model {
         }
         for (client, is_quiet) in quiet.iter().enumerate() {
             let is_ghostly = std::mem::take(&mut self.ghosts[client]) > 0;
+            self.clean_ghosts[client] = false;
             let Some(session) = self.current[client] else {
                 continue;
             };
@@ -21,6 +22,7 @@ impl Model {
             if is_ghostly && self.connecting[client] == 0 {
                 s.home = s.link.map(|link| self.conns[link].worker);
             }
+            s.is_doubtful &= s.link.is_none();
             s.recent_homes = s.home.into_iter().collect();
             if *is_quiet && s.link.is_some() {
                 self.check_replays(session);

@@ -218,6 +218,8 @@ pub(crate) struct Model {
     connecting: Vec<u32>,
     /// Of these: the connection is gone, and what becomes of the session isn't known before all is quiet.
     ghosts: Vec<u32>,
+    /// One of these had Clean Start, by client.
+    clean_ghosts: Vec<bool>,
     retained: BTreeMap<&'static str, Kept>,
     seq: u64,
     /// By worker.
@@ -243,6 +245,7 @@ impl Model {
             current: vec![None; scenario.clients],
             connecting: vec![0; scenario.clients],
             ghosts: vec![0; scenario.clients],
+            clean_ghosts: vec![false; scenario.clients],
             retained: BTreeMap::new(),
             seq: 0,
             persisted: vec![OpId(0); scenario.workers],

@@ -232,7 +232,7 @@ impl Model {
         };
         s.expiry_s = asked_s.min(limits.session_expiry_max_s);
         (s.link, s.link_since, s.expires_at) = (Some(link), self.now, None);
-        s.is_doubtful = false;
+        s.is_doubtful = self.clean_ghosts[s.client];
         s.moves += 1;
         s.home = Some(worker);
         s.recent_homes.insert(worker);
@@ -269,6 +269,7 @@ impl Model {
                     .connect
                     .as_ref()
                     .is_some_and(|c| c.clean_start);
+                self.clean_ghosts[client] |= clean;
                 if let Some(current) = self.current[client] {
                     self.sessions[current].is_doubtful |= clean;
                 }
