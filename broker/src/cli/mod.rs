@@ -37,7 +37,7 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// An MQTT broker for the network's edge: MQTT 5.0 and 3.1.1 over QUIC and TCP, on one worker per
+/// An MQTT broker for the network's edge: MQTT 5.0 and 3.1.1 over QUIC, TCP, TLS and WebSocket, on one worker per
 /// core, with an XDP program in front that steers packets and drops floods.
 #[derive(Debug, Parser)]
 #[command(version, after_help = EXAMPLES, max_term_width = 100, arg_required_else_help = true)]

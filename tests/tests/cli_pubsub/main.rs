@@ -35,13 +35,30 @@ fn over_tcp(broker: &Broker) -> Flags {
 }
 
 fn over_quic(broker: &Broker) -> Flags {
+    over_encrypted("quic", broker.quic().port(), broker)
+}
+
+fn over_tls(broker: &Broker) -> Flags {
+    over_encrypted("mqtts", broker.tls().port(), broker)
+}
+
+fn over_ws(broker: &Broker) -> Flags {
+    flags(&["-L", &format!("ws://localhost:{}", broker.ws().port())])
+}
+
+fn over_wss(broker: &Broker) -> Flags {
+    over_encrypted("wss", broker.wss().port(), broker)
+}
+
+fn over_encrypted(scheme: &str, port: u16, broker: &Broker) -> Flags {
     let ca = broker.ca_certificate().display().to_string();
-    flags(&[
-        "-L",
-        &format!("quic://localhost:{}", broker.quic().port()),
-        "--cafile",
-        &ca,
-    ])
+    let url = format!("{scheme}://localhost:{port}");
+    flags(&["-L", &url, "--cafile", &ca])
+}
+
+/// The flags for every transport.
+fn over_all(broker: &Broker) -> [Flags; 5] {
+    [over_tcp, over_quic, over_tls, over_ws, over_wss].map(|over| over(broker))
 }
 
 fn at(mosquitto: &Mosquitto) -> Flags {
@@ -261,10 +278,32 @@ fn everyday_use_over_quic() {
 }
 
 #[test]
+fn everyday_use_over_tls_and_websocket() {
+    let broker = Broker::start("");
+    everyday(&over_tls(&broker), "s");
+    everyday(&over_ws(&broker), "w");
+    everyday(&over_wss(&broker), "x");
+}
+
+/// As with mosquitto_pub: whoever names an authority means TLS.
+#[test]
+fn an_authority_asks_for_tls() {
+    let broker = Broker::start("");
+    let (port, ca) = (broker.tls().port().to_string(), broker.ca_certificate());
+    let server = flags(&["-p", &port, "--cafile", &ca.display().to_string()]);
+    done(&mut headgate(
+        "pub",
+        &server,
+        &["-q", "1", "-t", "a", "-m", "x"],
+    ));
+}
+
+#[test]
 fn a_message_crosses_from_one_transport_to_the_other() {
     let broker = Broker::start("");
-    let ways = [over_tcp(&broker), over_quic(&broker)];
-    for (i, (from, to)) in [(0, 1), (1, 0), (0, 0), (1, 1)].into_iter().enumerate() {
+    let ways = over_all(&broker);
+    let pairs = [(0, 1), (1, 2), (2, 3), (3, 4), (4, 0), (0, 0), (1, 1)];
+    for (i, (from, to)) in pairs.into_iter().enumerate() {
         let (id, topic) = (format!("way{i}"), format!("way/{i}"));
         keep(&ways[to], &id, &topic, &[]);
         done(&mut headgate(
@@ -280,33 +319,39 @@ fn a_message_crosses_from_one_transport_to_the_other() {
 fn a_certificate_that_is_not_trusted_is_named() {
     let broker = Broker::start("");
     let other = Broker::start("");
-    let url = format!("quic://localhost:{}", broker.quic().port());
     let ca = other.ca_certificate().display().to_string();
-    let server = flags(&["-L", &url, "--cafile", &ca]);
-    let (code, errors) = failed(&mut headgate("pub", &server, &["-t", "a", "-m", "x"]));
-    assert_eq!(code, 1);
-    assert!(
-        errors.contains("is not trusted") && errors.contains("--cafile"),
-        "{errors}"
-    );
-    let server = flags(&["-L", &url, "--insecure"]);
-    let output = output(&mut headgate("pub", &server, &["-t", "a", "-m", "x"]));
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{errors}");
-    assert!(errors.contains("not verified"), "{errors}");
+    for (scheme, address) in [
+        ("quic", broker.quic()),
+        ("mqtts", broker.tls()),
+        ("wss", broker.wss()),
+    ] {
+        let url = format!("{scheme}://localhost:{}", address.port());
+        let server = flags(&["-L", &url, "--cafile", &ca]);
+        let (code, errors) = failed(&mut headgate("pub", &server, &["-t", "a", "-m", "x"]));
+        assert_eq!(code, 1);
+        assert!(
+            errors.contains("is not trusted") && errors.contains("--cafile"),
+            "{errors}"
+        );
+        let server = flags(&["-L", &url, "--insecure"]);
+        let output = output(&mut headgate("pub", &server, &["-t", "a", "-m", "x"]));
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{errors}");
+        assert!(errors.contains("not verified"), "{errors}");
+    }
 }
 
 #[test]
 fn a_broker_that_stops_says_so() {
     let mut broker = Broker::start("");
-    for server in [over_tcp(&broker), over_quic(&broker)] {
+    for server in over_all(&broker) {
         done(&mut headgate(
             "pub",
             &server,
             &["-r", "-q", "1", "-t", "up", "-m", "up"],
         ));
     }
-    let children = [over_tcp(&broker), over_quic(&broker)].map(|server| {
+    let children = over_all(&broker).map(|server| {
         let mut child = headgate("sub", &server, &["-t", "up"])
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -421,7 +466,7 @@ fn a_wrong_command_line_is_explained() {
         ("pub", &["-t", "a/#", "-m", "x"], "a/#"),
         ("pub", &["-t", "a", "-m", "x", "-n"], "cannot be used with"),
         ("pub", &["-t", "a", "-m", "x", "-q", "3"], "0, 1 or 2"),
-        ("pub", &["-L", "http://h/t", "-m", "x"], "quic://host"),
+        ("pub", &["-L", "http://h/t", "-m", "x"], "mqtt://host"),
         (
             "pub",
             &["-L", "mqtt://h/t", "-m", "x", "-p", "1"],
@@ -429,8 +474,8 @@ fn a_wrong_command_line_is_explained() {
         ),
         (
             "pub",
-            &["-t", "a", "-m", "x", "--insecure"],
-            "go with quic://",
+            &["-L", "ws://h/a", "-m", "x", "--insecure"],
+            "go with mqtts://",
         ),
         ("pub", &["-t", "a", "-m", "x", "-c"], "--id"),
         (

@@ -42,6 +42,14 @@ pub enum ClientError {
         /// Why not.
         reason: String,
     },
+    /// The client's own certificate or key can't be used.
+    #[error("can't use {}: {reason}; --cert takes a PEM certificate, --key its PEM key", path.display())]
+    Identity {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        reason: String,
+    },
     /// The system has no certificates to trust.
     #[error(
         "this system has no certificate authorities ({reason}); \

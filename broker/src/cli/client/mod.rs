@@ -1,4 +1,4 @@
-//! A small MQTT client over TCP and QUIC, for `headgate pub` and `headgate sub` and for tests.
+//! A small MQTT client over TCP, TLS, WebSocket and QUIC, for `headgate pub` and `headgate sub` and for tests.
 //!
 //! One task drives a session: nothing happens in the background. Whoever waits for
 //! [`Session::next`] also acknowledges what arrives and keeps the connection alive.
@@ -14,5 +14,5 @@ pub(crate) use error::named;
 pub use error::ClientError;
 pub use session::{Event, Session};
 pub use target::{Scheme, Target, TargetError, Url};
-pub use tls::Trust;
+pub use tls::{Identity, TlsOptions, Trust};
 pub use transport::Transport;

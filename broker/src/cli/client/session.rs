@@ -1,6 +1,6 @@
 //! One network connection of an MQTT session: CONNECT, acknowledgements, keep alive, DISCONNECT.
 
-use super::{ClientError, Target, Transport, Trust};
+use super::{ClientError, Target, TlsOptions, Transport};
 use bytes::BytesMut;
 use headgate_codec::{
     Ack, ConnAck, Connect, Disconnect, Packet, PacketId, Publish, QoS, ReasonCode, SubAck,
@@ -68,7 +68,7 @@ impl Session {
     /// The server isn't reached, doesn't answer within `patience` or refuses.
     pub async fn connect(
         target: &Target,
-        trust: &Trust,
+        tls: &TlsOptions,
         connect: Connect,
         patience: Duration,
     ) -> Result<Self, ClientError> {
@@ -76,7 +76,7 @@ impl Session {
             what: target.to_string(),
             after: patience,
         };
-        let connecting = Self::open(target, trust, connect);
+        let connecting = Self::open(target, tls, connect);
         timeout(patience, connecting).await.map_err(|_| what())?
     }
 
@@ -181,8 +181,12 @@ impl Session {
         sent
     }
 
-    async fn open(target: &Target, trust: &Trust, connect: Connect) -> Result<Self, ClientError> {
-        let transport = Transport::connect(target, trust).await?;
+    async fn open(
+        target: &Target,
+        tls: &TlsOptions,
+        connect: Connect,
+    ) -> Result<Self, ClientError> {
+        let transport = Transport::connect(target, tls).await?;
         let mut session = Self {
             transport,
             version: connect.version,

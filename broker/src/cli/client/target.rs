@@ -1,4 +1,4 @@
-//! Where to connect: `mqtt://host:port/topic` and `quic://host:port/topic`.
+//! Where to connect: `mqtt://host:port/topic`, and the same with `mqtts`, `ws`, `wss` and `quic`.
 
 use std::fmt;
 
@@ -7,24 +7,52 @@ use std::fmt;
 pub enum Scheme {
     /// MQTT over TCP.
     Mqtt,
+    /// MQTT over TLS.
+    Mqtts,
+    /// MQTT over WebSocket, path `/mqtt`, subprotocol `mqtt`.
+    Ws,
+    /// MQTT over WebSocket over TLS.
+    Wss,
     /// MQTT over QUIC, ALPN `mqtt`; the first bidirectional stream is the control stream.
     Quic,
 }
 
 impl Scheme {
-    /// The port that is meant when none is given: TCP 1883, UDP 14567.
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::Mqtt, Self::Mqtts, Self::Ws, Self::Wss, Self::Quic];
+
+    /// As it stands in a URL.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Mqtt => "mqtt",
+            Self::Mqtts => "mqtts",
+            Self::Ws => "ws",
+            Self::Wss => "wss",
+            Self::Quic => "quic",
+        }
+    }
+
+    /// The port that is meant when none is given.
     pub const fn default_port(self) -> u16 {
         match self {
             Self::Mqtt => 1883,
+            Self::Mqtts => 8883,
+            Self::Ws => 8083,
+            Self::Wss => 8084,
             Self::Quic => 14567,
         }
+    }
+
+    /// Whether the server shows a certificate.
+    pub const fn is_encrypted(self) -> bool {
+        matches!(self, Self::Mqtts | Self::Wss | Self::Quic)
     }
 }
 
 /// A server's address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
-    /// TCP or QUIC.
+    /// What carries MQTT.
     pub scheme: Scheme,
     /// Name or address; IPv6 without brackets.
     pub host: String,
@@ -34,10 +62,7 @@ pub struct Target {
 
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let scheme = match self.scheme {
-            Scheme::Mqtt => "mqtt",
-            Scheme::Quic => "quic",
-        };
+        let scheme = self.scheme.name();
         if self.host.contains(':') {
             write!(f, "{scheme}://[{}]:{}", self.host, self.port)
         } else {
@@ -62,8 +87,8 @@ pub struct Url {
 /// Why a URL isn't one that `--url` takes.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TargetError {
-    /// Neither mqtt:// nor quic://.
-    #[error("{0:?}: mqtt://host[:port]/topic or quic://host[:port]/topic is expected")]
+    /// None of the schemes.
+    #[error("{0:?}: mqtt://host[:port]/topic is expected, or the same with mqtts, ws, wss or quic")]
     Scheme(String),
     /// No host.
     #[error("{0:?} names no host")]
@@ -79,11 +104,8 @@ impl std::str::FromStr for Url {
     fn from_str(text: &str) -> Result<Self, TargetError> {
         let unknown = || TargetError::Scheme(text.to_owned());
         let (scheme, rest) = text.split_once("://").ok_or_else(unknown)?;
-        let scheme = match scheme {
-            "mqtt" => Scheme::Mqtt,
-            "quic" => Scheme::Quic,
-            _ => return Err(unknown()),
-        };
+        let known = Scheme::ALL.into_iter().find(|known| known.name() == scheme);
+        let scheme = known.ok_or_else(unknown)?;
         let (authority, topic) = match rest.split_once('/') {
             Some((authority, topic)) => (authority, Some(topic)),
             None => (rest, None),
@@ -146,6 +168,9 @@ mod tests {
     #[test]
     fn default_ports_go_with_the_scheme() {
         assert_eq!(url("mqtt://h/t").target.to_string(), "mqtt://h:1883");
+        assert_eq!(url("mqtts://h/t").target.to_string(), "mqtts://h:8883");
+        assert_eq!(url("ws://h/t").target.to_string(), "ws://h:8083");
+        assert_eq!(url("wss://h/t").target.to_string(), "wss://h:8084");
         assert_eq!(url("quic://h/t").target.to_string(), "quic://h:14567");
         assert_eq!(
             url("quic://[::1]/t").target.to_string(),
@@ -168,7 +193,7 @@ mod tests {
     fn what_is_no_target_is_refused() {
         for (text, error) in [
             ("h", TargetError::Scheme("h".into())),
-            ("mqtts://h", TargetError::Scheme("mqtts://h".into())),
+            ("http://h", TargetError::Scheme("http://h".into())),
             ("mqtt:///t", TargetError::Host("mqtt:///t".into())),
             ("mqtt://h:0", TargetError::Port("0".into())),
             ("mqtt://h:70000", TargetError::Port("70000".into())),

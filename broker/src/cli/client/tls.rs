@@ -1,14 +1,16 @@
-//! Whose certificates the client trusts.
+//! Whose certificates the client trusts, and which it shows.
 
 use super::ClientError;
 use rustls::{
-    ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
+    ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme, SupportedProtocolVersion,
     client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature},
-    pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject},
-    version::TLS13,
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject},
 };
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 /// Whose certificates the client trusts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -22,27 +24,62 @@ pub enum Trust {
     Anyone,
 }
 
-/// A TLS configuration for QUIC with ALPN `mqtt` (RFC 9001 §8.1).
-pub(super) fn config(trust: &Trust) -> Result<ClientConfig, ClientError> {
+/// The client's certificate, for a server that asks for one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// Its chain, PEM, the client's own certificate first.
+    pub certificate: PathBuf,
+    /// Its private key, PEM.
+    pub key: PathBuf,
+}
+
+/// How the two sides know each other where there is TLS.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TlsOptions {
+    /// Whose certificates the client trusts.
+    pub trust: Trust,
+    /// The client's certificate.
+    pub identity: Option<Identity>,
+}
+
+/// A TLS configuration with one application protocol (RFC 7301): QUIC has TLS 1.3 only (RFC 9001 §4.2).
+pub(super) fn config(
+    options: &TlsOptions,
+    versions: &[&'static SupportedProtocolVersion],
+    protocol: &str,
+) -> Result<ClientConfig, ClientError> {
     let provider = Arc::new(ring::default_provider());
     let builder = ClientConfig::builder_with_provider(provider.clone())
-        .with_protocol_versions(&[&TLS13])
+        .with_protocol_versions(versions)
         .map_err(|error| ClientError::NoTrust {
             reason: error.to_string(),
         })?;
-    let mut config = match trust {
+    let builder = match &options.trust {
         Trust::Anyone => builder
             .dangerous()
-            .with_custom_certificate_verifier(Arc::new(Unverified(provider)))
-            .with_no_client_auth(),
-        Trust::System => builder
-            .with_root_certificates(system()?)
-            .with_no_client_auth(),
-        Trust::File(path) => builder
-            .with_root_certificates(file(path)?)
-            .with_no_client_auth(),
+            .with_custom_certificate_verifier(Arc::new(Unverified(provider))),
+        Trust::System => builder.with_root_certificates(system()?),
+        Trust::File(path) => builder.with_root_certificates(file(path)?),
     };
-    config.alpn_protocols = vec![b"mqtt".to_vec()];
+    let mut config = match &options.identity {
+        None => builder.with_no_client_auth(),
+        Some(identity) => {
+            let wrong = |path: &Path, reason: String| ClientError::Identity {
+                path: path.to_owned(),
+                reason,
+            };
+            let (certificate, key) = (&identity.certificate, &identity.key);
+            let chain = CertificateDer::pem_file_iter(certificate)
+                .and_then(Iterator::collect)
+                .map_err(|error| wrong(certificate, error.to_string()))?;
+            let own = PrivateKeyDer::from_pem_file(key);
+            let own = own.map_err(|error| wrong(key, error.to_string()))?;
+            builder
+                .with_client_auth_cert(chain, own)
+                .map_err(|error| wrong(certificate, error.to_string()))?
+        }
+    };
+    config.alpn_protocols = vec![protocol.as_bytes().to_vec()];
     Ok(config)
 }
 

@@ -1,30 +1,44 @@
-//! The bytes of one connection: a TCP stream, or the control stream of a QUIC connection.
+//! The bytes of one connection: a TCP stream, with TLS or not, WebSocket on either, or the control stream of a QUIC
+//! connection.
 
-use super::{ClientError, Scheme, Target, Trust, tls};
+use super::{ClientError, Scheme, Target, TlsOptions, tls};
 use bytes::BytesMut;
+use futures_util::{SinkExt, StreamExt};
 use quinn::{
     ConnectionError, Endpoint, RecvStream, SendStream, VarInt, crypto::rustls::QuicClientConfig,
 };
+use rustls::pki_types::ServerName;
 use std::{
+    future::poll_fn,
     io,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::Arc,
     time::Duration,
 };
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpStream, lookup_host},
     time::timeout,
 };
+use tokio_rustls::TlsConnector;
+use tokio_tungstenite::{WebSocketStream, client_async};
+use tungstenite::{ClientRequestBuilder, Message, http::Uri};
 
 /// How long closing waits for the peer to have everything.
 const CLOSE_WAIT_MAX: Duration = Duration::from_secs(2);
 
+/// A stream of bytes in both directions.
+pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send + std::fmt::Debug {}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send + std::fmt::Debug> Stream for S {}
+
 /// An open connection.
 #[derive(Debug)]
 pub enum Transport {
-    /// MQTT over TCP.
-    Tcp(TcpStream),
+    /// MQTT over TCP, or over TLS.
+    Stream(Box<dyn Stream>),
+    /// MQTT over WebSocket, or over WebSocket over TLS.
+    WebSocket(Box<WebSocketStream<Box<dyn Stream>>>),
     /// MQTT over QUIC: plain MQTT framing on the first bidirectional stream.
     Quic {
         /// The socket; it must outlive the connection.
@@ -43,7 +57,7 @@ impl Transport {
     ///
     /// # Errors
     /// The host has no address, none of them answers, or its certificate isn't trusted.
-    pub async fn connect(target: &Target, trust: &Trust) -> Result<Self, ClientError> {
+    pub async fn connect(target: &Target, options: &TlsOptions) -> Result<Self, ClientError> {
         let resolve = |source| ClientError::Resolve {
             host: target.host.clone(),
             source,
@@ -55,8 +69,8 @@ impl Transport {
         let mut failure = resolve(io::ErrorKind::NotFound.into());
         for address in addresses {
             let opened = match target.scheme {
-                Scheme::Mqtt => tcp(address, target).await,
-                Scheme::Quic => quic(address, target, trust).await,
+                Scheme::Quic => quic(address, target, options).await,
+                _ => over_tcp(address, target, options).await,
             };
             match opened {
                 Ok(transport) => return Ok(transport),
@@ -69,7 +83,8 @@ impl Transport {
     /// Appends what has arrived to `buffer`; 0 at the end. Can be cancelled without losing bytes.
     pub(super) async fn read(&mut self, buffer: &mut BytesMut) -> Result<usize, ClientError> {
         let read = match self {
-            Self::Tcp(stream) => stream.read_buf(buffer).await,
+            Self::Stream(stream) => stream.read_buf(buffer).await,
+            Self::WebSocket(socket) => return receive(socket, buffer).await,
             Self::Quic { recv, .. } => recv.read_buf(buffer).await,
         };
         read.map_err(closed)
@@ -78,10 +93,18 @@ impl Transport {
     /// Writes the front of `buffer` and takes it out. Can be cancelled without losing bytes.
     pub(super) async fn write(&mut self, buffer: &mut BytesMut) -> Result<(), ClientError> {
         let written = match self {
-            Self::Tcp(stream) => stream.write_buf(buffer).await,
-            Self::Quic { send, .. } => send.write_buf(buffer).await,
+            Self::Stream(stream) => {
+                let written = stream.write_buf(buffer).await;
+                match written {
+                    // TLS may hold it back otherwise. What is not flushed yet goes with the next write.
+                    Ok(_) => stream.flush().await,
+                    Err(error) => Err(error),
+                }
+            }
+            Self::WebSocket(socket) => return transmit(socket, buffer).await,
+            Self::Quic { send, .. } => send.write_buf(buffer).await.map(drop),
         };
-        written.map(drop).map_err(closed)
+        written.map_err(closed)
     }
 
     /// Closes after everything that was written has arrived, as far as can be known within
@@ -102,7 +125,14 @@ impl Transport {
 
     async fn drain(&mut self) -> io::Result<()> {
         match self {
-            Self::Tcp(stream) => {
+            Self::WebSocket(socket) => {
+                // §5.5.1: the peer answers with a Close, and ends the connection.
+                if WebSocketStream::close(socket, None).await.is_ok() {
+                    while socket.next().await.is_some_and(|message| message.is_ok()) {}
+                }
+                Ok(())
+            }
+            Self::Stream(stream) => {
                 stream.shutdown().await?;
                 // Closing with unread data would reset the connection and could take back what was sent.
                 let mut rest = [0; 1024];
@@ -132,23 +162,102 @@ fn unreachable(target: &Target, reason: impl ToString) -> ClientError {
     }
 }
 
-async fn tcp(address: SocketAddr, target: &Target) -> Result<Transport, ClientError> {
+async fn over_tcp(
+    address: SocketAddr,
+    target: &Target,
+    options: &TlsOptions,
+) -> Result<Transport, ClientError> {
     let stream = TcpStream::connect(address)
         .await
         .map_err(|e| unreachable(target, e))?;
     stream
         .set_nodelay(true)
         .map_err(|e| unreachable(target, e))?;
-    Ok(Transport::Tcp(stream))
+    let is_web_socket = matches!(target.scheme, Scheme::Ws | Scheme::Wss);
+    let stream: Box<dyn Stream> = match target.scheme.is_encrypted() {
+        false => Box::new(stream),
+        true => {
+            let protocol = if is_web_socket { "http/1.1" } else { "mqtt" };
+            let config = tls::config(options, rustls::ALL_VERSIONS, protocol)?;
+            let name = ServerName::try_from(target.host.clone());
+            let name = name.map_err(|error| unreachable(target, error))?;
+            let connecting = TlsConnector::from(Arc::new(config)).connect(name, stream);
+            Box::new(connecting.await.map_err(|error| over_tls(target, &error))?)
+        }
+    };
+    if !is_web_socket {
+        return Ok(Transport::Stream(stream));
+    }
+    // Nobody looks at the host in the URI: the stream is there.
+    let uri = Uri::from_static("ws://headgate/mqtt");
+    let request = ClientRequestBuilder::new(uri).with_sub_protocol("mqtt");
+    let opened = client_async(request, stream).await;
+    let (socket, _) = opened.map_err(|error| unreachable(target, error))?;
+    Ok(Transport::WebSocket(Box::new(socket)))
+}
+
+/// Appends the next binary message to `buffer`; 0 at the end.
+async fn receive(
+    socket: &mut WebSocketStream<Box<dyn Stream>>,
+    buffer: &mut BytesMut,
+) -> Result<usize, ClientError> {
+    // Something may be unsent since a write was cancelled.
+    socket.flush().await.map_err(web_socket)?;
+    while let Some(message) = socket.next().await {
+        match message.map_err(web_socket)? {
+            Message::Binary(bytes) if !bytes.is_empty() => {
+                buffer.extend_from_slice(&bytes);
+                return Ok(bytes.len());
+            }
+            Message::Close(_) => return Ok(0),
+            Message::Text(_) => {
+                let text = "a WebSocket frame of text [MQTT-6.0.0-1]";
+                return Err(ClientError::Protocol(text.into()));
+            }
+            _ => {}
+        }
+    }
+    Ok(0)
+}
+
+/// Sends all of `buffer` as one binary message. What was taken out is on its way, even if this is cancelled.
+async fn transmit(
+    socket: &mut WebSocketStream<Box<dyn Stream>>,
+    buffer: &mut BytesMut,
+) -> Result<(), ClientError> {
+    poll_fn(|context| socket.poll_ready_unpin(context))
+        .await
+        .map_err(web_socket)?;
+    let message = Message::Binary(buffer.split().freeze());
+    socket.start_send_unpin(message).map_err(web_socket)?;
+    socket.flush().await.map_err(web_socket)
+}
+
+fn web_socket(error: tungstenite::Error) -> ClientError {
+    ClientError::Closed {
+        reason: Some(error.to_string()),
+    }
+}
+
+/// What a failed handshake of TLS over TCP means.
+fn over_tls(target: &Target, error: &io::Error) -> ClientError {
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref());
+    if let Some(rustls::Error::InvalidCertificate(_)) = inner {
+        return ClientError::Certificate {
+            target: target.to_string(),
+            reason: error.to_string(),
+        };
+    }
+    unreachable(target, error)
 }
 
 async fn quic(
     address: SocketAddr,
     target: &Target,
-    trust: &Trust,
+    options: &TlsOptions,
 ) -> Result<Transport, ClientError> {
-    let tls = QuicClientConfig::try_from(tls::config(trust)?)
-        .map_err(|error| unreachable(target, error))?;
+    let tls = tls::config(options, &[&rustls::version::TLS13], "mqtt")?;
+    let tls = QuicClientConfig::try_from(tls).map_err(|error| unreachable(target, error))?;
     let mut config = quinn::ClientConfig::new(Arc::new(tls));
     let mut transport = quinn::TransportConfig::default();
     // Keep Alive of MQTT decides how long silence lasts; the server's timeout still counts.

@@ -1,7 +1,7 @@
 //! The flags that `pub` and `sub` have in common.
 
 use super::{Failure, properties::Properties};
-use crate::cli::client::{Scheme, Target, Trust, Url};
+use crate::cli::client::{Identity, Scheme, Target, TlsOptions, Trust, Url};
 use bytes::Bytes;
 use clap::{ArgAction, Args, ValueEnum};
 use headgate_codec::{Connect, QoS, Text, Version, Will};
@@ -21,10 +21,11 @@ pub struct ConnectionArgs {
         help_heading = "Connection"
     )]
     host: String,
-    /// Port; 1883, with QUIC 14567, if it isn't given
+    /// Port; 1883, with TLS 8883, with QUIC 14567, if it isn't given
     #[arg(short, long, help_heading = "Connection", value_parser = clap::value_parser!(u16).range(1..))]
     port: Option<u16>,
-    /// Server and topic in one: mqtt://[user[:password]@]host[:port]/topic or quic://…
+    /// Server and topic in one: mqtt://[user[:password]@]host[:port]/topic, or the same with mqtts (TLS), ws, wss
+    /// (WebSocket) or quic
     #[arg(
         short = 'L',
         long,
@@ -36,7 +37,8 @@ pub struct ConnectionArgs {
     /// Connect over QUIC to --host
     #[arg(long, help_heading = "Connection")]
     quic: bool,
-    /// Trust the certificates of this PEM file instead of the system's (quic:// only)
+    /// Connect over TLS (unless --quic or -L says what else) and trust the certificates of this PEM file instead of the
+    /// system's
     #[arg(
         long,
         value_name = "FILE",
@@ -44,9 +46,25 @@ pub struct ConnectionArgs {
         conflicts_with = "insecure"
     )]
     cafile: Option<PathBuf>,
-    /// Don't verify the server's certificate (quic:// only): anybody could be at the other end
+    /// Don't verify the server's certificate: anybody could be at the other end
     #[arg(long, help_heading = "Connection")]
     insecure: bool,
+    /// Show the server this certificate (PEM), if it asks for one
+    #[arg(
+        long,
+        value_name = "FILE",
+        help_heading = "Connection",
+        requires = "key"
+    )]
+    cert: Option<PathBuf>,
+    /// Private key of --cert (PEM)
+    #[arg(
+        long,
+        value_name = "FILE",
+        help_heading = "Connection",
+        requires = "cert"
+    )]
+    key: Option<PathBuf>,
     /// Client Identifier; the server chooses one if it isn't given
     #[arg(short, long, value_name = "ID", help_heading = "Connection")]
     id: Option<String>,
@@ -174,10 +192,10 @@ impl ConnectionArgs {
         if let Some(url) = &self.url {
             return url.target.clone();
         }
-        let scheme = if self.quic {
-            Scheme::Quic
-        } else {
-            Scheme::Mqtt
+        let scheme = match self.quic {
+            true => Scheme::Quic,
+            false if self.speaks_of_tls() => Scheme::Mqtts,
+            false => Scheme::Mqtt,
         };
         let port = self.port.unwrap_or(scheme.default_port());
         Target {
@@ -187,18 +205,32 @@ impl ConnectionArgs {
         }
     }
 
-    /// Whom to trust; says so if that is everybody.
-    pub(super) fn trust(&self) -> Result<Trust, Failure> {
-        let given = self.cafile.is_some() || self.insecure;
-        if given && self.target().scheme != Scheme::Quic {
-            let text = "--cafile and --insecure go with quic://; mqtt:// has no certificates";
-            return Err(Failure::Usage(text.into()));
+    fn speaks_of_tls(&self) -> bool {
+        self.cafile.is_some() || self.insecure || self.cert.is_some()
+    }
+
+    /// Whom to trust, and what to show; says so if everybody is trusted.
+    pub(super) fn tls(&self) -> Result<TlsOptions, Failure> {
+        let scheme = self.target().scheme;
+        if self.speaks_of_tls() && !scheme.is_encrypted() {
+            let text = format!(
+                "--cafile, --insecure and --cert go with mqtts://, wss:// and quic://; {}:// has \
+                 no certificates",
+                scheme.name()
+            );
+            return Err(Failure::Usage(text));
         }
-        if self.insecure {
-            eprintln!("warning: --insecure: the server's certificate is not verified");
-            return Ok(Trust::Anyone);
-        }
-        Ok(self.cafile.clone().map_or(Trust::System, Trust::File))
+        let trust = match &self.cafile {
+            _ if self.insecure => {
+                eprintln!("warning: --insecure: the server's certificate is not verified");
+                Trust::Anyone
+            }
+            Some(file) => Trust::File(file.clone()),
+            None => Trust::System,
+        };
+        let identity = self.cert.clone().zip(self.key.clone());
+        let identity = identity.map(|(certificate, key)| Identity { certificate, key });
+        Ok(TlsOptions { trust, identity })
     }
 
     /// The properties of all packets.

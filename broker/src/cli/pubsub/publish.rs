@@ -69,8 +69,8 @@ pub(super) async fn publish(args: PubArgs) -> Result<(), Failure> {
     let message = Message::new(&args, &given)?;
     let payload = payload(&args).await?;
     let connect = args.connection.connect("pub", &given)?;
-    let (target, trust) = (args.connection.target(), args.connection.trust()?);
-    let session = Session::connect(&target, &trust, connect, args.connection.patience()).await?;
+    let (target, tls) = (args.connection.target(), args.connection.tls()?);
+    let session = Session::connect(&target, &tls, connect, args.connection.patience()).await?;
     let mut publisher = Publisher {
         session,
         message,

@@ -72,8 +72,8 @@ pub(super) async fn subscribe(args: SubArgs) -> Result<(), Failure> {
     let given = args.connection.properties()?;
     let filters = filters(&args)?;
     let connect = args.connection.connect("sub", &given)?;
-    let (target, trust) = (args.connection.target(), args.connection.trust()?);
-    let connecting = Session::connect(&target, &trust, connect, args.connection.patience());
+    let (target, tls) = (args.connection.target(), args.connection.tls()?);
+    let connecting = Session::connect(&target, &tls, connect, args.connection.patience());
     let session = within(limit, connecting).await??;
     let mut subscriber = Subscriber {
         session,
