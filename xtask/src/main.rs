@@ -1,8 +1,9 @@
-//! Developer commands: `cargo xtask setup | build-ebpf | run | test | conformance | bench | tidy`.
+//! Developer commands: `cargo xtask setup | build-ebpf | run | test | conformance | mutants | bench | tidy`.
 
 mod bench;
 mod build_ebpf;
 mod conformance;
+mod mutants;
 mod paths;
 mod run;
 mod setup;
@@ -34,6 +35,8 @@ enum Command {
     Test(test::Options),
     /// Run the tests that MQTT 5.0's normative statements are mapped to, and check the map
     Conformance(conformance::Options),
+    /// Change the core and the codec in small ways, and see whether their tests notice
+    Mutants(mutants::Options),
     /// Measure, and compare with the bars
     Bench(bench::Options),
     /// Check the rules of the project that no compiler checks
@@ -47,6 +50,7 @@ fn main() -> ExitCode {
         Command::Run(options) => run::run(&options),
         Command::Test(options) => test::run(&options),
         Command::Conformance(options) => conformance::run(&options),
+        Command::Mutants(options) => mutants::run(&options),
         Command::Bench(options) => bench::run(&options),
         Command::Tidy => tidy::run(),
     };

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 
 use crate::setup::{self, ebpf};
-use crate::{build_ebpf, conformance, paths, shell, tidy};
+use crate::{build_ebpf, conformance, mutants, paths, shell, tidy};
 
 pub use tally::{Outcome, Ran, Reader, failures};
 
@@ -21,7 +21,7 @@ use tally::Tally;
 /// What `cargo xtask test` takes.
 #[derive(clap::Args)]
 pub struct Options {
-    /// Also the long runs: each fuzz target for a minute, property tests with many more cases
+    /// Also the long runs: each fuzz target for a minute, property tests with many more cases, a sample of mutants
     #[arg(long)]
     full: bool,
 }
@@ -167,6 +167,7 @@ impl Session {
         test.args(["test", "-p", "headgate-tests", "--test", "simulation"])
             .env(SIMULATION_SEEDS, SIMULATION_SEEDS_FULL);
         self.cargo_test("simulation", &mut test)?;
+        self.mutants();
         for outcome in fuzz::run()? {
             match outcome {
                 fuzz::Outcome::Passed { target, took } => {
@@ -181,6 +182,25 @@ impl Session {
             }
         }
         Ok(())
+    }
+
+    /// A sample of small changes, which the tests of the core and the codec have to notice.
+    fn mutants(&mut self) {
+        let started = Instant::now();
+        match mutants::sample(&mutants::Options::default()) {
+            Ok(sample) => {
+                for survivor in &sample.survivors {
+                    println!("  survived: {survivor}");
+                }
+                if sample.is_bad() {
+                    self.fails("mutants", &format!("    {sample}"));
+                } else {
+                    println!("  {sample}");
+                    self.passed("mutants", Some(started.elapsed()), "");
+                }
+            }
+            Err(error) => self.fails("mutants", &format!("    {error:#}")),
+        }
     }
 
     /// Runs a check: it passes if its command does.
