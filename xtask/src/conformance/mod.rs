@@ -195,6 +195,13 @@ mod tests {
     }
 
     #[test]
+    fn the_map_and_the_code_go_together() {
+        let map = Map::read().expect("the map is committed");
+        let complaints = static_complaints(&map).expect("the sources can be read");
+        assert!(complaints.is_empty(), "{complaints:#?}");
+    }
+
+    #[test]
     fn a_statement_needs_a_test_that_ran_and_held() {
         assert_eq!(judged(Some(Outcome::Passed), true), (0, 0));
         assert_eq!(judged(Some(Outcome::Failed), true), (1, 0));
