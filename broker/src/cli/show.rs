@@ -62,7 +62,11 @@ pub(super) fn started(
     });
     line("metrics", http);
     line("admin", shown(&config.admin_socket()));
-    out.push_str(&try_it(status, dev_certificate));
+    let user = match config.mqtt.allow_anonymous {
+        true => "",
+        false => " -u USER -P PASSWORD",
+    };
+    out.push_str(&try_it(status, dev_certificate, user));
     out
 }
 
@@ -134,7 +138,7 @@ pub(super) fn status(status: &Value) -> String {
 }
 
 /// Two commands to try. Over QUIC only with the certificate that clients can be told of.
-fn try_it(status: &Value, dev_certificate: Option<&Path>) -> String {
+fn try_it(status: &Value, dev_certificate: Option<&Path>, user: &str) -> String {
     let server = |transport| {
         let address: SocketAddr = listener(status, transport)?.parse().ok()?;
         Some(match address.ip().is_unspecified() {
@@ -157,8 +161,8 @@ fn try_it(status: &Value, dev_certificate: Option<&Path>) -> String {
     let program = program();
     format!(
         "Try it, in two other terminals:\n  \
-         {program} sub -v -L '{sub}/try/#'{sub_flags}\n  \
-         {program} pub -L {publish}/try/it -m hello{pub_flags}\n"
+         {program} sub -v -L '{sub}/try/#'{sub_flags}{user}\n  \
+         {program} pub -L {publish}/try/it -m hello{pub_flags}{user}\n"
     )
 }
 

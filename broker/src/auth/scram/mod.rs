@@ -51,9 +51,11 @@ impl Scram {
     fn challenge(&self, first: &ClientFirst<'_>, nonce: &str) -> Challenge {
         let user = self.users.get(&first.name);
         let known = user.and_then(|user| Some((user.scram.clone()?, user.granted())));
+        // Made for every name, so that it takes no longer where it is needed.
+        let decoy = self.decoy(&first.name);
         let (verifier, granted) = match known {
             Some((verifier, granted)) => (verifier, Some(granted)),
-            None => (self.decoy(&first.name), None),
+            None => (decoy, None),
         };
         let nonce = format!("{}{nonce}", first.nonce);
         let salt = BASE64_STANDARD.encode(&verifier.salt);
