@@ -78,6 +78,7 @@ pub fn build() -> Result<Vec<Program>> {
     let mut cargo = shell::cargo();
     cargo.args(["test", "--workspace", "--no-run", "--quiet"]);
     cargo.arg("--message-format=json");
+    test::settle_incremental(&mut cargo);
     let mut programs = Vec::new();
     let finished = shell::watch("conformance-build", "building tests", &mut cargo, |line| {
         programs.extend(program(line));

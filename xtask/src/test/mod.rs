@@ -223,9 +223,7 @@ impl Session {
         command
             .env(SKIP_LOG, &skip_log)
             .env(BINARY, paths::target().join("debug/headgate"));
-        if env::var_os("CI").is_some() {
-            command.env("CARGO_INCREMENTAL", "0");
-        }
+        settle_incremental(command);
         let mut reader = Reader::default();
         let finished = shell::watch(name, name, command, |line| {
             if let Some(program) = reader.line(line) {
@@ -297,6 +295,14 @@ impl Session {
 
 fn step(name: &str, took: Duration, outcome: &str) {
     println!("{name:<12} {:>12}  {outcome}", shell::seconds(took));
+}
+
+/// Continuous integration compiles everything once: incremental compilation only costs there. Every cargo that builds tests
+/// has to agree, because the names of their programs depend on it.
+pub fn settle_incremental(cargo: &mut Command) {
+    if env::var_os("CI").is_some() {
+        cargo.env("CARGO_INCREMENTAL", "0");
+    }
 }
 
 /// An empty log for the tests of one run that can't be tried.
