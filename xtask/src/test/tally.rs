@@ -98,7 +98,7 @@ impl Reader {
             return None;
         }
         let Some(result) = text.strip_prefix("test result: ") else {
-            self.test(text.strip_prefix("test ")?);
+            self.test(test_of(text)?);
             return None;
         };
         let [passed, failed, ignored] =
@@ -197,6 +197,14 @@ pub fn failures(output: &str) -> String {
         }
     }
     text
+}
+
+/// What a line says of a test. A program that a test starts may have written something before it, without ending its line.
+fn test_of(text: &str) -> Option<&str> {
+    text.strip_prefix("test ").or_else(|| {
+        let (_, test) = text.rsplit_once("test ")?;
+        test.ends_with(" ... ok").then_some(test)
+    })
 }
 
 /// The test program that a line of cargo's announces, for people, and its file's name:
@@ -316,6 +324,13 @@ test result: ok. 0 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; fini
                 ),
             ]
         );
+    }
+
+    #[test]
+    fn noise_before_a_test_hides_nothing() {
+        assert_eq!(test_of("a warningtest a::b ... ok"), Some("a::b ... ok"));
+        assert_eq!(test_of("test a::b ... FAILED"), Some("a::b ... FAILED"));
+        assert_eq!(test_of("running 2 tests"), None);
     }
 
     #[test]
