@@ -178,6 +178,8 @@ fn cargo_mutants(program: &PathBuf) -> Command {
         .arg("mutants")
         .current_dir(paths::root())
         .env("CARGO_INCREMENTAL", "1")
+        // Nobody debugs them, and they are many programs.
+        .env("CARGO_PROFILE_DEV_DEBUG", "0")
         // The mutants are built in a copy of the sources, which has a target folder of its own.
         .env_remove("CARGO_TARGET_DIR");
     for package in PACKAGES {
