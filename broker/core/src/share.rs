@@ -349,6 +349,11 @@ impl Core {
     /// Gives what members have left behind to others.
     pub(crate) fn hand_on(&mut self, out: &mut Vec<Output>) {
         for LeftBehind { to, group, message } in std::mem::take(&mut self.hub.left_behind) {
+            // [MQTT-3.3.2-5]
+            if message.is_expired(self.hub.env.now) {
+                add(&mut self.hub.env.counters.dropped_expired, 1);
+                continue;
+            }
             add(&mut self.hub.env.counters.shared_handed_on, 1);
             let mut fan = Fanout::of_message(&message, self.hub.env.now);
             self.deliver_to_member(&mut fan, to, group, out);

@@ -87,3 +87,25 @@ fn a_session_that_nobody_waits_for_leaves_no_subscriptions() {
     );
     assert_eq!(world.shared.topics.len(), 0);
 }
+
+/// \[MQTT-3.3.2-5\]: what a member of a group leaves behind goes to another only while it lives.
+#[test]
+fn an_expired_message_is_not_handed_on() {
+    let mut world = World::new(1);
+    let publisher = world.client(0, "p");
+    let members = ["a", "b"].map(|name| world.client(0, name));
+    for member in members {
+        world.subscribe(member, "$share/g/t", QoS::AtLeastOnce);
+    }
+    let message = with(publish_acked("t", "late", QoS::AtLeastOnce, 1), |p| {
+        p.message_expiry_s = Some(1)
+    });
+    world.send(publisher, Packet::Publish(message));
+    let taken = members.map(|member| world.payloads(member).len());
+    assert_eq!(taken.iter().sum::<usize>(), 1, "one of them gets it");
+    world.advance_ms(1_000);
+    let (first, other) = if taken[0] == 1 { (0, 1) } else { (1, 0) };
+    world.lose(members[first]);
+    assert_eq!(world.payloads(members[other]), [] as [&str; 0]);
+    assert_eq!(world.sum(|c| c.dropped_expired), 1);
+}

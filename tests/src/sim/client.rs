@@ -6,7 +6,7 @@ use headgate_codec::{
 };
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::model::{Message, Model, SessionNo};
+use super::model::{Message, Met, Model, SessionNo};
 use super::network::LinkId;
 use super::operations::Content;
 
@@ -165,7 +165,7 @@ impl Client {
     pub(crate) fn take(
         &mut self,
         packet: Packet,
-        (session, expected): (Option<SessionNo>, Option<usize>),
+        (session, expected): (Option<SessionNo>, Option<Met>),
         model: &mut Model,
     ) -> Vec<(Packet, Option<usize>)> {
         let answer = match packet {
@@ -223,7 +223,7 @@ impl Client {
     fn deliver(
         &mut self,
         publish: &Publish,
-        expected: Option<usize>,
+        expected: Option<Met>,
         model: &mut Model,
     ) -> Option<Packet> {
         let id = publish.packet_id;
@@ -235,8 +235,8 @@ impl Client {
             is_new || publish.dup,
             "a repetition without DUP: {publish:?}"
         );
-        if let (true, Some(index), Some(session)) = (is_new, expected, self.session) {
-            model.received(session, index);
+        if let (true, Some(met), Some(session)) = (is_new, expected, self.session) {
+            model.received(session, met);
         }
         match publish.qos {
             QoS::AtMostOnce => None,

@@ -6,6 +6,7 @@ use headgate_core::{ConnId, Frame};
 use std::collections::VecDeque;
 
 use super::framing::Inbox;
+use super::model::Met;
 
 /// A connection of the run, by number.
 pub(crate) type LinkId = usize;
@@ -35,7 +36,7 @@ pub(crate) struct Link {
     pub(crate) in_flight: BytesMut,
     pub(crate) receiving: Inbox,
     /// What the server has sent and the client hasn't seen, with the expectation that it meets.
-    pub(crate) sent: VecDeque<(Packet, Option<usize>)>,
+    pub(crate) sent: VecDeque<(Packet, Option<Met>)>,
     /// The client doesn't read.
     pub(crate) stalled: bool,
 }

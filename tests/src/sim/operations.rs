@@ -4,12 +4,29 @@ use headgate_codec::{QoS, Version};
 
 use super::draw::{Draw, Rng};
 
-/// Topic Names that clients publish to.
-pub(crate) const TOPICS: [&str; 8] = ["a", "a/b", "a/c", "a/b/c", "b", "/b", "$s/x", "a/"];
-/// Topic Filters that clients subscribe to; the last two are invalid.
-pub(crate) const FILTERS: [&str; 16] = [
-    "#", "+", "a/#", "a/+", "+/b", "a/b", "b", "$s/#", "+/+/#", "a/b/#", "/+", "a/", "$s/+", "a",
-    "a/#/b", "b+",
+/// Topic Names that clients publish to; only Shared Subscriptions match the last one.
+pub(crate) const TOPICS: [&str; 9] = ["a", "a/b", "a/c", "a/b/c", "b", "/b", "$s/x", "a/", "$q/x"];
+/// Topic Filters that clients subscribe to; two are invalid.
+pub(crate) const FILTERS: [&str; 19] = [
+    "#",
+    "+",
+    "a/#",
+    "a/+",
+    "+/b",
+    "a/b",
+    "b",
+    "$s/#",
+    "+/+/#",
+    "a/b/#",
+    "/+",
+    "a/",
+    "$s/+",
+    "a",
+    "a/#/b",
+    "b+",
+    "$share/g/$q/#",
+    "$share/g/$q/+",
+    "$share/h/$q/+",
 ];
 
 /// The setting of a run.
@@ -273,20 +290,23 @@ fn disconnect(client: usize, draw: &mut Draw<'_>) -> Op {
 }
 
 fn content(draw: &mut Draw<'_>) -> Content {
+    let topic = draw.below(TOPICS.len());
     Content {
-        topic: draw.below(TOPICS.len()),
+        topic,
         qos: draw.pick(&QOS),
         retain: draw.one_in(4),
-        size: draw.pick(&[
-            Some(0),
-            Some(5),
-            Some(0),
-            Some(60),
-            Some(300),
-            Some(0),
-            None,
-            Some(3_000),
-        ]),
+        size: draw
+            .pick(&[
+                Some(0),
+                Some(5),
+                Some(0),
+                Some(60),
+                Some(300),
+                Some(0),
+                None,
+                Some(3_000),
+            ])
+            .or((topic == TOPICS.len() - 1).then_some(0)),
         expiry_s: draw.pick(&[None, None, None, None, Some(1), Some(2), Some(30)]),
         properties: draw.pick(&[0, 0, 0, 31, 1, 6, 24]),
         alias: draw.one_in(3),
@@ -298,7 +318,10 @@ fn subscribe(client: usize, draw: &mut Draw<'_>) -> Op {
     let filters = (0..count)
         .map(|_| Wanted {
             // The first ones overlap most.
-            filter: draw.below(FILTERS.len()).min(draw.below(FILTERS.len())),
+            filter: match draw.one_in(8) {
+                true => FILTERS.len() - 1 - draw.below(3),
+                false => draw.below(FILTERS.len()).min(draw.below(FILTERS.len())),
+            },
             qos: draw.pick(&QOS),
             no_local: draw.one_in(6),
             retain_as_published: draw.one_in(3),

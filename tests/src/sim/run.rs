@@ -230,7 +230,8 @@ fn subscribe(world: &mut World, client: usize, filters: &[super::operations::Wan
     let options = |w: &super::operations::Wanted| match is_v5 {
         true => SubscriptionOptions {
             qos: w.qos,
-            no_local: w.no_local,
+            // [MQTT-3.8.3-4]
+            no_local: w.no_local && !FILTERS[w.filter].starts_with("$share/"),
             retain_as_published: w.retain_as_published,
             retain_handling: w.retain_handling,
         },
@@ -369,6 +370,7 @@ fn finish(world: &mut World) {
     world.settle(false, &mut rng);
     world.advance(60_000, &mut rng);
     assert_eq!(world.sum(|c| c.sessions), 0, "sessions stay");
+    assert_eq!(world.groups(), 0, "groups of Shared Subscriptions stay");
     assert_eq!(world.sum(|c| c.subscriptions), 0, "subscriptions stay");
     assert_eq!(
         world.entries(),

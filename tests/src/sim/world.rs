@@ -271,6 +271,11 @@ impl World {
         self.workers.iter().map(|w| of(w.core.counters())).sum()
     }
 
+    /// Groups of Shared Subscriptions.
+    pub(crate) fn groups(&self) -> usize {
+        self.shared.shared_subscriptions()
+    }
+
     /// Entries in the directory and in the topic table.
     pub(crate) fn entries(&self) -> (usize, usize) {
         (self.directory.len(), self.shared.topics.len())
@@ -279,7 +284,7 @@ impl World {
     /// Topics and payloads of the store of retained messages.
     pub(crate) fn retained(&self) -> BTreeMap<String, bytes::Bytes> {
         let mut found = BTreeMap::new();
-        for filter in ["#", "$s/#"] {
+        for filter in ["#", "$s/#", "$q/#"] {
             let (messages, _) = self
                 .shared
                 .retained

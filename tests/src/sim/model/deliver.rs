@@ -3,7 +3,7 @@
 use headgate_codec::{Packet, Publish, PublishProperties, QoS, ReasonCode, Version, encoded_len};
 use headgate_core::Time;
 
-use super::{Conn, Expected, Message, Model, Phase, Sent, SessionNo, number_of};
+use super::{Conn, Expected, Message, Met, Model, Phase, Sent, SessionNo, number_of};
 use crate::sim::network::LinkId;
 
 /// How closely a PUBLISH has to meet an expectation.
@@ -19,7 +19,7 @@ enum Fit {
 
 impl Model {
     /// The server sends a packet of `len` bytes. A PUBLISH meets an expectation; its number.
-    pub(crate) fn emitted(&mut self, link: LinkId, packet: &Packet, len: usize) -> Option<usize> {
+    pub(crate) fn emitted(&mut self, link: LinkId, packet: &Packet, len: usize) -> Option<Met> {
         let conn = &mut self.conns[link];
         assert_ne!(
             conn.phase,
@@ -77,12 +77,7 @@ impl Model {
         self.conns[link].unflushed -= bytes as u64;
     }
 
-    fn publish_sent(
-        &mut self,
-        link: LinkId,
-        session: SessionNo,
-        packet: &Publish,
-    ) -> Option<usize> {
+    fn publish_sent(&mut self, link: LinkId, session: SessionNo, packet: &Publish) -> Option<Met> {
         let topic = self.topic_sent(link, packet);
         let conn = &mut self.conns[link];
         if let Some(id) = packet.packet_id.map(|id| id.get()) {
@@ -109,13 +104,13 @@ impl Model {
         }
         let (found, n) = self.meet(link, session, packet, &topic);
         self.check_message(link, n, packet);
-        if let Some(index) = found {
+        if let Some(Met::Own(index)) = found {
             self.check_first(link, session, index, packet);
         }
         if let Some(id) = packet.packet_id {
             let sent = Sent {
                 n,
-                expected: found,
+                met: found,
                 qos: packet.qos,
                 is_released: false,
                 may_vanish: false,
@@ -155,7 +150,7 @@ impl Model {
         session: SessionNo,
         packet: &Publish,
         topic: &str,
-    ) -> Option<usize> {
+    ) -> Option<Met> {
         let id = packet.packet_id.map_or(0, |id| id.get());
         let Some(sent) = self.sessions[session].sent.get(&id) else {
             panic!("{link}: DUP on a message that wasn't sent before: {packet:?}");
@@ -164,10 +159,10 @@ impl Model {
             sent.qos == packet.qos && !sent.is_released,
             "{link}: not what {id} was: {packet:?}"
         );
-        let (n, expected) = (sent.n, sent.expected);
+        let (n, met) = (sent.n, sent.met);
         assert_eq!(self.messages[n].topic, topic, "{link}: not what {id} was");
         self.check_message(link, n, packet);
-        expected
+        met
     }
 
     /// The expectation that a PUBLISH meets (`None`: it is a retained message), and the message. First of all it is
@@ -178,13 +173,21 @@ impl Model {
         session: SessionNo,
         packet: &Publish,
         topic: &str,
-    ) -> (Option<usize>, usize) {
+    ) -> (Option<Met>, usize) {
         for fit in [Fit::Exact, Fit::Due, Fit::Possible] {
             if let Some(index) = self.find_expected(link, session, (packet, topic), fit) {
-                return (Some(index), self.sessions[session].expected[index].n);
+                return (
+                    Some(Met::Own(index)),
+                    self.sessions[session].expected[index].n,
+                );
             }
             if let Some(n) = self.find_replay(session, packet, topic, fit == Fit::Exact) {
                 return (None, n);
+            }
+            if fit != Fit::Possible
+                && let Some((index, n)) = self.find_share(link, session, (packet, topic))
+            {
+                return (Some(Met::Share(index)), n);
             }
         }
         if let Some(n) = self.meet_other_way_round(session, packet, topic) {
@@ -389,7 +392,11 @@ impl Model {
     }
 
     /// The application of a client gets a message.
-    pub(crate) fn received(&mut self, session: SessionNo, index: usize) {
+    pub(crate) fn received(&mut self, session: SessionNo, met: Met) {
+        let index = match met {
+            Met::Own(index) => index,
+            Met::Share(index) => return self.received_share(index),
+        };
         let e = &mut self.sessions[session].expected[index];
         e.received += 1;
         assert!(

@@ -66,7 +66,7 @@ impl Model {
             self.scenario.tight || dropped == 0,
             "{dropped} messages were dropped"
         );
-        let mut missing = Vec::new();
+        let mut missing = self.missing_shares();
         for session in self.current.iter().flatten() {
             let s = &self.sessions[*session];
             for e in &s.expected {

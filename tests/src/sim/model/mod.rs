@@ -6,6 +6,7 @@ mod deliver;
 mod finish;
 mod route;
 mod session;
+mod share;
 mod topics;
 
 use bytes::Bytes;
@@ -16,6 +17,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use super::{network::LinkId, operations::Scenario};
 
 pub(crate) use acks::Answer;
+use share::Share;
 
 /// A session of the model, by number: one for each time that a session begins.
 pub(crate) type SessionNo = usize;
@@ -67,6 +69,15 @@ struct Expected {
     is_excused: bool,
 }
 
+/// What a PUBLISH to a client meets: neither is a retained message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Met {
+    /// An expectation of the session, by number.
+    Own(usize),
+    /// What one member of a group is to get, by number.
+    Share(usize),
+}
+
 /// Retained messages that a new subscription is to get.
 #[derive(Debug)]
 struct Replay {
@@ -97,7 +108,7 @@ struct Subscribed {
 #[derive(Debug)]
 struct Sent {
     n: usize,
-    expected: Option<usize>,
+    met: Option<Met>,
     qos: QoS,
     /// PUBREC has come.
     is_released: bool,
@@ -134,6 +145,8 @@ struct Session {
     subscriptions: BTreeMap<String, Subscribed>,
     changes: u32,
     ids_ever: BTreeSet<u32>,
+    /// Shared Subscriptions that it has or has had.
+    shared_ever: BTreeMap<String, BTreeSet<(QoS, u32)>>,
     will: Option<PendingWill>,
     /// A will that was published before its time.
     early_will: Option<usize>,
@@ -229,6 +242,8 @@ pub(crate) struct Model {
     /// The connection whose packet is being handled, if an answer to it was noted.
     answering: Option<LinkId>,
     has_crashed: bool,
+    /// What groups are to get.
+    shares: Vec<Share>,
     /// Sessions that have ended and whose wills are on their way.
     ended: Vec<SessionNo>,
 }
@@ -253,6 +268,7 @@ impl Model {
             core_ids: BTreeMap::new(),
             answering: None,
             has_crashed: false,
+            shares: Vec::new(),
             ended: Vec::new(),
         }
     }

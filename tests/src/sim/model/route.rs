@@ -4,7 +4,7 @@ use headgate_codec::{QoS, ReasonCode, SubscriptionOptions};
 
 use super::{
     Expected, Kept, Model, Replay, Replayed, SessionNo, Subscribed,
-    topics::{is_filter, matches},
+    topics::{is_filter, matches, shared},
 };
 use crate::sim::network::LinkId;
 
@@ -30,7 +30,7 @@ impl Model {
         if message.retain {
             self.retain(n, expires_at);
         }
-        let mut matched = Matched::default();
+        let mut matched = self.route_shared(n, expires_at);
         for client in 0..self.current.len() {
             let Some(session) = self.current[client] else {
                 continue;
@@ -40,7 +40,7 @@ impl Model {
             let mut all = s
                 .subscriptions
                 .iter()
-                .filter(|(f, _)| matches(f, message.topic))
+                .filter(|(f, _)| shared(f).is_none() && matches(f, message.topic))
                 .peekable();
             if all.peek().is_none() {
                 continue;
@@ -140,6 +140,11 @@ impl Model {
             .subscriptions
             .insert(filter.to_owned(), subscribed)
             .is_none();
+        if shared(filter).is_some() {
+            let granted = s.shared_ever.entry(filter.to_owned()).or_default();
+            granted.insert((options.qos, id));
+            return ReasonCode(options.qos as u8);
+        }
         // [MQTT-3.3.1-9] [MQTT-3.3.1-10] [MQTT-3.3.1-11]
         if options.retain_handling == 0 || (options.retain_handling == 1 && is_new) {
             let found = self.retained.iter().filter(|(topic, kept)| {

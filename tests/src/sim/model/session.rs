@@ -4,7 +4,7 @@ use headgate_codec::{ConnAck, Packet, ReasonCode, Version};
 use headgate_core::{SessionId, Time};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use super::{Conn, End, LATE_MS, Model, PendingWill, Phase, Session, SessionNo, number_of};
+use super::{Conn, End, LATE_MS, Met, Model, PendingWill, Phase, Session, SessionNo, number_of};
 use crate::sim::network::LinkId;
 
 impl Model {
@@ -199,6 +199,7 @@ impl Model {
             subscriptions: BTreeMap::new(),
             changes: 0,
             ids_ever: BTreeSet::new(),
+            shared_ever: BTreeMap::new(),
             will: None,
             early_will: None,
             received: BTreeSet::new(),
@@ -246,7 +247,8 @@ impl Model {
             }
         }
         for sent in s.sent.values_mut() {
-            let ids: Vec<u32> = s.ids_ever.iter().copied().collect();
+            // One for each subscription that may match.
+            let ids = [u32::MAX >> 4; 8];
             sent.may_vanish |= Self::size_max(&messages[sent.n], &ids) > conn.packet_max as usize;
         }
         s.will = connect.will.as_ref().map(|will| PendingWill {
@@ -283,6 +285,10 @@ impl Model {
         let now = self.now;
         let s = &mut self.sessions[session];
         s.link = None;
+        // What a member of a group hasn't acknowledged goes to another.
+        for sent in s.sent.values_mut() {
+            sent.may_vanish |= matches!(sent.met, Some(Met::Share(_)));
+        }
         // [MQTT-3.1.2-10]
         if how == End::Client(ReasonCode::SUCCESS) {
             s.will = None;

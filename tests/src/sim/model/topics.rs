@@ -23,8 +23,15 @@ fn levels_match(filter: &[&str], topic: &[&str]) -> bool {
     }
 }
 
+/// The filter of a Shared Subscription (§4.8.2), without its ShareName.
+pub(super) fn shared(filter: &str) -> Option<&str> {
+    let (_name, filter) = filter.strip_prefix("$share/")?.split_once('/')?;
+    Some(filter)
+}
+
 /// [MQTT-4.7.1-1] [MQTT-4.7.1-2] [MQTT-4.7.3-1]
 pub(super) fn is_filter(filter: &str) -> bool {
+    let filter = shared(filter).unwrap_or(filter);
     let levels: Vec<&str> = filter.split('/').collect();
     let last = levels.len() - 1;
     let is_fine = |(i, level): (usize, &&str)| match *level {
