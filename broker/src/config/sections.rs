@@ -263,8 +263,9 @@ sections! {
     /// Limits. Where one is hit, the client gets a Reason Code if there is a way to tell it, and
     /// headgate_refused_total{limit="…"} counts.
     limits: LimitsConfig {
-        /// Network connections in all; 0 = no limit. Worst case: about 13 kB for an idle QUIC
-        /// session, and memory_per_connection_bytes for each that is busy. QUIC: CONNECTION_REFUSED.
+        /// Network connections in all; 0 = no limit. Worst case: about 13 kB for an idle QUIC session
+        /// (over TLS 5 kB, over TCP 1 kB), and memory_per_connection_bytes for each that is busy; 64 kB
+        /// for one over TLS or WebSocket that never finishes its handshake. QUIC: CONNECTION_REFUSED.
         connections: u32 = 1_000_000;
         /// Network connections from one source prefix (IPv4 /24, IPv6 /64); 0 = no limit. Many
         /// devices share a prefix behind a carrier's NAT. Costs 40 bytes per prefix.

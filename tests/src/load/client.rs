@@ -49,9 +49,13 @@ impl Profile {
     }
 }
 
+fn crypto() -> QuicClientConfig {
+    QuicClientConfig::try_from(tls()).expect("TLS 1.3 with AES-128-GCM fits QUIC")
+}
+
 /// TLS 1.3 with X25519 only, ALPN `mqtt`. The broker's certificate isn't looked at: that is the client's work, and the
 /// broker is what is measured.
-fn crypto() -> QuicClientConfig {
+pub(super) fn tls() -> rustls::ClientConfig {
     let mut provider = rustls::crypto::ring::default_provider();
     provider
         .kx_groups
@@ -64,7 +68,7 @@ fn crypto() -> QuicClientConfig {
         .with_custom_certificate_verifier(Arc::new(Unverified(provider)))
         .with_no_client_auth();
     config.alpn_protocols = vec![b"mqtt".to_vec()];
-    QuicClientConfig::try_from(config).expect("TLS 1.3 with AES-128-GCM fits QUIC")
+    config
 }
 
 /// Believes every certificate.
@@ -120,9 +124,13 @@ pub(super) fn connect(client_id: &str) -> Bytes {
     })))
 }
 
-/// SUBSCRIBE with QoS 0.
-pub(super) fn subscribe(filters: &[String]) -> Bytes {
-    let filter = |filter: &String| (Text::from(filter.as_str()), SubscriptionOptions::default());
+/// SUBSCRIBE.
+pub(super) fn subscribe(filters: &[String], qos: QoS) -> Bytes {
+    let options = SubscriptionOptions {
+        qos,
+        ..SubscriptionOptions::default()
+    };
+    let filter = |filter: &String| (Text::from(filter.as_str()), options);
     bytes_of(&Packet::Subscribe(Box::new(Subscribe {
         packet_id: PacketId::MIN,
         subscription_id: None,
@@ -133,12 +141,25 @@ pub(super) fn subscribe(filters: &[String]) -> Bytes {
 
 /// PUBLISH with QoS 0.
 pub fn publish(topic: &str, payload: &[u8]) -> Bytes {
+    publish_with(topic, payload, None)
+}
+
+/// PUBLISH with QoS 1.
+pub fn publish_qos1(topic: &str, payload: &[u8], packet_id: PacketId) -> Bytes {
+    publish_with(topic, payload, Some(packet_id))
+}
+
+fn publish_with(topic: &str, payload: &[u8], packet_id: Option<PacketId>) -> Bytes {
+    let qos = match packet_id {
+        None => QoS::AtMostOnce,
+        Some(_) => QoS::AtLeastOnce,
+    };
     bytes_of(&Packet::Publish(Publish {
         dup: false,
-        qos: QoS::AtMostOnce,
+        qos,
         retain: false,
         topic: Text::from(topic),
-        packet_id: None,
+        packet_id,
         properties: None,
         payload: Bytes::copy_from_slice(payload),
     }))
@@ -153,9 +174,17 @@ fn bytes_of(packet: &Packet) -> Bytes {
 /// What came in on a control stream.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Reply {
-    ConnAck { accepted: bool },
-    SubAck { accepted: bool },
-    Publish,
+    ConnAck {
+        accepted: bool,
+    },
+    SubAck {
+        accepted: bool,
+    },
+    Publish {
+        /// Of a PUBLISH with QoS 1 or 2, as it came.
+        packet_id: Option<[u8; 2]>,
+    },
+    PubAck,
     Other,
 }
 
@@ -196,7 +225,10 @@ fn cut_all<'a>(mut bytes: &'a [u8], reply: &mut impl FnMut(Reply)) -> &'a [u8] {
             9 => Reply::SubAck {
                 accepted: packet.last().is_some_and(|&reason| reason < 0x80),
             },
-            3 => Reply::Publish,
+            3 => Reply::Publish {
+                packet_id: packet_id(packet),
+            },
+            4 => Reply::PubAck,
             _ => Reply::Other,
         });
         bytes = rest;
@@ -204,9 +236,30 @@ fn cut_all<'a>(mut bytes: &'a [u8], reply: &mut impl FnMut(Reply)) -> &'a [u8] {
     bytes
 }
 
+/// The Packet Identifier of a PUBLISH: behind the fixed header and the Topic Name.
+fn packet_id(publish: &[u8]) -> Option<[u8; 2]> {
+    if publish.first()? & 0x06 == 0 {
+        return None;
+    }
+    let topic = 2 + publish.get(1..)?.iter().position(|byte| byte & 0x80 == 0)?;
+    let length = u16::from_be_bytes([*publish.get(topic)?, *publish.get(topic + 1)?]);
+    let at = topic + 2 + usize::from(length);
+    publish.get(at..at + 2)?.try_into().ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn packet_ids_are_found() {
+        let id = PacketId::new(0x1234).expect("it is not 0");
+        for length in [0, 10, 200, 20_000] {
+            let packet = publish_qos1("a/b", &vec![0; length], id);
+            assert_eq!(packet_id(&packet), Some([0x12, 0x34]), "{length}");
+            assert_eq!(packet_id(&publish("a/b", &vec![0; length])), None);
+        }
+    }
 
     #[test]
     fn packets_are_counted_however_they_are_cut() {
@@ -216,7 +269,9 @@ mod tests {
             let mut cutter = Cutter::default();
             let mut count = 0;
             for chunk in stream.chunks(size) {
-                cutter.cut(chunk, |reply| count += u32::from(reply == Reply::Publish));
+                cutter.cut(chunk, |reply| {
+                    count += u32::from(matches!(reply, Reply::Publish { packet_id: None }))
+                });
             }
             assert_eq!((count, cutter.partial.len()), (3, 0), "cut at {size}");
         }

@@ -1,9 +1,11 @@
-//! Load on a real broker: many MQTT clients over QUIC in one thread, and what the broker spends on them.
+//! Load on a real broker: many MQTT clients over QUIC, TCP, TLS or WebSocket in one thread, and what the broker spends on them.
 
 pub mod client;
+pub mod crowd;
 pub mod process;
 pub mod swarm;
 
 pub use client::Profile;
+pub use crowd::Crowd;
 pub use process::Usage;
 pub use swarm::Swarm;

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes, BytesMut};
 use headgate::net::udp::{RecvBatch, SendBatch, UdpOptions, UdpSocket};
+use headgate_codec::QoS;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use quinn_proto::{
     Connection, ConnectionHandle, DatagramEvent, Dir, Endpoint, EndpointConfig, Event, StreamId,
@@ -363,7 +364,8 @@ impl Client {
         assert!(self.control.is_some(), "the broker allows a control stream");
         self.unsent.push_back(client::connect(&self.id));
         if !self.filters.is_empty() {
-            self.unsent.push_back(client::subscribe(&self.filters));
+            self.unsent
+                .push_back(client::subscribe(&self.filters, QoS::AtMostOnce));
         }
     }
 
@@ -384,7 +386,7 @@ impl Client {
         };
         while let Ok(Some(chunk)) = chunks.next(usize::MAX) {
             cutter.cut(&chunk.bytes, |reply| match reply {
-                Reply::Publish => {
+                Reply::Publish { .. } => {
                     *deliveries += 1;
                     counts.deliveries += 1;
                 }
@@ -396,7 +398,7 @@ impl Client {
                         counts.ready += 1;
                     }
                 }
-                Reply::Other => panic!("{id} got what it didn't ask for"),
+                Reply::PubAck | Reply::Other => panic!("{id} got what it didn't ask for"),
             });
         }
         // What it says of window updates is done by the poll_transmit that follows.

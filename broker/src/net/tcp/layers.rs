@@ -35,7 +35,7 @@ pub(super) enum Proxied {
 #[derive(Debug, Default)]
 pub(super) struct Layers {
     pub proxy: Option<proxy::Receiver>,
-    pub tls: Option<TlsStream>,
+    pub tls: Option<Box<TlsStream>>,
     pub web_socket: Option<WebSocket>,
     /// What the PROXY header said, until somebody asks.
     pub proxied: Option<Proxied>,
@@ -62,7 +62,7 @@ impl Layers {
     pub fn new(proxy: bool, tls: Option<TlsStream>, web_socket: Option<WebSocket>) -> Self {
         Self {
             proxy: proxy.then(proxy::Receiver::default),
-            tls,
+            tls: tls.map(Box::new),
             web_socket,
             ..Self::default()
         }
@@ -244,5 +244,16 @@ impl Layers {
             }
         }
         self.replies += self.unsent.len() - before;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a connection with layers keeps besides the TLS state.
+    #[test]
+    fn layers_are_as_small_as_stated() {
+        assert!(size_of::<Layers>() <= 288, "{}", size_of::<Layers>());
     }
 }

@@ -217,6 +217,58 @@ fn both_sides_say_goodbye() {
     }
 }
 
+/// RFC 8446 §4.6.3: the client asks for new keys whenever it likes, also while something else is on its way.
+#[test]
+fn keys_are_updated_when_the_client_asks() {
+    let (identity, roots) = identity("update");
+    let config = tcp_server_config(&identity, None, &[]).unwrap();
+    let client = client(roots, &rustls::version::TLS13);
+    let mut wire = Wire::new(&config, client, vec![3, 50, 1_000]);
+    wire.carry().unwrap();
+    for round in 0..20u8 {
+        wire.client.writer().write_all(&[round; 100]).unwrap();
+        wire.client.refresh_traffic_keys().unwrap();
+        wire.client.writer().write_all(&[round; 100]).unwrap();
+        wire.carry().unwrap();
+        wire.say(&[round; 300]);
+    }
+    let rounds = |length: usize| {
+        (0..20u8)
+            .flat_map(|round| vec![round; length])
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(wire.at_server, rounds(200));
+    assert_eq!(wire.at_client, rounds(300));
+}
+
+/// What is said while a record of the client has come in part.
+#[test]
+fn a_cut_record_does_not_stop_the_other_direction() {
+    let (identity, roots) = identity("cut");
+    let config = tcp_server_config(&identity, None, &[]).unwrap();
+    for version in VERSIONS {
+        let mut wire = Wire::new(&config, client(roots.clone(), version), vec![10_000]);
+        wire.carry().unwrap();
+        wire.client.writer().write_all(b"question").unwrap();
+        let mut record = Vec::new();
+        wire.client.write_tls(&mut record).unwrap();
+        let (begin, end) = record.split_at_mut(7);
+        let mut out = Vec::new();
+        wire.server
+            .receive(begin, &mut wire.at_server, &mut out)
+            .unwrap();
+        assert_eq!(wire.server.pending_len(), 7);
+        wire.say(b"meanwhile");
+        wire.server
+            .receive(end, &mut wire.at_server, &mut out)
+            .unwrap();
+        assert_eq!(
+            (&wire.at_server[..], &wire.at_client[..]),
+            (&b"question"[..], &b"meanwhile"[..])
+        );
+    }
+}
+
 /// RFC 7301: a client that offers protocols has to offer ours; one that offers none is served.
 #[test]
 fn application_protocols_have_to_match() {
