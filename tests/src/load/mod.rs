@@ -2,10 +2,12 @@
 
 pub mod client;
 pub mod crowd;
+pub mod mosquitto;
 pub mod process;
 pub mod swarm;
 
 pub use client::Profile;
-pub use crowd::Crowd;
+pub use crowd::{Carrier, Crowd};
+pub use mosquitto::Mosquitto;
 pub use process::Usage;
 pub use swarm::Swarm;
