@@ -177,6 +177,9 @@ fn a_second_broker_on_the_same_ports_is_told() {
             format!("--admin-socket={}", state.path().join("s").display()),
             "--admin-http=".to_owned(),
             format!("--listen-{off}="),
+            "--listen-tls=".to_owned(),
+            "--listen-ws=".to_owned(),
+            "--listen-wss=".to_owned(),
         ];
         let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
         let output = headgate(state.path(), &arguments);
