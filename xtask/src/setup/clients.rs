@@ -31,6 +31,12 @@ pub fn install() -> Result<Vec<String>> {
             "MQTT over TCP by a client that is not ours",
         ));
     }
+    if paths::find_program("mosquitto").is_none() {
+        wanted.push(Package::new(
+            "mosquitto",
+            "another broker, which the clients of the project are tested with; not started",
+        ));
+    }
     if find_python().is_none() {
         wanted.push(Package::new(
             "python3",

@@ -1,6 +1,7 @@
 //! Debian's packages.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -72,6 +73,7 @@ pub fn install(packages: &[Package]) -> Result<()> {
     if are_lists_stale() {
         update()?;
     }
+    let _no_services = NoServices::begin();
     let title = format!("apt-get install {}", names.join(" "));
     let first = shell::watch("apt-install", &title, &mut apt_install(&names), |_| ())?;
     if !first.status.success() {
@@ -79,8 +81,46 @@ pub fn install(packages: &[Package]) -> Result<()> {
         update()?;
         shell::must("apt-install", &title, &mut apt_install(&names))?;
     }
+    if names.contains(&"mosquitto") && Path::new("/run/systemd/system").exists() {
+        let mut disable = Command::new("systemctl");
+        disable.args(["disable", "--quiet", "mosquitto.service"]);
+        shell::must(
+            "systemctl",
+            "systemctl disable mosquitto.service",
+            &mut disable,
+        )?;
+        println!("  mosquitto.service is disabled: the tests start their own");
+    }
     println!("  installed ({})", shell::seconds(first.took));
     Ok(())
+}
+
+/// Debian's packages start the services that they bring. A broker on MQTT's port would be in the way of ours:
+/// while this lives, none is started.
+struct NoServices {
+    is_ours: bool,
+}
+
+/// What Debian's maintainer scripts ask before they start a service (101 = it may not).
+const POLICY: &str = "/usr/sbin/policy-rc.d";
+
+impl NoServices {
+    fn begin() -> Self {
+        let is_ours = !Path::new(POLICY).exists()
+            && fs::write(POLICY, "#!/bin/sh\nexit 101\n").is_ok()
+            && fs::set_permissions(POLICY, fs::Permissions::from_mode(0o755)).is_ok();
+        Self { is_ours }
+    }
+}
+
+impl Drop for NoServices {
+    fn drop(&mut self) {
+        if self.is_ours
+            && let Err(error) = fs::remove_file(POLICY)
+        {
+            eprintln!("remove {POLICY} by hand, it keeps services from starting: {error}");
+        }
+    }
 }
 
 fn apt_install(names: &[&str]) -> Command {
