@@ -195,6 +195,8 @@ impl Driver {
                 self.directory
                     .claim(op, client_id, expected, new, &mut self.completions);
             }
+            // Without the kernel part, what the core itself does about the client has to do.
+            Output::Penalty { .. } => {}
             Output::Authenticate { op, conn, step } => {
                 self.completions.extend(self.desk.step(op, conn, step));
             }

@@ -12,6 +12,8 @@ pub mod limits;
 pub mod mesh;
 pub mod metrics;
 pub mod net;
+pub mod quotas;
 pub mod server;
+pub mod state_file;
 pub mod store;
 pub mod worker;

@@ -15,7 +15,7 @@ use std::{
 
 use crate::metrics::Label;
 
-/// Every limit, by its key in the section `[limits]` of the configuration.
+/// Every limit, by its key in the section `[limits]` of the configuration, or in that of a quota class.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Limit {
     /// Network connections in all.
@@ -28,6 +28,8 @@ pub enum Limit {
     StreamsPerConnection,
     /// Sessions of one worker.
     SessionsPerWorker,
+    /// Connections of one quota class.
+    QuotaConnections,
     /// Length of a Client Identifier.
     ClientIdBytes,
     /// Subscriptions of one session.
@@ -64,6 +66,7 @@ impl Limit {
             Self::ConnectionsPerPrefix
             | Self::StreamsPerConnection
             | Self::SessionsPerWorker
+            | Self::QuotaConnections
             | Self::SubscriptionsPerSession
             | Self::QueuedMessagesPerSession
             | Self::MemoryPerConnectionBytes
@@ -81,6 +84,7 @@ impl Label for Limit {
         Self::HandshakesPerSecond,
         Self::StreamsPerConnection,
         Self::SessionsPerWorker,
+        Self::QuotaConnections,
         Self::ClientIdBytes,
         Self::SubscriptionsPerSession,
         Self::QueuedMessagesPerSession,
@@ -99,6 +103,7 @@ impl Label for Limit {
             Self::HandshakesPerSecond => "handshakes_per_second",
             Self::StreamsPerConnection => "streams_per_connection",
             Self::SessionsPerWorker => "sessions_per_worker",
+            Self::QuotaConnections => "quota_connections",
             Self::ClientIdBytes => "client_id_bytes",
             Self::SubscriptionsPerSession => "subscriptions_per_session",
             Self::QueuedMessagesPerSession => "queued_messages_per_session",

@@ -6,7 +6,7 @@
 
 mod labels;
 
-pub use labels::{DatagramDrop, Label, MessageDrop, Qos, Refusal, Transport};
+pub use labels::{DatagramDrop, Label, MessageDrop, Qos, QuotaRate, Refusal, Transport};
 
 use std::{
     fmt,
@@ -214,6 +214,12 @@ worker_metrics! {
     Counter messages_handed_on: Number = "headgate_messages_handed_on_total",
     /// Messages of clients to topics that only the broker writes ($SYS); they are not delivered.
     Counter messages_denied: Number = "headgate_messages_denied_total",
+    /// PUBLISH packets of clients that were above a rate of their quota class.
+    Counter quota_exceeded: PerLabel<QuotaRate> = "headgate_quota_exceeded_total",
+    /// Times that reading from a client was stopped for a while because of its quota class's rates.
+    Counter quota_slowed: Number = "headgate_quota_slowed_total",
+    /// Connections that the kernel was told to police, because their clients went on above their quota.
+    Counter quota_penalties: Number = "headgate_quota_penalties_total",
     /// Sessions that ended because their Session Expiry Interval had passed.
     Counter sessions_expired: Number = "headgate_sessions_expired_total",
     /// Clients that are connected: CONNECT was accepted.

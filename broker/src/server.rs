@@ -1,6 +1,7 @@
 //! Starts the workers and supervises them: a worker that panics is restarted alone.
 
 mod affinity;
+mod ctl;
 mod settings;
 mod shield;
 mod supervisor;
@@ -19,6 +20,8 @@ use crate::{
         tls::TlsError,
         udp::{UdpOptions, UdpSocket},
     },
+    quotas::QuotaBook,
+    state_file::StateError,
 };
 use headgate_core::{Drain, Input, WorkerSlot};
 use serde::Serialize;
@@ -70,6 +73,9 @@ pub enum ServerError {
     /// The kernel part was demanded (`kernel.mode`) and can't be had.
     #[error(transparent)]
     Kernel(#[from] KernelError),
+    /// What is kept in the state folder can't be used.
+    #[error(transparent)]
+    Kept(#[from] StateError),
     /// A worker's thread could not be started.
     #[error("can't start worker {slot}: {source}")]
     Worker {
@@ -156,16 +162,16 @@ impl Server {
             return Err(ServerError::NoListener);
         }
         let tls = TlsParts::load(&config)?;
-        let anonymous = config.mqtt.allow_anonymous;
-        let chain = Chain::load(&config.auth, anonymous, keys.scram_secret())?;
+        let chain = Chain::load(&config, keys.scram_secret())?;
         let sockets = bind(&config, count)?;
         let listeners = listeners(&sockets);
         let kernel = Arc::new(start_kernel(&config, &keys, (&sockets, &listeners), &cpus)?);
         let reader = Arc::clone(&kernel);
         metrics.register_kernel(move || reader.counters());
         let directory = Arc::new(LocalDirectory::default());
+        let quotas = Arc::new(QuotaBook::load(&config.quota, state_dir)?);
         let parts = (start, count);
-        let mut workshop = Workshop::new(&config, &keys, &tls, parts, metrics, directory)?;
+        let mut workshop = Workshop::new(&config, &keys, &tls, parts, metrics, directory, quotas)?;
         workshop.authenticate_by(chain).map_err(ServerError::Auth)?;
         let workshop = Arc::new(workshop);
         let shared = Arc::clone(&workshop.shared);

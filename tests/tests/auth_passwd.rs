@@ -45,7 +45,7 @@ fn users_are_added_changed_and_deleted() {
     // Only ann's line changes, and the class stays with a new password.
     assert!(
         users
-            .passwd(&["-b", "--class", "7"], &["ann", "3"])
+            .passwd(&["-b", "--class", "sensors"], &["ann", "3"])
             .status
             .success()
     );
@@ -57,7 +57,10 @@ fn users_are_added_changed_and_deleted() {
     );
     let after = read(&path);
     let (ann, bob) = (after.lines().nth(1), after.lines().nth(2));
-    assert!(ann.is_some_and(|line| line.ends_with("::7")), "{after}");
+    assert!(
+        ann.is_some_and(|line| line.ends_with("::sensors")),
+        "{after}"
+    );
     assert_eq!(bob, before.lines().nth(2));
     assert!(users.passwd(&["-D"], &["ann"]).status.success());
     assert_eq!(names(&path), ["bob"]);

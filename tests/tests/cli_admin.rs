@@ -46,6 +46,7 @@ fn the_peers_credentials_are_checked() {
     let source = AdminSource {
         metrics: Metrics::new(),
         server: Arc::new(|| serde_json::json!({})),
+        control: Arc::new(|_| Err("nothing here".to_owned())),
         drain: Arc::new(|_| {}),
     };
     let admin = Admin::bind(&AdminSettings {

@@ -96,8 +96,8 @@ pub enum AuthResult {
 pub struct Granted {
     /// The name that was proved; `None` = anonymous.
     pub user_name: Option<Arc<str>>,
-    /// Quota class; 0 = the default one.
-    pub quota_class: u8,
+    /// Quota class; `None` = that of the listener.
+    pub quota_class: Option<u8>,
     /// Authentication Data for CONNACK, or for AUTH 0x00.
     pub data: Option<Bytes>,
 }
@@ -304,7 +304,7 @@ impl Hub {
         if let Some(pending) = auth.pending.as_deref_mut()
             && let Some((connect, _)) = pending.connect.take()
         {
-            c.quota_class = granted.quota_class;
+            c.quota_class = granted.quota_class.unwrap_or(c.quota_class);
             auth.user_name = granted.user_name;
             pending.data = granted.data;
             return self.admit(conn, connect, out);
@@ -315,7 +315,9 @@ impl Hub {
             add(&mut self.env.counters.authentications_failed, 1);
             return self.auth_failed(conn, ReasonCode::NOT_AUTHORIZED, out);
         }
-        c.quota_class = granted.quota_class;
+        if let Some(class) = granted.quota_class {
+            self.change_class(conn, class);
+        }
         self.send_auth(conn, ReasonCode::SUCCESS, granted.data, out);
     }
 

@@ -4,7 +4,7 @@ use headgate_codec::{Disconnect, Packet, ReasonCode, Version, Will, encoded_len}
 
 use crate::{
     ConnId, Output, Owner, Record, SessionId, Time,
-    conns::{PAUSED_ACKS, State},
+    conns::{PAUSED_ACKS, PAUSED_QUOTA, State},
     counters::{add, sub},
     hub::Hub,
     session::{NEVER, Session},
@@ -47,6 +47,9 @@ impl Hub {
             return;
         };
         sub(&mut self.env.counters.connections, 1);
+        if gone.state.is_counted() {
+            self.leave_class(gone.quota_class);
+        }
         let said = match end {
             End::Server(reason) => Some(reason),
             End::TakenOver { .. } => Some(ReasonCode::SESSION_TAKEN_OVER),
@@ -269,10 +272,16 @@ impl Hub {
             return;
         };
         c.armed = NEVER;
-        // A client that isn't read, because storage is behind, can't show that it is alive.
-        if c.paused & PAUSED_ACKS != 0 {
+        // A client that isn't read, because storage is behind or it was too fast, can't show that it is alive.
+        if c.paused & (PAUSED_ACKS | PAUSED_QUOTA) != 0 {
             c.last_seen = now;
         }
+        if c.meter.is_some() {
+            self.on_quota_timer(conn, out);
+        }
+        let Some(c) = self.conns.get(conn) else {
+            return;
+        };
         let (deadline, state) = (deadline_of(c, timeout_ms), c.state);
         if c.acks.as_ref().is_some_and(|a| a.is_empty()) {
             c.acks = None;
@@ -389,7 +398,10 @@ impl Session {
 
 fn deadline_of(conn: &crate::conns::Conn, connect_timeout_ms: u64) -> Time {
     match conn.state {
-        State::Up(_) => conn.last_seen.after_ms(conn.silence_ms_max),
+        State::Up(_) => {
+            let wake = conn.meter.as_ref().map_or(NEVER, |meter| meter.wake());
+            conn.last_seen.after_ms(conn.silence_ms_max).min(wake)
+        }
         _ => conn.last_seen.after_ms(connect_timeout_ms),
     }
 }

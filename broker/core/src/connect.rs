@@ -71,6 +71,9 @@ impl Hub {
 
     /// It is known who the client is: a place is reserved, and the session acquired.
     pub(crate) fn admit(&mut self, conn: ConnId, mut connect: Box<Connect>, out: &mut Vec<Output>) {
+        if !self.enter_class(conn) {
+            return self.refuse(conn, connect.version, ReasonCode::QUOTA_EXCEEDED, out);
+        }
         let assigned = connect.client_id.as_bytes().is_empty();
         let client_id = if assigned {
             self.make_client_id()
@@ -104,6 +107,10 @@ impl Hub {
         });
         let Some(slot) = slot else {
             add(&mut self.env.counters.limit_sessions, 1);
+            if let Some(c) = self.conns.get(conn) {
+                let class = c.quota_class;
+                self.leave_class(class);
+            }
             return self.refuse(conn, version, ReasonCode::QUOTA_EXCEEDED, out);
         };
         if let Some(c) = self.conns.get(conn) {
@@ -408,6 +415,7 @@ impl Hub {
             session.record_opened(env, out);
         }
         c.state = State::Up(slot);
+        session.quota_class = c.quota_class;
         let keep_alive = silence(&connect, &env.limits);
         c.silence_ms_max = keep_alive.silence_ms;
         add(&mut env.counters.clients, 1);

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use headgate_codec::{Packet, PacketId, ReasonCode};
 use std::collections::VecDeque;
 
-use crate::{ConnId, OpId, Time, auth::AuthState};
+use crate::{ConnId, OpId, Time, auth::AuthState, quota::Meter};
 
 /// What a connection is to the core.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -20,6 +20,13 @@ pub(crate) enum State {
     Connecting(u32),
     /// CONNACK was sent; its session's place.
     Up(u32),
+}
+
+impl State {
+    /// Whether the connection counts as one of its quota class.
+    pub(crate) fn is_counted(self) -> bool {
+        matches!(self, Self::Connecting(_) | Self::Up(_))
+    }
 }
 
 /// A connection.
@@ -38,7 +45,7 @@ pub(crate) struct Conn {
     pub(crate) open_publishes: u16,
     /// Reasons for not reading from it.
     pub(crate) paused: u8,
-    /// What its client may use, as the authentication says; 0 = the default.
+    /// Quota class of its client, as the authentication or the listener says; 0 = the default one.
     pub(crate) quota_class: u8,
     /// Serial of the next acknowledgement.
     pub(crate) ack_serial: u32,
@@ -49,6 +56,8 @@ pub(crate) struct Conn {
     pub(crate) acks: Option<Box<VecDeque<PendingAck>>>,
     pub(crate) held: Option<Box<HeldPackets>>,
     pub(crate) auth: Option<Box<AuthState>>,
+    /// What the client owes, where its quota class has rates.
+    pub(crate) meter: Option<Box<Meter>>,
 }
 
 /// CONNECT is being completed.
@@ -57,6 +66,8 @@ pub(crate) const PAUSED_CONNECTING: u8 = 1;
 pub(crate) const PAUSED_UNSENT: u8 = 2;
 /// Acknowledgements wait for storage.
 pub(crate) const PAUSED_ACKS: u8 = 4;
+/// The client has published more than its quota class may.
+pub(crate) const PAUSED_QUOTA: u8 = 8;
 
 /// Packets that came before CONNECT was completed.
 #[derive(Debug, Default)]

@@ -124,6 +124,16 @@ counters! {
     limit_subscriptions,
     /// CONNECT packets refused: sessions per worker.
     limit_sessions,
+    /// CONNECT packets refused: connections of the quota class.
+    limit_class_connections,
+    /// PUBLISH packets above the quota class's messages per second.
+    quota_messages,
+    /// PUBLISH packets above the quota class's bytes per second.
+    quota_bytes,
+    /// Times that reading from a client was stopped for a while because of its quota.
+    quota_slowed,
+    /// Connections that were put under a penalty in the kernel because they went on above their quota.
+    quota_penalties,
     /// CONNECT packets refused: length of the client identifier.
     limit_client_id,
     /// Connections closed: Receive Maximum exceeded.

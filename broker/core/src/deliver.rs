@@ -233,7 +233,12 @@ impl Session {
         let Some(fence) = &self.fence else { return };
         let cost = message.cost();
         let qos = message.qos.min(options.qos());
-        if !env.fits(fence.held.len(), fence.held_bytes, message, qos) {
+        if !env.fits(
+            self.quota_class,
+            (fence.held.len(), fence.held_bytes),
+            message,
+            qos,
+        ) {
             return;
         }
         let queued = self.record(env, message, qos, out);
@@ -298,11 +303,11 @@ impl Session {
     /// Room for one more message. The oldest are kept: a full queue drops what arrives, so that
     /// what a client gets after a pause has no holes before its end.
     fn has_room(&self, env: &mut Env, message: &Message, qos: QoS) -> bool {
-        let (queued, bytes) = self
+        let waiting = self
             .flow
             .as_ref()
             .map_or((0, 0), |f| (f.waiting(), f.bytes));
-        env.fits(queued, bytes, message, qos)
+        env.fits(self.quota_class, waiting, message, qos)
     }
 
     /// A message with QoS > 0 may be sent without overtaking another \[MQTT-3.3.4-9\] \[MQTT-4.9.0-2\].

@@ -2,16 +2,18 @@
 
 use bytes::{Bytes, BytesMut};
 use headgate_codec::{Packet, QoS, Version, encode};
+use std::sync::Arc;
 
 use crate::{
-    CoreLimits, Counters, OpId, Output, Record, RetainedFull, SessionId, Time, counters::add,
-    message::Message,
+    CoreConfig, CoreLimits, Counters, OpId, Output, Record, RetainedFull, SessionId, Time,
+    counters::add, message::Message, quota::Quotas,
 };
 
 /// The time of this input, operation numbers, limits and counters.
 pub(crate) struct Env {
     pub(crate) now: Time,
     pub(crate) limits: CoreLimits,
+    pub(crate) quotas: Quotas,
     pub(crate) counters: Counters,
     /// The last operation that was begun.
     pub(crate) last_op: OpId,
@@ -23,11 +25,12 @@ pub(crate) struct Env {
 }
 
 impl Env {
-    pub(crate) fn new(limits: CoreLimits, incarnation: u8) -> Self {
-        let first = OpId(u64::from(incarnation) << 48);
+    pub(crate) fn new(config: &CoreConfig) -> Self {
+        let first = OpId(u64::from(config.incarnation) << 48);
         Self {
             now: Time::default(),
-            limits,
+            limits: config.limits.clone(),
+            quotas: Quotas::new(Arc::clone(&config.quotas)),
             counters: Counters::default(),
             last_op: first,
             last_persist: first,
@@ -57,15 +60,20 @@ impl Env {
         self.scratch.split().freeze()
     }
 
-    /// Whether a session that has this many messages, with these bytes, may have one more. Counts
-    /// the message as dropped if it may not.
-    pub(crate) fn fits(&mut self, waiting: usize, bytes: u32, message: &Message, qos: QoS) -> bool {
+    /// Whether a session of a quota class that has this many messages, with these bytes, may have one more.
+    /// Counts the message as dropped if it may not.
+    pub(crate) fn fits(
+        &mut self,
+        class: u8,
+        (waiting, bytes): (usize, u32),
+        message: &Message,
+        qos: QoS,
+    ) -> bool {
+        let (messages_max, bytes_max) = self.queue_limits(class);
         let counters = &mut self.counters;
-        let limit = if waiting >= self.limits.queued_messages as usize {
+        let limit = if waiting >= messages_max as usize {
             &mut counters.limit_queued_messages
-        } else if u64::from(bytes) + u64::from(message.cost())
-            > u64::from(self.limits.session_bytes)
-        {
+        } else if u64::from(bytes) + u64::from(message.cost()) > u64::from(bytes_max) {
             &mut counters.limit_session_bytes
         } else {
             return true;

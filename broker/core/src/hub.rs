@@ -62,7 +62,7 @@ impl Hub {
     pub(crate) fn new(config: CoreConfig, shared: Arc<Shared>) -> Self {
         let incarnation = config.incarnation;
         Self {
-            env: Env::new(config.limits.clone(), incarnation),
+            env: Env::new(&config),
             slots: Slots::new(config.worker, config.limits.sessions, incarnation),
             conns: Conns::default(),
             timers: Timers::new(),
@@ -88,7 +88,9 @@ impl Hub {
         if let Some(former) = self.conns.at(conn.index) {
             self.close(former, End::Lost, out);
         }
-        self.conns.open(conn, self.env.now).auth = peer.certificate.map(AuthState::certified);
+        let c = self.conns.open(conn, self.env.now);
+        c.auth = peer.certificate.map(AuthState::certified);
+        c.quota_class = self.config.listener_classes[peer.transport as usize];
         add(&mut self.env.counters.connections, 1);
         if self.is_shut_down {
             return self.close(conn, End::Silent(ReasonCode::SERVER_SHUTTING_DOWN), out);

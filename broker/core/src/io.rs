@@ -4,7 +4,7 @@ use bytes::Bytes;
 use headgate_codec::{AliasedPublish, Packet, PacketId, ReasonCode, Text};
 use std::{net::SocketAddr, sync::Arc};
 
-use crate::{AuthResult, AuthStep, Session, message::Message};
+use crate::{AuthResult, AuthStep, QuotaLimits, Session, message::Message};
 
 /// Milliseconds since the process started. The core has no clock: the driver says the time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -160,6 +160,8 @@ pub enum Input {
     Shutdown,
     /// Send the clients to another server and take no new ones; `None` = take them again.
     Drain(Option<Drain>),
+    /// What the quota classes may use from now on, by class; the first is the default one.
+    Quotas(Arc<[QuotaLimits]>),
     /// A retained message of the server itself, QoS 0, for a topic below `$SYS`. It is not recorded.
     Publish {
         /// Topic Name.
@@ -273,6 +275,14 @@ pub enum Output {
         conn: ConnId,
         /// What the client shows.
         step: AuthStep,
+    },
+    /// Police a connection's packets in the kernel by what its quota class may use, or no more. A connection that is
+    /// closed needs no end of it.
+    Penalty {
+        /// Which connection.
+        conn: ConnId,
+        /// Its quota class; `None` = the penalty is over.
+        class: Option<u8>,
     },
 }
 

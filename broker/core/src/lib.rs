@@ -5,7 +5,7 @@
 //! ```text
 //!             Input, now            ┌────────────────────┐  Output
 //!  driver ─────────────────────────►│ Core (one worker)  ├──────────► driver
-//!   ▲  Opened Packet Flushed Mesh   │  its connections   │ Send Close Read Mesh Persist Claim Authenticate
+//!   ▲  Opened Packet Flushed Mesh   │  its connections   │ Send Close Read Mesh Persist Claim Authenticate Penalty
 //!   │  Closed Completed Timeout     │  its sessions      │
 //!   └───────────────────────────────│  its timers        │
 //!                                   └─────────┬──────────┘
@@ -38,6 +38,7 @@ mod limits;
 mod message;
 mod options;
 mod publish;
+mod quota;
 mod reasons;
 mod replay;
 mod retained;
@@ -58,6 +59,7 @@ pub use counters::Counters;
 pub use io::*;
 pub use limits::{CoreConfig, CoreLimits, RetainedLimits};
 pub use message::Message;
+pub use quota::{AboveQuota, QUOTA_CLASSES_MAX, QuotaLimits};
 pub use retained::{Retained, RetainedFull};
 pub use session::Session;
 pub use share::ShareStrategy;
@@ -82,6 +84,8 @@ pub struct Shared {
     pub retained: Retained,
     /// The groups of Shared Subscriptions.
     shares: Shares,
+    /// Connections by quota class.
+    classes: quota::ClassCounts,
 }
 
 impl Shared {
@@ -91,6 +95,7 @@ impl Shared {
             topics: Table::new(seed),
             retained: Retained::new(retained),
             shares: Shares::default(),
+            classes: quota::ClassCounts::default(),
         }
     }
 
@@ -108,10 +113,16 @@ impl Shared {
         self.shares.len()
     }
 
+    /// Connections of a quota class on these workers.
+    pub fn class_connections(&self, workers: &[WorkerSlot], class: u8) -> u64 {
+        self.classes.sum(workers, class)
+    }
+
     /// A worker has lost its sessions: nobody is to find their subscriptions any more.
     pub fn forget_worker(&self, worker: WorkerSlot) {
         self.topics.remove_where(|entry| worker_of(entry) == worker);
         self.shares.forget_worker(&self.topics, worker);
+        self.classes.forget_worker(worker);
     }
 
     fn remove(&self, subscription: &session::Subscription, handle: slots::Handle) {
@@ -167,6 +178,7 @@ impl Core {
             Input::WorkerGone { worker } => self.hub.on_worker_gone(worker, out),
             Input::Shutdown => self.hub.shut_down(out),
             Input::Drain(drain) => self.hub.on_drain(drain, out),
+            Input::Quotas(classes) => self.hub.on_quotas(classes),
             Input::Publish { topic, payload } => self.publish_own(topic, payload, out),
         }
         if !self.hub.ready.is_empty() {

@@ -1,8 +1,9 @@
 //! Configuration and limits. Every limit has a default and states its worst case.
 
 use headgate_codec::ReasonCode;
+use std::sync::Arc;
 
-use crate::WorkerSlot;
+use crate::{QuotaLimits, WorkerSlot};
 
 /// What one worker's core has to know.
 #[derive(Clone, Debug)]
@@ -28,6 +29,10 @@ pub struct CoreConfig {
     /// Topic Filters, as they are written, that nobody may subscribe to, and the Reason Code that SUBACK
     /// has for them.
     pub denied_filters: (Vec<String>, ReasonCode),
+    /// Quota classes of clients whose authentication names none, by [`crate::Transport`] in its order.
+    pub listener_classes: [u8; 5],
+    /// What the quota classes may use, by class; the first is the default one.
+    pub quotas: Arc<[QuotaLimits]>,
     /// Limits.
     pub limits: CoreLimits,
 }
@@ -44,6 +49,8 @@ impl CoreConfig {
             seed,
             allow_anonymous: true,
             denied_filters: (Vec::new(), ReasonCode::NOT_AUTHORIZED),
+            listener_classes: [0; 5],
+            quotas: Arc::new([QuotaLimits::default()]),
             limits: CoreLimits::default(),
         }
     }
@@ -103,6 +110,11 @@ pub struct CoreLimits {
     /// More: DISCONNECT 0x94. Worst case: this many of the client's longest topics, and as many of
     /// 1,024 bytes.
     pub topic_aliases: u16,
+    /// How long a client may go on above its quota class's rates before its packets are policed in the kernel,
+    /// seconds (5).
+    pub penalty_after_s: u32,
+    /// How long it has to stay within them until that ends, seconds (10).
+    pub penalty_ends_after_s: u32,
     /// Topics in the worker's match cache (4,096).
     pub topic_cache_entries: usize,
 }
@@ -126,6 +138,8 @@ impl Default for CoreLimits {
             subscriptions_per_session: 1_000,
             topic_levels: 64,
             topic_aliases: 16,
+            penalty_after_s: 5,
+            penalty_ends_after_s: 10,
             topic_cache_entries: 4_096,
         }
     }

@@ -44,6 +44,9 @@ impl Core {
         if is_reserved(&publish.topic) {
             return self.hub.deny_publish(conn, slot, publish, out);
         }
+        if !self.hub.within_quota(conn, slot, publish, out) {
+            return;
+        }
         match publish.packet_id {
             None => {
                 add(&mut self.hub.env.counters.publish_in_qos0, 1);

@@ -44,6 +44,8 @@ pub struct Session {
     pub(crate) problem_info: bool,
     /// Topic Aliases that may be sent to the client on this connection; 0 = none.
     pub(crate) alias_max: u16,
+    /// Quota class of the last connection.
+    pub(crate) quota_class: u8,
     pub(crate) aliases: Option<Box<Aliases>>,
     pub(crate) subscriptions: Vec<Subscription>,
     pub(crate) will: Option<Box<PendingWill>>,
@@ -174,6 +176,7 @@ impl Session {
             version: Version::V5,
             problem_info: true,
             alias_max: 0,
+            quota_class: 0,
             aliases: None,
             subscriptions: Vec::new(),
             will: None,

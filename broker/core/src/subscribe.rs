@@ -159,7 +159,7 @@ impl Hub {
             .iter()
             .position(|s| *s.filter == *text);
         let is_full = existing.is_none()
-            && session.subscriptions.len() >= env.limits.subscriptions_per_session as usize;
+            && session.subscriptions.len() >= env.subscriptions_max(session.quota_class);
         if is_full || levels(text) > usize::from(env.limits.topic_levels) {
             add(&mut env.counters.limit_subscriptions, 1);
             return ReasonCode::QUOTA_EXCEEDED;

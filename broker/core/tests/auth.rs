@@ -50,7 +50,7 @@ fn granted(user_name: &str) -> AuthResult {
 fn granted_with(user_name: &str, data: &'static str) -> AuthResult {
     AuthResult::Granted(Granted {
         user_name: Some(user_name.into()),
-        quota_class: 3,
+        quota_class: Some(3),
         data: Some(Bytes::from_static(data.as_bytes())),
     })
 }

@@ -29,6 +29,9 @@ pub struct AdminSettings {
     pub http: Option<SocketAddr>,
 }
 
+/// Answers a question, or says what is wrong with it.
+type Control = dyn Fn(&serde_json::Value) -> Result<serde_json::Value, String> + Send + Sync;
+
 /// What it answers from.
 #[derive(Clone)]
 pub struct AdminSource {
@@ -36,6 +39,8 @@ pub struct AdminSource {
     pub metrics: Arc<Metrics>,
     /// What the server says of itself, as a JSON object.
     pub server: Arc<dyn Fn() -> serde_json::Value + Send + Sync>,
+    /// Answers the commands of `headgate ctl`; the error says what is wrong.
+    pub control: Arc<Control>,
     /// Sends the clients elsewhere; `None` = takes them again.
     pub drain: Arc<dyn Fn(Option<headgate_core::Drain>) + Send + Sync>,
 }

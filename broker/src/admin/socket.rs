@@ -24,6 +24,8 @@ use tokio::{
     time::timeout,
 };
 
+/// What the server itself answers, for `headgate ctl`.
+const CONTROLS: &[&str] = &["quota_list", "quota_set", "quota_reset"];
 /// Longest question, bytes. Longer: an error, and the connection is closed.
 const LINE_BYTES_MAX: u64 = 4096;
 /// Connections that are served at once; further ones wait in the kernel's backlog.
@@ -153,8 +155,13 @@ fn reply(line: &str, source: &AdminSource) -> Value {
             (source.drain)(drain(&question));
             json!({ "drain": true })
         }
+        Some(command) if CONTROLS.contains(&command) => match (source.control)(&question) {
+            Ok(answer) => json!({ command: answer }),
+            Err(error) => json!({ "error": error }),
+        },
         Some(other) => {
-            json!({ "error": format!("unknown command {other:?}; commands: status, metrics, drain") })
+            let commands = [&["status", "metrics", "drain"], CONTROLS].concat();
+            json!({ "error": format!("unknown command {other:?}; commands: {}", commands.join(", ")) })
         }
         None => json!({ "error": "no command; a question looks like {\"command\":\"status\"}" }),
     }

@@ -41,6 +41,10 @@ fn source() -> AdminSource {
     AdminSource {
         metrics,
         server: Arc::new(|| json!({ "version": "1.2.3" })),
+        control: Arc::new(|question| match question["name"].as_str() {
+            Some(name) => Ok(name.into()),
+            None => Err("no name".to_owned()),
+        }),
         drain: Arc::new(|_| {}),
     }
 }

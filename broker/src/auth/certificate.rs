@@ -39,7 +39,7 @@ impl Authenticator for Certificate {
         {
             return Verdict::Refused(ReasonCode::BAD_USER_NAME_OR_PASSWORD);
         }
-        let quota_class = self.users.get(name).map_or(0, |user| user.quota_class);
+        let quota_class = self.users.get(name).and_then(|user| user.quota_class);
         Verdict::Granted(Granted {
             user_name: Some(name.into()),
             quota_class,

@@ -16,7 +16,7 @@ pub mod pool;
 pub mod scram;
 pub mod users;
 
-use crate::{config::AuthConfig, metrics::Label};
+use crate::{config::Config, metrics::Label};
 use bytes::Bytes;
 use headgate_codec::ReasonCode;
 use headgate_core::{Credentials, Granted};
@@ -115,12 +115,11 @@ impl Chain {
     /// restarts.
     ///
     /// # Errors
-    /// When the password file can't be used.
-    pub fn load(
-        config: &AuthConfig,
-        anonymous: bool,
-        secret: [u8; 32],
-    ) -> Result<Self, UsersError> {
+    /// When the password file can't be used, or names a quota class that there is not.
+    pub fn load(config: &Config, secret: [u8; 32]) -> Result<Self, UsersError> {
+        let anonymous = config.mqtt.allow_anonymous;
+        let quota = &config.quota;
+        let config = &config.auth;
         let mut users = Users::default();
         let file = &config.password_file;
         let has_file = !file.as_os_str().is_empty();
@@ -129,6 +128,7 @@ impl Chain {
                 tracing::warn!(file = %file.display(), "everybody on this machine can read the password file; chmod o-r helps");
             }
             users = Users::load(file)?;
+            users.classify(file, |class| quota.number(class))?;
             tracing::info!(file = %file.display(), users = users.len(), "password file loaded");
         }
         let users = Arc::new(users);

@@ -1,4 +1,5 @@
 use super::{desk::Desk, pool::Pool, *};
+use crate::config::AuthConfig;
 use crate::{limits::Limit, mesh::Mesh, metrics::WorkerMetrics};
 use headgate_codec::Text;
 use headgate_core::{
@@ -18,7 +19,8 @@ impl File {
             name: "ann".into(),
             hash: Some(hash),
             scram: None,
-            quota_class: 5,
+            class_name: Some("five".into()),
+            quota_class: None,
         };
         fs::write(&path, users::line(&user) + "\n").expect("a file");
         Self(path)
@@ -30,12 +32,29 @@ impl File {
             ..AuthConfig::default()
         }
     }
+
+    fn chain(&self, anonymous: bool) -> Chain {
+        chain(self.config(), anonymous).expect("the file is right")
+    }
 }
 
 impl Drop for File {
     fn drop(&mut self) {
         let _ = fs::remove_file(&self.0);
     }
+}
+
+/// With four quota classes, the last one of which is "five".
+fn chain(auth: AuthConfig, anonymous: bool) -> Result<Chain, UsersError> {
+    let mut config = Config {
+        auth,
+        ..Config::default()
+    };
+    for name in ["a", "b", "c", "five"] {
+        config.quota.class_mut(name).expect("a class");
+    }
+    config.mqtt.allow_anonymous = anonymous;
+    Chain::load(&config, [0; 32])
 }
 
 fn nothing() -> Credentials {
@@ -86,7 +105,7 @@ fn refused(chain: &Chain, credentials: &Credentials) -> (Method, ReasonCode) {
     (method, result.expect_err("it is refused"))
 }
 
-fn user(chain: &Chain, credentials: &Credentials) -> (Option<Arc<str>>, u8) {
+fn user(chain: &Chain, credentials: &Credentials) -> (Option<Arc<str>>, Option<u8>) {
     let granted = decide(chain, credentials).1.expect("it is granted");
     (granted.user_name, granted.quota_class)
 }
@@ -114,8 +133,8 @@ fn without_any_way_nobody_is_let_in() {
 fn the_password_file_decides_about_whoever_shows_a_name_or_a_password() {
     let file = File::new("decides");
     for anonymous in [false, true] {
-        let chain = Chain::load(&file.config(), anonymous, [0; 32]).expect("the file is right");
-        let ann = (Some("ann".into()), 5);
+        let chain = file.chain(anonymous);
+        let ann = (Some("ann".into()), Some(5));
         assert_eq!(user(&chain, &named("ann", Some("right"))), ann);
         let alone = Credentials {
             password: Some(Bytes::from_static(b"right")),
@@ -133,7 +152,7 @@ fn the_password_file_decides_about_whoever_shows_a_name_or_a_password() {
             assert_eq!(refused(&chain, &wrong), expected, "{wrong:?}");
         }
         match anonymous {
-            true => assert_eq!(user(&chain, &nothing()), (None, 0)),
+            true => assert_eq!(user(&chain, &nothing()), (None, None)),
             false => {
                 let expected = (Method::Unknown, ReasonCode::NOT_AUTHORIZED);
                 assert_eq!(refused(&chain, &nothing()), expected);
@@ -145,7 +164,7 @@ fn the_password_file_decides_about_whoever_shows_a_name_or_a_password() {
 #[test]
 fn an_unknown_name_costs_a_hash_like_a_known_one() {
     let file = File::new("cost");
-    let chain = Chain::load(&file.config(), false, [0; 32]).expect("the file is right");
+    let chain = file.chain(false);
     for name in ["ann", "bob"] {
         let (_, verdict) = chain.begin(&named(name, Some("x")));
         assert!(matches!(verdict, Verdict::Work(_)), "{name}");
@@ -159,17 +178,20 @@ fn a_certificate_names_its_user_and_nobody_else() {
         certificate: true,
         ..file.config()
     };
-    let chain = Chain::load(&config, false, [0; 32]).expect("the file is right");
-    assert_eq!(user(&chain, &certified("ann")), (Some("ann".into()), 5));
+    let chain = chain(config, false).expect("the file is right");
+    assert_eq!(
+        user(&chain, &certified("ann")),
+        (Some("ann".into()), Some(5))
+    );
     assert_eq!(
         user(&chain, &certified("device 7")),
-        (Some("device 7".into()), 0)
+        (Some("device 7".into()), None)
     );
     let repeated = Credentials {
         user_name: Some(Text::from("ann")),
         ..certified("ann")
     };
-    assert_eq!(user(&chain, &repeated), (Some("ann".into()), 5));
+    assert_eq!(user(&chain, &repeated), (Some("ann".into()), Some(5)));
     let other = Credentials {
         user_name: Some(Text::from("bob")),
         ..certified("ann")
@@ -181,9 +203,9 @@ fn a_certificate_names_its_user_and_nobody_else() {
         certificate: certificate("device 7"),
         ..named("ann", Some("right"))
     };
-    assert_eq!(user(&chain, &password), (Some("ann".into()), 5));
+    assert_eq!(user(&chain, &password), (Some("ann".into()), Some(5)));
     // Where certificates are not to be looked at, one is nothing.
-    let chain = Chain::load(&file.config(), false, [0; 32]).expect("the file is right");
+    let chain = file.chain(false);
     assert_eq!(
         refused(&chain, &certified("ann")).1,
         ReasonCode::NOT_AUTHORIZED
@@ -192,9 +214,9 @@ fn a_certificate_names_its_user_and_nobody_else() {
 
 #[test]
 fn anonymous_access_alone_looks_at_no_name() {
-    let chain = Chain::load(&AuthConfig::default(), true, [0; 32]).expect("there is no file");
+    let chain = chain(AuthConfig::default(), true).expect("there is no file");
     assert!(!chain.needs_pool());
-    assert_eq!(user(&chain, &named("ann", Some("x"))), (None, 0));
+    assert_eq!(user(&chain, &named("ann", Some("x"))), (None, None));
     let method = Credentials {
         method: Some(Text::from(scram::METHOD)),
         ..nothing()
@@ -211,9 +233,7 @@ fn a_file_that_is_not_there_is_an_error() {
         password_file: "/nonexistent/users".into(),
         ..AuthConfig::default()
     };
-    let error = Chain::load(&config, true, [0; 32])
-        .err()
-        .expect("there is no file");
+    let error = chain(config, true).err().expect("there is no file");
     assert!(error.to_string().contains("/nonexistent/users"), "{error}");
 }
 

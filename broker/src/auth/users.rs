@@ -8,6 +8,7 @@ use super::{
     hash::{HashError, PasswordHashed},
     scram::{ITERATIONS_DEFAULT, Verifier},
 };
+use crate::config::is_class_name;
 use headgate_core::Granted;
 use std::{
     borrow::Cow,
@@ -35,8 +36,10 @@ pub struct User {
     pub hash: Option<PasswordHashed>,
     /// What SCRAM-SHA-256 needs.
     pub scram: Option<Verifier>,
-    /// Quota class; 0 = the default one.
-    pub quota_class: u8,
+    /// The name of its quota class; `None` = that of the listener.
+    pub class_name: Option<Arc<str>>,
+    /// The number of that class; [`Users::classify`] looks it up.
+    pub quota_class: Option<u8>,
 }
 
 impl User {
@@ -103,6 +106,31 @@ impl Users {
         self.users.get(&*prepared(name)?)
     }
 
+    /// Looks up the numbers of the users' quota classes.
+    ///
+    /// # Errors
+    /// When there is no such class. `path` is the file's, for the message.
+    pub fn classify(
+        &mut self,
+        path: &Path,
+        number: impl Fn(&str) -> Option<u8>,
+    ) -> Result<(), UsersError> {
+        for user in self.users.values_mut() {
+            let Some(class) = &user.class_name else {
+                continue;
+            };
+            user.quota_class = number(class);
+            if user.quota_class.is_none() {
+                return Err(UsersError::Class {
+                    path: path.to_owned(),
+                    user: Arc::clone(&user.name),
+                    class: Arc::clone(class),
+                });
+            }
+        }
+        Ok(())
+    }
+
     /// How many there are.
     pub fn len(&self) -> usize {
         self.users.len()
@@ -164,15 +192,17 @@ pub fn parse_line(line: &str) -> Result<Option<User>, LineError> {
         None => None,
         Some(text) => Some(Verifier::parse(text).ok_or(LineError::Verifier)?),
     };
-    let quota_class = match class {
-        "" => 0,
-        class => class.parse().map_err(|_| LineError::QuotaClass)?,
+    let class_name = match class {
+        "" => None,
+        class if is_class_name(class) => Some(class.into()),
+        _ => return Err(LineError::QuotaClass),
     };
     Ok(Some(User {
         name: name.into(),
         hash,
         scram,
-        quota_class,
+        class_name,
+        quota_class: None,
     }))
 }
 
@@ -193,10 +223,8 @@ pub fn check_name(name: &str) -> Result<(), LineError> {
 pub fn line(user: &User) -> String {
     let hash = user.hash.as_ref().and_then(PasswordHashed::to_phc);
     let verifier = user.scram.as_ref().map(Verifier::to_text);
-    let class = match user.quota_class {
-        0 => String::new(),
-        class => format!(":{class}"),
-    };
+    let class = user.class_name.as_ref();
+    let class = class.map_or(String::new(), |class| format!(":{class}"));
     let (hash, verifier) = (hash.unwrap_or_default(), verifier.unwrap_or_default());
     format!("{}:{hash}:{verifier}{class}", user.name)
 }
@@ -234,7 +262,7 @@ pub enum LineError {
     )]
     Verifier,
     /// The class.
-    #[error("a quota class is a whole number from 0 to 255")]
+    #[error("the name of a quota class has 1 to 31 letters, digits, - and _")]
     QuotaClass,
     /// A user has two lines.
     #[error("there is a user of this name above")]
@@ -244,6 +272,16 @@ pub enum LineError {
 /// Why a password file can't be used.
 #[derive(Debug, thiserror::Error)]
 pub enum UsersError {
+    /// A user's quota class isn't configured.
+    #[error("{}: {user} is of the quota class {class}, which there is not", path.display())]
+    Class {
+        /// The file.
+        path: PathBuf,
+        /// The user.
+        user: Arc<str>,
+        /// The class.
+        class: Arc<str>,
+    },
     /// It can't be read.
     #[error("the password file {} can't be read: {source} (`headgate passwd -c FILE USER` makes one)", path.display())]
     Read {
@@ -278,20 +316,25 @@ mod tests {
     #[test]
     fn every_form_of_a_line_is_read_and_written() {
         for (fields, has_hash, has_verifier, class) in [
-            (format!("{HASH}:"), true, false, 0),
-            (format!("{HASH}:{VERIFIER}"), true, true, 0),
-            (format!("{HASH}:{VERIFIER}:255"), true, true, 255),
-            (format!("{HASH}::3"), true, false, 3),
-            (format!(":{VERIFIER}:3"), false, true, 3),
-            ("::3".to_owned(), false, false, 3),
-            (":".to_owned(), false, false, 0),
+            (format!("{HASH}:"), true, false, None),
+            (format!("{HASH}:{VERIFIER}"), true, true, None),
+            (
+                format!("{HASH}:{VERIFIER}:a-b_C"),
+                true,
+                true,
+                Some("a-b_C"),
+            ),
+            (format!("{HASH}::3"), true, false, Some("3")),
+            (format!(":{VERIFIER}:3"), false, true, Some("3")),
+            ("::3".to_owned(), false, false, Some("3")),
+            (":".to_owned(), false, false, None),
         ] {
             let text = format!("ann b:{fields}");
             let user = parse_line(&text).expect("right").expect("a user");
             assert_eq!(&*user.name, "ann b");
             let has = (user.hash.is_some(), user.scram.is_some());
             assert_eq!(has, (has_hash, has_verifier), "{text}");
-            assert_eq!(user.quota_class, class);
+            assert_eq!(user.class_name.as_deref(), class);
             assert_eq!(line(&user), text);
         }
         let short = parse_line(&format!("ann:{HASH}\r"));
@@ -307,7 +350,7 @@ mod tests {
             ("ann:x".to_owned(), LineError::Hash(HashError::Syntax)),
             (format!("ann:{HASH}:x"), LineError::Fields),
             (format!("ann:{HASH}:x:y:z"), LineError::Verifier),
-            (format!("ann:{HASH}:{VERIFIER}:256"), LineError::QuotaClass),
+            (format!("ann:{HASH}:{VERIFIER}:a b"), LineError::QuotaClass),
             (format!("ann:{HASH}:{VERIFIER}:1:2"), LineError::Fields),
             ("bob::".to_owned(), LineError::Twice),
         ] {
@@ -318,8 +361,13 @@ mod tests {
 
     #[test]
     fn a_name_is_found_however_it_is_written() {
-        let users = Users::parse("I\u{e9}X:::4\n").expect("right");
-        let class = |name| users.get(name).map(|user| user.quota_class);
+        let mut users = Users::parse("I\u{e9}X:::four\n").expect("right");
+        let path = Path::new("users");
+        let unknown = users.classify(path, |_| None).expect_err("there is none");
+        assert!(unknown.to_string().contains("four"), "{unknown}");
+        let classified = users.classify(path, |name| (name == "four").then_some(4));
+        classified.expect("there is one");
+        let class = |name| users.get(name).and_then(|user| user.quota_class);
         assert_eq!(class("I\u{e9}X"), Some(4));
         assert_eq!(class("I\u{ad}e\u{301}X"), Some(4));
         assert_eq!(class("IeX"), None);

@@ -6,6 +6,7 @@ pub mod client;
 pub mod pubsub;
 
 mod check;
+mod ctl;
 mod dev;
 mod drain;
 mod logging;
@@ -31,6 +32,7 @@ pub fn main() -> ExitCode {
         Command::Check(args) => finish(check::check(&args)),
         Command::Status(args) => finish(status::status(&args)),
         Command::Drain(args) => finish(drain::drain(&args)),
+        Command::Ctl(args) => finish(ctl::ctl(&args)),
         Command::Passwd(args) => finish(passwd::passwd(*args)),
         Command::Pub(args) => pubsub::run_pub(*args),
         Command::Sub(args) => pubsub::run_sub(*args),
@@ -56,6 +58,7 @@ Run it for good:
   headgate run --config headgate.toml
   headgate status                                    while it runs
   headgate drain --to other.example:8883             send its clients elsewhere
+  headgate ctl quota set default connections=50000   change a quota
   headgate passwd -c users ann                       who may connect (auth.password_file)
 
 Talk to a broker, this one or another:
@@ -71,6 +74,7 @@ enum Command {
     Check(check::CheckArgs),
     Status(status::StatusArgs),
     Drain(drain::DrainArgs),
+    Ctl(ctl::CtlArgs),
     Passwd(Box<passwd::PasswdArgs>),
     Pub(Box<pubsub::PubArgs>),
     Sub(Box<pubsub::SubArgs>),

@@ -6,6 +6,7 @@ use crate::auth::{
     scram::{self, ITERATIONS_DEFAULT, ITERATIONS_MAX, ITERATIONS_MIN},
     users::{self, LineError, User, Users, UsersError},
 };
+use crate::config::is_class_name;
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, BufRead, IsTerminal, Write},
@@ -13,6 +14,7 @@ use std::{
     os::unix::fs::{MetadataExt, OpenOptionsExt, fchown},
     path::{Path, PathBuf},
     process::ExitCode,
+    sync::Arc,
 };
 use zeroize::Zeroizing;
 
@@ -39,9 +41,9 @@ pub(super) struct PasswdArgs {
     /// Delete the user
     #[arg(short = 'D', long, conflicts_with_all = ["create", "batch", "class", "no_scram"])]
     delete: bool,
-    /// Quota class of the user's sessions [default: as before, or 0]
-    #[arg(long, value_name = "NUMBER")]
-    class: Option<u8>,
+    /// Quota class of the user's sessions (a section [quota.NAME]), "" = that of the listener [default: as before]
+    #[arg(long, value_name = "NAME")]
+    class: Option<String>,
     /// Write no verifier for SCRAM-SHA-256: the user can't use AUTH, and the file holds argon2id alone
     #[arg(long)]
     no_scram: bool,
@@ -86,6 +88,8 @@ enum PasswdError {
          (--no-scram does without)"
     )]
     Prohibited,
+    #[error("no such class: {0}")]
+    Class(LineError),
     #[error(transparent)]
     Hash(#[from] HashError),
     #[error("can't write {}: {source}", shown(path))]
@@ -125,13 +129,13 @@ fn change(mut args: PasswdArgs) -> Result<(), PasswdError> {
         None
     } else {
         let password = password(&mut args)?;
-        let class = args.class.or(former.map(|user| user.quota_class));
-        Some(users::line(&user(
-            &args,
-            &name,
-            &password,
-            class.unwrap_or(0),
-        )?))
+        let class = match args.class.as_deref() {
+            None => former.and_then(|user| user.class_name.clone()),
+            Some("") => None,
+            Some(class) if is_class_name(class) => Some(class.into()),
+            Some(_) => return Err(PasswdError::Class(LineError::QuotaClass)),
+        };
+        Some(users::line(&user(&args, &name, &password, class)?))
     };
     let after = replaced(&text, &name, line.as_deref());
     write(&path, &after).map_err(|source| PasswdError::Write {
@@ -178,7 +182,7 @@ fn user(
     args: &PasswdArgs,
     name: &str,
     password: &str,
-    quota_class: u8,
+    class_name: Option<Arc<str>>,
 ) -> Result<User, PasswdError> {
     let scram = if args.no_scram {
         None
@@ -192,7 +196,8 @@ fn user(
         name: name.into(),
         hash: Some(PasswordHashed::new(password.as_bytes())?),
         scram,
-        quota_class,
+        class_name,
+        quota_class: None,
     })
 }
 

@@ -146,9 +146,11 @@ pub(super) fn run(args: RunArgs) -> Result<ExitCode, Failure> {
         Server::start(Arc::clone(&config), Arc::clone(&metrics)).map_err(Failure::other)?;
     let server = Arc::new(server);
     let (asked, drained) = (Arc::clone(&server), Arc::clone(&server));
+    let controlled = Arc::clone(&server);
     let source = AdminSource {
         metrics,
         server: Arc::new(move || serde_json::to_value(asked.status()).unwrap_or_default()),
+        control: Arc::new(move |question| controlled.control(question)),
         drain: Arc::new(move |drain| drained.drain(drain.as_ref())),
     };
     let snapshot = admin::snapshot(&source);

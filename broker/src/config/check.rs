@@ -4,9 +4,9 @@ use std::{fs, path::Path};
 
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 
-use crate::auth::users::Users;
+use crate::auth::users::{Users, UsersError};
 
-use super::{ConfigError, KernelMode, Loaded, Problem, Steering};
+use super::{Config, ConfigError, KernelMode, Loaded, Problem, Steering};
 
 /// What no single key can say.
 pub(super) fn fit_together(loaded: &Loaded) -> Vec<Problem> {
@@ -17,6 +17,7 @@ pub(super) fn fit_together(loaded: &Loaded) -> Vec<Problem> {
     listeners(&mut findings);
     clients(&mut findings);
     kernel(&mut findings);
+    quotas(&mut findings);
     findings.problems
 }
 
@@ -108,6 +109,37 @@ fn clients(findings: &mut Findings<'_>) {
     );
 }
 
+fn quotas(findings: &mut Findings<'_>) {
+    let config = &findings.loaded.config;
+    let origin = findings.loaded.origin("listen", "quota_classes");
+    let Some(classes) = config.listen.quota_classes() else {
+        findings.problems.push(Problem::new(
+            "listen.quota_classes holds something that is not LISTENER=CLASS",
+            origin,
+            "it is a list such as [\"quic=sensors\"]; listeners: quic, tcp, tls, ws, wss",
+        ));
+        return;
+    };
+    for (_, class) in classes {
+        if config.quota.number(class).is_none() {
+            findings.problems.push(Problem::new(
+                format!("listen.quota_classes names the quota class `{class}`, which there is not"),
+                origin.clone(),
+                format!(
+                    "add [quota.{class}], or name another: {}",
+                    class_names(config)
+                ),
+            ));
+        }
+    }
+}
+
+/// The names of all quota classes.
+fn class_names(config: &Config) -> String {
+    let names: Vec<_> = config.quota.classes().map(|(name, _)| name).collect();
+    names.join(", ")
+}
+
 fn kernel(findings: &mut Findings<'_>) {
     let kernel = &findings.loaded.config.kernel;
     findings.add(
@@ -162,9 +194,15 @@ fn password_file(loaded: &Loaded) -> Option<Problem> {
     if path.as_os_str().is_empty() {
         return None;
     }
-    let error = Users::load(path).err()?;
+    let config = &loaded.config;
+    let classes = |name: &str| config.quota.number(name);
+    let loaded_users = Users::load(path).and_then(|mut users| users.classify(path, classes));
+    let error = loaded_users.err()?;
     let origin = loaded.origin("auth", "password_file");
-    let help = "`headgate passwd` writes password files and changes them";
+    let help = match error {
+        UsersError::Class { .. } => format!("quota classes: {}", class_names(config)),
+        _ => "`headgate passwd` writes password files and changes them".to_owned(),
+    };
     Some(Problem::new(error.to_string(), origin, help))
 }
 

@@ -8,7 +8,7 @@ use std::{
 use toml::de::{DeTable, DeValue};
 
 use super::{
-    Config, ConfigError, Location, Origin, Problem,
+    Config, ConfigError, Location, Origin, Problem, quota,
     sections::{KeySpec, SECTIONS, SectionSpec},
     setting::{Raw, nearest},
 };
@@ -135,6 +135,10 @@ impl Loader {
             });
         }
         for (name, value) in table.get_ref() {
+            if name.get_ref() == "quota" {
+                self.quotas(&source, value.span(), value.get_ref());
+                continue;
+            }
             match SECTIONS
                 .iter()
                 .find(|section| section.name == name.get_ref())
@@ -180,6 +184,93 @@ impl Loader {
             let given = &source.text[value.span()];
             self.set(section, key, Raw::Toml(value.get_ref()), given, origin);
         }
+    }
+
+    /// `[quota.NAME]`.
+    fn quotas(&mut self, source: &Source<'_>, span: Range<usize>, value: &DeValue<'_>) {
+        let DeValue::Table(classes) = value else {
+            self.problems.push(Problem::new(
+                "`quota` is a section, not a key",
+                source.at(span),
+                "write [quota.NAME] on a line of its own, then its keys",
+            ));
+            return;
+        };
+        for (name, value) in classes {
+            let DeValue::Table(keys) = value.get_ref() else {
+                self.problems.push(Problem::new(
+                    format!("`{}` is no quota class", name.get_ref()),
+                    source.at(name.span()),
+                    "write [quota.NAME] on a line of its own, then its keys",
+                ));
+                continue;
+            };
+            if self.loaded.config.quota.class_mut(name.get_ref()).is_none() {
+                let origin = source.at(name.span());
+                self.no_class(name.get_ref(), origin);
+                continue;
+            }
+            for (key, value) in keys {
+                let known = quota::KEYS.iter().any(|spec| spec.name == key.get_ref());
+                let at = if known { value.span() } else { key.span() };
+                let given = &source.text[value.span()];
+                self.quota_key(
+                    (name.get_ref(), key.get_ref()),
+                    (Raw::Toml(value.get_ref()), given),
+                    source.at(at),
+                );
+            }
+        }
+    }
+
+    fn no_class(&mut self, name: &str, origin: Origin) {
+        self.problems.push(Problem::new(
+            format!("there can't be a quota class of the name `{name}`"),
+            origin,
+            "a name has 1 to 31 letters, digits, - and _; there may be 62 classes beside \
+             default and suspect",
+        ));
+    }
+
+    fn quota_key(
+        &mut self,
+        (name, key): (&str, &str),
+        (raw, given): (Raw<'_>, &str),
+        origin: Origin,
+    ) {
+        let Some(class) = self.loaded.config.quota.class_mut(name) else {
+            return self.no_class(name, origin);
+        };
+        let names = || quota::KEYS.iter().map(|spec| spec.name);
+        let Some(spec) = quota::KEYS.iter().find(|spec| spec.name == key) else {
+            let all = names().collect::<Vec<_>>().join(", ");
+            let mut problem = Problem::new(
+                format!("unknown key `{key}` in [quota.{name}]"),
+                origin,
+                format!("keys of a quota class: {all}"),
+            );
+            if let Some(near) = nearest(key, names()) {
+                problem.help.insert(0, format!("did you mean `{near}`?"));
+            }
+            self.problems.push(problem);
+            return;
+        };
+        if (spec.set)(class, raw) {
+            return;
+        }
+        let mut problem = Problem::new(
+            format!(
+                "`{}` is not allowed for quota.{name}.{key}",
+                shortened(given)
+            ),
+            origin,
+            format!("allowed: {}", (spec.allowed)()),
+        );
+        let word = given.trim_matches(['"', '\'']);
+        if let Some(near) = nearest(word, (spec.words)().iter().copied()) {
+            problem.help.insert(0, format!("did you mean \"{near}\"?"));
+        }
+        self.problems.push(problem);
     }
 
     fn unknown_section(
@@ -266,6 +357,12 @@ impl Loader {
 
     fn flag(&mut self, flag: &Flag) {
         let origin = Origin::Flag(flag.flag.clone());
+        if flag.section == "quota"
+            && let Some(names) = flag.key.split_once('.')
+        {
+            let value = (Raw::Text(&flag.value), &*flag.value);
+            return self.quota_key(names, value, origin);
+        }
         let Some(section) = SECTIONS.iter().find(|section| section.name == flag.section) else {
             self.problems.push(unknown_section(&flag.section, origin));
             return;
@@ -302,7 +399,12 @@ fn read(path: &Path) -> Result<String, ConfigError> {
 }
 
 fn unknown_section(name: &str, origin: Origin) -> Problem {
-    let names = || SECTIONS.iter().map(|section| section.name);
+    let names = || {
+        SECTIONS
+            .iter()
+            .map(|section| section.name)
+            .chain(["quota.NAME"])
+    };
     let mut problem = Problem::new(
         format!("unknown section [{name}]"),
         origin,

@@ -6,12 +6,14 @@
 mod check;
 mod error;
 mod load;
+mod quota;
 mod sections;
 mod setting;
 
 pub use check::check_files;
 pub use error::{ConfigError, Location, Origin, Problem};
 pub use load::{Flag, Loaded, Sources};
+pub use quota::{Above, DEFAULT_CLASS, QuotaClass, QuotaConfig, SUSPECT_CLASS, is_class_name};
 pub use sections::{
     AdminConfig, AuthConfig, Config, DeniedReason, KernelConfig, KernelMode, LimitsConfig,
     ListenConfig, LogConfig, LogFormat, LogLevel, MqttConfig, NodeConfig, SharedSubscriptions,
@@ -46,6 +48,17 @@ impl ListenConfig {
         ]
     }
 
+    /// The quota class of clients of a listener whose authentication names none: transport and class, as they stand
+    /// in `quota_classes`. `None`: this is not written as it should be.
+    pub fn quota_classes(&self) -> Option<Vec<(Transport, &str)>> {
+        let classes = self.quota_classes.iter().map(|text| {
+            let (listener, class) = text.split_once('=')?;
+            let find = |transport: &&Transport| transport.text() == listener.trim();
+            Some((*Transport::ALL.iter().find(find)?, class.trim()))
+        });
+        classes.collect()
+    }
+
     /// Whether connections of this listener begin with a PROXY header.
     pub fn is_proxied(&self, transport: Transport) -> bool {
         self.proxy_protocol
@@ -77,6 +90,7 @@ impl Config {
             }
             out.pop();
         }
+        out.push_str(&quota::show(&defaults.quota));
         out
     }
 

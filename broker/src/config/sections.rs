@@ -3,6 +3,7 @@
 
 use std::{net::SocketAddr, path::PathBuf};
 
+use super::quota::QuotaConfig;
 use super::setting::{Allowed, Raw, Setting, words};
 
 words! {
@@ -123,6 +124,8 @@ macro_rules! sections {
         #[derive(Clone, Debug, Default, PartialEq, Eq)]
         pub struct Config {
             $($(#[doc = $section_doc])+ pub $section: $name,)+
+            /// Quota classes: the sections `[quota.NAME]`.
+            pub quota: QuotaConfig,
         }
 
         $($(#[doc = $section_doc])+
@@ -199,6 +202,9 @@ sections! {
         /// (up to 4,096 bytes), and connections without one are refused. Whoever reaches such a
         /// listener can claim any address: let the load balancer alone reach it.
         proxy_protocol: Vec<String> = Vec::new();
+        /// Quota classes of clients whose authentication names none, by listener, such as
+        /// ["quic=sensors", "tcp=guests"]. All others are of the class "default".
+        quota_classes: Vec<String> = Vec::new();
         /// Let the kernel join datagrams of one source on receipt (UDP_GRO). Cheaper for bulk
         /// from few clients; but a train that holds several connections arrives at one worker,
         /// which has to hand over what belongs to others. "auto" = on with one worker only.
@@ -310,6 +316,11 @@ sections! {
         retained_messages: u32 = 100_000;
         /// Memory of all retained messages, bytes. More: as above.
         retained_bytes: u64 = 268_435_456, 0..=1_099_511_627_776;
+        /// How long a client may go on above its quota class's rates before the kernel polices its
+        /// packets by the class's packets_per_second and bytes_per_second, seconds. QUIC only.
+        penalty_after_s: u32 = 5, 0..=3_600;
+        /// How long it has to stay within them until that ends, seconds.
+        penalty_ends_after_s: u32 = 10, 1..=3_600;
         /// Passwords that are being checked or wait for that, all workers together. More: CONNACK
         /// 0x89. Each holds a CONNECT packet. With 30 ms for each and auth.threads = 2 the last of 512
         /// waits for 8 s, and mqtt.connect_timeout_s is 10.

@@ -110,6 +110,16 @@ label! {
 }
 
 label! {
+    /// Which rate of its quota class a client was above.
+    QuotaRate = "rate" {
+        /// PUBLISH packets per second.
+        Messages = "messages_per_second",
+        /// Bytes of topics and payloads per second.
+        Bytes = "bytes_per_second",
+    }
+}
+
+label! {
     /// Why user space dropped a datagram. (What the kernel drops is in
     /// `headgate_kernel_drops_total`.)
     DatagramDrop = "reason" {

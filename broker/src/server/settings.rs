@@ -15,7 +15,9 @@ use headgate_common::{
     cid::CidKeys,
     route::{Router, Steering},
 };
-use headgate_core::{CoreConfig, RetainedLimits, ShareStrategy, Shared, WorkerSlot};
+use headgate_core::{
+    CoreConfig, QuotaLimits, RetainedLimits, ShareStrategy, Shared, Transport, WorkerSlot,
+};
 use quinn_proto::{Endpoint, EndpointConfig, ServerConfig};
 use ring::rand::{SecureRandom, SystemRandom};
 use std::{
@@ -71,6 +73,7 @@ pub(super) fn core(
     slot: WorkerSlot,
     count: usize,
     (epoch, incarnation): (u32, u32),
+    quotas: Arc<[QuotaLimits]>,
 ) -> io::Result<CoreConfig> {
     let mut random = [0; 16];
     SystemRandom::new()
@@ -110,6 +113,13 @@ pub(super) fn core(
     to.keep_alive_max_s = config.mqtt.keep_alive_max_s;
     to.idle_ceiling_s = config.mqtt.idle_ceiling_s;
     to.session_expiry_max_s = config.mqtt.session_expiry_max_s;
+    to.penalty_after_s = from.penalty_after_s;
+    to.penalty_ends_after_s = from.penalty_ends_after_s;
+    for (transport, class) in config.listen.quota_classes().unwrap_or_default() {
+        let transport = Transport::from(transport) as usize;
+        core.listener_classes[transport] = config.quota.number(class).unwrap_or(0);
+    }
+    core.quotas = quotas;
     Ok(core)
 }
 

@@ -17,6 +17,7 @@ use crate::{
         tls::TlsError,
         udp::{RecvBatch, UdpSocket},
     },
+    quotas::QuotaBook,
     store::MemoryStore,
     worker::{Control, Parts, Worker},
 };
@@ -57,6 +58,7 @@ pub(super) struct Workshop {
     chain: Arc<Chain>,
     pool: Option<Arc<Pool>>,
     admission: Arc<Admission>,
+    pub quotas: Arc<QuotaBook>,
     router: Arc<Router>,
     quic: Option<QuicParts>,
     tcp: TcpSettings,
@@ -74,6 +76,7 @@ impl Workshop {
         (start, count): (Instant, usize),
         metrics: Arc<Metrics>,
         directory: Arc<dyn Directory>,
+        quotas: Arc<QuotaBook>,
     ) -> Result<Self, TlsError> {
         let quic = match config.listen.quic {
             Some(_) => QuicParts::new(config, keys, tls)?,
@@ -91,6 +94,7 @@ impl Workshop {
             chain: Arc::default(),
             pool: None,
             admission: Admission::new(settings::admission(config), start),
+            quotas,
             router: Arc::new(settings::router(keys, config.node.id, &slots)),
             quic,
             tcp: settings::tcp(config, tls)?,
@@ -119,7 +123,8 @@ impl Workshop {
     fn build(&self, slot: WorkerSlot, sockets: &WorkerSockets) -> io::Result<Worker> {
         let incarnation = self.incarnations.fetch_add(1, Ordering::Relaxed);
         let count = self.mesh.workers();
-        let core = settings::core(&self.config, slot, count, (self.node_epoch, incarnation))?;
+        let epochs = (self.node_epoch, incarnation);
+        let core = settings::core(&self.config, slot, count, epochs, self.quotas.limits())?;
         let quic = match (&self.quic, &sockets.quic) {
             (Some(parts), Some(socket)) => Some((
                 parts.endpoint(slot),

@@ -2,7 +2,7 @@
 
 use crate::{
     limits::Limit,
-    metrics::{DatagramDrop, MessageDrop, Number, Qos, Refusal, WorkerMetrics},
+    metrics::{DatagramDrop, MessageDrop, Number, Qos, QuotaRate, Refusal, WorkerMetrics},
     net::udp::SendCounters,
 };
 use headgate_core::Counters;
@@ -32,6 +32,10 @@ impl Published {
             metrics.messages_handed_on => shared_handed_on,
             metrics.messages_denied => publish_denied,
             metrics.sessions_expired => sessions_expired,
+            metrics.quota_exceeded[QuotaRate::Messages] => quota_messages,
+            metrics.quota_exceeded[QuotaRate::Bytes] => quota_bytes,
+            metrics.quota_slowed => quota_slowed,
+            metrics.quota_penalties => quota_penalties,
             metrics.packets_malformed => protocol_errors,
             metrics.connects_refused[Refusal::Password] => connects_refused_password,
             metrics.connects_refused[Refusal::NotAuthorized] => connects_refused_not_authorized,
@@ -59,6 +63,7 @@ impl Published {
             refused[Limit::RetainedBytes] => limit_retained_bytes,
             refused[Limit::SubscriptionsPerSession] => limit_subscriptions,
             refused[Limit::SessionsPerWorker] => limit_sessions,
+            refused[Limit::QuotaConnections] => limit_class_connections,
             refused[Limit::ClientIdBytes] => limit_client_id,
             refused[Limit::ReceiveMaximum] => limit_receive_maximum,
             refused[Limit::QueuedMessagesPerSession] => limit_queued_messages,

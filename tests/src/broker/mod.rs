@@ -10,7 +10,7 @@ use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -169,6 +169,33 @@ impl Broker {
         );
         assert!(output.status.success(), "headgate status: {stdout}{stderr}");
         stdout.into_owned()
+    }
+
+    /// Runs `headgate ctl` with this broker's configuration.
+    ///
+    /// # Panics
+    /// When it doesn't start.
+    pub fn ctl(&self, args: &[&str]) -> Output {
+        let mut command = Command::new(binary());
+        command.arg("ctl").args(args);
+        command.arg("--config").arg(self.config_file());
+        command.stdin(Stdio::null());
+        command.output().expect("headgate starts")
+    }
+
+    /// What `headgate ctl` prints with these arguments.
+    ///
+    /// # Panics
+    /// When it fails.
+    pub fn ctl_says(&self, args: &[&str]) -> String {
+        let output = self.ctl(args);
+        let said = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let (stdout, stderr) = (said(&output.stdout), said(&output.stderr));
+        assert!(
+            output.status.success(),
+            "headgate ctl {args:?}: {stdout}{stderr}"
+        );
+        stdout
     }
 
     /// What `/metrics` says now.

@@ -78,6 +78,7 @@ impl World {
                 records.push_back(op);
                 self.model.persisting(worker, op, session, &record);
             }
+            Output::Penalty { .. } => panic!("no class has a rate"),
             // Everybody is let in, some time.
             Output::Authenticate { op, conn, .. } => {
                 let result = AuthResult::Granted(Granted::default());

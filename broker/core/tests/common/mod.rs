@@ -69,6 +69,8 @@ pub struct World {
     pub persisted: u64,
     /// Authentications that the test has to answer, with [`World::answer`].
     pub asked: VecDeque<auth::Asked>,
+    /// Penalties that were put on connections and taken off, in their order.
+    pub penalties: Vec<(usize, ConnId, Option<u8>)>,
 }
 
 impl World {
@@ -104,6 +106,7 @@ impl World {
             shared: Arc::clone(&shared),
             persisted: 0,
             asked: VecDeque::new(),
+            penalties: Vec::new(),
         }
     }
 
@@ -157,6 +160,7 @@ impl World {
             }
             claim @ Output::Claim { .. } => self.nodes[worker].claims.push_back(claim),
             Output::Authenticate { op, conn, step } => self.ask(worker, (op, conn), step),
+            Output::Penalty { conn, class } => self.penalties.push((worker, conn, class)),
         }
     }
 

@@ -1,5 +1,6 @@
 use super::*;
 use headgate_codec::Text;
+use std::path::Path;
 
 /// The exchange that RFC 7677 §3 prints: user "user", password "pencil".
 const CLIENT_FIRST: &str = "n,,n=user,r=rOprNGfwEbeRWgbNEkqO";
@@ -15,8 +16,11 @@ fn users() -> Arc<Users> {
         .decode("W22ZaJ0SNY7soEsUEjb6gQ==")
         .expect("Base64");
     let verifier = Verifier::new("pencil", &salt, NonZeroU32::new(4096).expect("not 0"));
-    let line = format!("user::{}:7\nonly:::1\n", verifier.to_text());
-    Arc::new(Users::parse(&line).expect("the file is right"))
+    let line = format!("user::{}:seven\nonly:::one\n", verifier.to_text());
+    let mut users = Users::parse(&line).expect("the file is right");
+    let classified = users.classify(Path::new("users"), |name| Some(name.len() as u8 + 2));
+    classified.expect("every class has a number");
+    Arc::new(users)
 }
 
 fn scram() -> Scram {
@@ -54,7 +58,7 @@ fn the_exchange_of_rfc_7677_comes_out_as_printed() {
     let granted = granted(challenge.proceed(Some(CLIENT_FINAL.as_bytes()))).expect("granted");
     assert_eq!(granted.data.as_deref(), Some(SERVER_FINAL.as_bytes()));
     assert_eq!(granted.user_name.as_deref(), Some("user"));
-    assert_eq!(granted.quota_class, 7);
+    assert_eq!(granted.quota_class, Some(7));
 }
 
 #[test]

@@ -1,0 +1,255 @@
+//! The quota classes in force: what the configuration says, then what `headgate ctl quota` has changed, then what
+//! somebody has written into the map `quotas`.
+//!
+//! Changes made by ctl are kept in the state folder; those made in the map last as long as the broker runs, and are
+//! reported.
+
+use crate::{
+    config::{Above, QuotaClass, QuotaConfig},
+    state_file::{self, StateError},
+};
+use headgate_core::{AboveQuota, QuotaLimits};
+use serde::{Deserialize, Serialize};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+/// What ctl has changed: class → key → value, as it was written.
+type Edits = BTreeMap<String, BTreeMap<String, String>>;
+
+/// What is kept in the state folder.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Kept {
+    #[serde(default)]
+    edits: Edits,
+}
+
+/// All classes, and where their values come from.
+#[derive(Debug)]
+pub struct QuotaBook {
+    file: PathBuf,
+    pages: Mutex<Pages>,
+}
+
+#[derive(Debug)]
+struct Pages {
+    /// By number: name, what the configuration says, and what is in force.
+    classes: Vec<Class>,
+    edits: Edits,
+}
+
+#[derive(Clone, Debug)]
+struct Class {
+    name: String,
+    configured: QuotaClass,
+    now: QuotaClass,
+}
+
+/// A class as `headgate ctl quota list` shows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ClassStatus {
+    /// Its name.
+    pub name: String,
+    /// Its number in the map `quotas`.
+    pub number: usize,
+    /// Each key.
+    pub values: BTreeMap<&'static str, ValueStatus>,
+}
+
+/// A value of a class.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ValueStatus {
+    /// The value.
+    pub value: String,
+    /// Who has set it: `configuration`, `ctl` or `map`.
+    pub by: &'static str,
+}
+
+/// Why a change was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum QuotaError {
+    /// There is no such class.
+    #[error(
+        "there is no quota class `{name}`; there are: {known}. New ones are made in the configuration, [quota.NAME]"
+    )]
+    NoClass {
+        /// The name.
+        name: String,
+        /// All names.
+        known: String,
+    },
+    /// A key or value is wrong.
+    #[error("{0}")]
+    Value(String),
+    /// The change can't be kept.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The kernel did not take it.
+    #[error("the map `quotas` can't be written: {0}")]
+    Kernel(String),
+}
+
+impl QuotaBook {
+    /// The classes of the configuration, with the changes that were made by ctl before.
+    ///
+    /// # Errors
+    /// When the changes are there and can't be read.
+    pub fn load(config: &QuotaConfig, state_dir: &Path) -> Result<Self, StateError> {
+        let file = state_dir.join("quotas.json");
+        let kept: Kept = state_file::read(&file)?;
+        let mut classes: Vec<Class> = config
+            .classes()
+            .map(|(name, class)| Class {
+                name: name.to_owned(),
+                configured: class.clone(),
+                now: class.clone(),
+            })
+            .collect();
+        for (name, edits) in &kept.edits {
+            let Some(class) = classes.iter_mut().find(|class| class.name == *name) else {
+                tracing::warn!(class = %name, "a quota class that ctl has changed is not configured any more");
+                continue;
+            };
+            for (key, value) in edits {
+                if let Err(error) = class.now.set(key, value) {
+                    tracing::warn!(class = %name, %error, "a change that ctl has made means nothing any more");
+                }
+            }
+        }
+        Ok(Self {
+            file,
+            pages: Mutex::new(Pages {
+                classes,
+                edits: kept.edits,
+            }),
+        })
+    }
+
+    /// What the cores enforce, by class.
+    pub fn limits(&self) -> Arc<[QuotaLimits]> {
+        let pages = self.pages();
+        pages
+            .classes
+            .iter()
+            .map(|class| limits(&class.now))
+            .collect()
+    }
+
+    /// Changes keys of a class, all or none of them, and keeps that for the next start.
+    ///
+    /// # Errors
+    /// When there is no such class, key or value, or the change can't be kept.
+    pub fn set(&self, name: &str, values: &[(String, String)]) -> Result<(), QuotaError> {
+        self.change(name, |class, edits| {
+            for (key, value) in values {
+                class.now.set(key, value).map_err(QuotaError::Value)?;
+                edits.insert(key.clone(), value.clone());
+            }
+            Ok(())
+        })
+    }
+
+    /// Takes back what was changed of a class: it is what the configuration says.
+    ///
+    /// # Errors
+    /// When there is no such class, or that can't be kept.
+    pub fn reset(&self, name: &str) -> Result<(), QuotaError> {
+        self.change(name, |class, edits| {
+            class.now = class.configured.clone();
+            edits.clear();
+            Ok(())
+        })
+    }
+
+    /// Every class, and who has set what.
+    pub fn status(&self) -> Vec<ClassStatus> {
+        let pages = self.pages();
+        let classes = pages.classes.iter().enumerate();
+        classes
+            .map(|(number, class)| ClassStatus {
+                name: class.name.clone(),
+                number,
+                values: class
+                    .now
+                    .each()
+                    .map(|(key, value)| {
+                        let by = pages.author(class, key, &value);
+                        (key, ValueStatus { value, by })
+                    })
+                    .collect(),
+            })
+            .collect()
+    }
+
+    fn change(
+        &self,
+        name: &str,
+        change: impl FnOnce(&mut Class, &mut BTreeMap<String, String>) -> Result<(), QuotaError>,
+    ) -> Result<(), QuotaError> {
+        let mut pages = self.pages();
+        let Some(number) = pages.classes.iter().position(|class| class.name == name) else {
+            let known: Vec<_> = pages.classes.iter().map(|class| &*class.name).collect();
+            return Err(QuotaError::NoClass {
+                name: name.to_owned(),
+                known: known.join(", "),
+            });
+        };
+        let mut class = pages.classes[number].clone();
+        let mut edits = pages.edits.get(name).cloned().unwrap_or_default();
+        change(&mut class, &mut edits)?;
+        let mut all = pages.edits.clone();
+        match edits.is_empty() {
+            true => all.remove(name),
+            false => all.insert(name.to_owned(), edits),
+        };
+        state_file::write(&self.file, &Kept { edits: all.clone() })?;
+        pages.classes[number] = class;
+        pages.edits = all;
+        Ok(())
+    }
+
+    fn pages(&self) -> MutexGuard<'_, Pages> {
+        // A change is put in place at its end: a panic leaves nothing half done.
+        self.pages.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Pages {
+    /// Who has set a value that is in force.
+    fn author(&self, class: &Class, key: &str, value: &str) -> &'static str {
+        let edited = self.edits.get(&class.name).and_then(|e| e.get(key));
+        let mut meant = class.configured.clone();
+        if let Some(edited) = edited {
+            // It was tried when it was read.
+            let _ = meant.set(key, edited);
+        }
+        let is_meant = meant.each().any(|(k, v)| k == key && v == value);
+        match (is_meant, edited) {
+            (false, _) => "map",
+            (true, Some(_)) => "ctl",
+            (true, None) => "configuration",
+        }
+    }
+}
+
+fn limits(class: &QuotaClass) -> QuotaLimits {
+    QuotaLimits {
+        messages_per_s: class.messages_per_second,
+        bytes_per_s: class.bytes_per_second,
+        connections: class.connections,
+        subscriptions: class.subscriptions,
+        queued_messages: class.queued_messages,
+        memory_bytes: class.memory_bytes,
+        is_policed: class.packets_per_second != 0 || class.bytes_per_second != 0,
+        above: match class.above {
+            Above::Slow => AboveQuota::Slow,
+            Above::Refuse => AboveQuota::Refuse,
+            Above::Disconnect => AboveQuota::Disconnect,
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,84 @@
+//! What `headgate ctl` changes while the server runs.
+
+use super::Server;
+use headgate_core::{Input, WorkerSlot};
+use serde_json::{Value, json};
+
+impl Server {
+    /// Answers a question of `headgate ctl`.
+    ///
+    /// # Errors
+    /// What is wrong with it, in a sentence.
+    pub fn control(&self, question: &Value) -> Result<Value, String> {
+        match question["command"].as_str() {
+            Some("quota_list") => Ok(self.quota_list()),
+            Some("quota_set") => {
+                let values = pairs(&question["values"])?;
+                let set = self.workshop.quotas.set(name(question)?, &values);
+                self.quotas_changed(set)
+            }
+            Some("quota_reset") => {
+                let reset = self.workshop.quotas.reset(name(question)?);
+                self.quotas_changed(reset)
+            }
+            _ => Err("this command is for nobody".to_owned()),
+        }
+    }
+
+    /// Every class with its values, who has set them, and how many connections it has.
+    pub(super) fn quota_list(&self) -> Value {
+        let workers: Vec<_> = (0..self.workers.len())
+            .map(|slot| WorkerSlot(slot as u8))
+            .collect();
+        let classes = self.workshop.quotas.status().into_iter().map(|class| {
+            let shared = &self.workshop.shared;
+            let connections = shared.class_connections(&workers, class.number as u8);
+            json!({
+                "name": class.name,
+                "number": class.number,
+                "open_connections": connections,
+                "values": class.values,
+            })
+        });
+        classes.collect()
+    }
+
+    fn quotas_changed<E: std::fmt::Display>(
+        &self,
+        changed: Result<(), E>,
+    ) -> Result<Value, String> {
+        changed.map_err(|error| error.to_string())?;
+        self.workshop.publish_quotas();
+        Ok(self.quota_list())
+    }
+}
+
+impl super::supervisor::Workshop {
+    /// Tells every worker what the quota classes may use now. `false`: one of them is stuck, and has to be told again.
+    pub fn publish_quotas(&self) -> bool {
+        let limits = self.quotas.limits();
+        let mut all = true;
+        for slot in (0..self.mesh.workers()).map(|slot| WorkerSlot(slot as u8)) {
+            let input = Input::Quotas(std::sync::Arc::clone(&limits));
+            all &= self.control(slot).order(input);
+            self.mesh.ring_doorbell(slot);
+        }
+        all
+    }
+}
+
+fn name(question: &Value) -> Result<&str, String> {
+    let name = question["name"].as_str();
+    name.ok_or_else(|| "the question has no name".to_owned())
+}
+
+/// An object of texts.
+fn pairs(values: &Value) -> Result<Vec<(String, String)>, String> {
+    let object = values.as_object().filter(|object| !object.is_empty());
+    let Some(object) = object else {
+        return Err("the question has no values".to_owned());
+    };
+    let pair = |(key, value): (&String, &Value)| Some((key.clone(), value.as_str()?.to_owned()));
+    let pairs: Option<_> = object.iter().map(pair).collect();
+    pairs.ok_or_else(|| "each value is a text".to_owned())
+}
