@@ -420,12 +420,13 @@ fn script(name: &str, action: &str, broker: SocketAddr, topic: &str, qos: &str) 
     command
 }
 
-fn scripts() -> PathBuf {
+/// Where the clients are that are scripts.
+pub(crate) fn scripts() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("clients")
 }
 
 /// The Python with the clients' libraries, which `cargo xtask setup --tests` makes.
-fn python() -> Command {
+pub(crate) fn python() -> Command {
     let mut command = Command::new(target().join("venv/bin/python"));
     command.env("PYTHONDONTWRITEBYTECODE", "1");
     command

@@ -3,8 +3,11 @@
 pub mod bench;
 pub mod broker;
 pub mod clients;
+pub mod crash;
+pub mod disk;
 pub mod flood;
 pub mod load;
+pub mod mounts;
 pub mod netns;
 pub mod packets;
 pub mod quic_client;

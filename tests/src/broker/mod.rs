@@ -54,6 +54,7 @@ pub struct Broker {
     child: Child,
     folder: TempDir,
     config: toml::Table,
+    settings: Settings,
 }
 
 static STARTED: AtomicU32 = AtomicU32::new(0);
@@ -242,6 +243,38 @@ impl Broker {
         self.wait()
     }
 
+    /// Ends it at once, with SIGKILL.
+    ///
+    /// # Panics
+    /// When it can't be waited for.
+    pub fn kill(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        self.child.wait().expect("it is our child");
+    }
+
+    /// Starts it again after it has ended, as it was: configuration, ports, state. The log goes on.
+    ///
+    /// # Panics
+    /// When it doesn't start; its log is in the message.
+    pub fn restart(&mut self) {
+        if let Err(log) = self.try_restart() {
+            panic!("headgate did not start again. Its log:\n{log}");
+        }
+    }
+
+    /// As [`Broker::restart`].
+    ///
+    /// # Errors
+    /// Its log, when it ends instead, or isn't ready in time.
+    ///
+    /// # Panics
+    /// When it can't be executed.
+    pub fn try_restart(&mut self) -> Result<(), String> {
+        self.child = spawn(&self.settings, self.folder.path());
+        self.wait_until_ready()
+    }
+
     /// Waits until it has ended by itself or by a signal.
     ///
     /// # Panics
@@ -270,29 +303,26 @@ impl Broker {
         certificate::write(folder.path());
         fs::write(folder.path().join("headgate.toml"), config.to_string())
             .expect("writing the configuration");
-        let log = File::create(folder.path().join("log.txt")).expect("creating the log");
-        let child = command(settings)
-            .arg("run")
-            .arg("--config")
-            .arg(folder.path().join("headgate.toml"))
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().expect("a second handle of the log"))
-            .stderr(log)
-            .spawn()
-            .expect("headgate starts");
+        let child = spawn(settings, folder.path());
         let mut broker = Self {
             child,
             folder,
             config,
+            settings: settings.clone(),
         };
+        broker.wait_until_ready()?;
+        Ok(broker)
+    }
+
+    fn wait_until_ready(&mut self) -> Result<(), String> {
         let deadline = Instant::now() + START_TIMEOUT;
-        while !broker.is_ready() {
-            if !broker.is_running() || Instant::now() > deadline {
-                return Err(broker.log());
+        while !self.is_ready() {
+            if !self.is_running() || Instant::now() > deadline {
+                return Err(self.log());
             }
             thread::sleep(POLL_INTERVAL);
         }
-        Ok(broker)
+        Ok(())
     }
 
     /// All listeners are bound, and the admin socket answers.
@@ -331,6 +361,24 @@ impl Drop for Broker {
             eprintln!("---- the broker's log ----\n{}", self.log());
         }
     }
+}
+
+/// Starts the process, with the configuration in `folder` and its log there.
+fn spawn(settings: &Settings, folder: &Path) -> Child {
+    let log = File::options()
+        .create(true)
+        .append(true)
+        .open(folder.join("log.txt"))
+        .expect("opening the log");
+    command(settings)
+        .arg("run")
+        .arg("--config")
+        .arg(folder.join("headgate.toml"))
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().expect("a second handle of the log"))
+        .stderr(log)
+        .spawn()
+        .expect("headgate starts")
 }
 
 /// The command up to the binary.

@@ -8,6 +8,8 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use tempfile::TempDir;
 
 use super::Carrier;
@@ -18,12 +20,16 @@ const START_TIMEOUT: Duration = Duration::from_secs(30);
 /// How often is looked whether it has started.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
+/// Names of its files.
+const CONFIGURATION: &str = "mosquitto.conf";
+const LOG: &str = "log.txt";
+
 /// A running mosquitto with a listener for each transport that it was built with. It is killed when this is dropped.
 #[derive(Debug)]
 pub struct Mosquitto {
     child: Child,
     listeners: Vec<(Carrier, SocketAddr)>,
-    _folder: TempDir,
+    folder: TempDir,
 }
 
 impl Mosquitto {
@@ -47,6 +53,38 @@ impl Mosquitto {
         }
     }
 
+    /// Starts it with persistence: it writes its database when it ends well.
+    ///
+    /// # Errors
+    /// Why it can't be had here.
+    pub fn start_persistent() -> Result<Self, String> {
+        Self::try_start_with(
+            &[Carrier::Tcp],
+            "persistence true\nautosave_interval 3600\n",
+        )
+    }
+
+    /// Ends it with a signal, and waits until it has ended.
+    ///
+    /// # Panics
+    /// When it can't be waited for.
+    pub fn stop(&mut self, signal: Signal) {
+        let pid = Pid::from_raw(i32::try_from(self.pid()).expect("process ids are small"));
+        // It may have ended already.
+        let _ = kill(pid, signal);
+        self.child.wait().expect("it is our child");
+    }
+
+    /// Starts it again after it has ended, as it was.
+    ///
+    /// # Panics
+    /// When it doesn't start.
+    pub fn restart(&mut self) {
+        self.child = spawn(self.folder.path()).expect("it started before");
+        self.wait_until_ready()
+            .unwrap_or_else(|log| panic!("mosquitto did not start again: {log}"));
+    }
+
     /// The process.
     pub fn pid(&self) -> u32 {
         self.child.id()
@@ -59,48 +97,51 @@ impl Mosquitto {
     }
 
     fn try_start(carriers: &[Carrier]) -> Result<Self, String> {
+        Self::try_start_with(carriers, "persistence false\n")
+    }
+
+    fn try_start_with(carriers: &[Carrier], persistence: &str) -> Result<Self, String> {
         let folder = tempfile::Builder::new()
             .prefix("headgate-mosquitto-")
             .tempdir()
             .expect("a folder for mosquitto");
         certificate::write(folder.path());
         let listeners: Vec<_> = carriers.iter().map(|own| (*own, free_address())).collect();
-        let file = folder.path().join("mosquitto.conf");
-        fs::write(&file, configuration(&listeners, folder.path())).expect("writing a file");
-        let log = folder.path().join("log.txt");
-        let out = File::create(&log).expect("creating the log");
-        // It ends with the thread that started it.
-        let child = Command::new("setpriv")
-            .args(["--pdeathsig", "KILL", "mosquitto", "-c"])
-            .arg(&file)
-            .env("PATH", path_with_sbin())
-            .stdin(Stdio::null())
-            .stdout(out.try_clone().expect("a second handle of the log"))
-            .stderr(out)
-            .spawn()
-            .map_err(|error| format!("mosquitto is not installed: {error}"))?;
+        let mut text = configuration(&listeners, folder.path());
+        text.insert_str(0, persistence);
+        text.insert_str(
+            0,
+            &format!("persistence_location {}/\n", folder.path().display()),
+        );
+        fs::write(folder.path().join(CONFIGURATION), text).expect("writing a file");
+        let child = spawn(folder.path())?;
         let mut started = Self {
             child,
             listeners,
-            _folder: folder,
+            folder,
         };
+        started.wait_until_ready()?;
+        Ok(started)
+    }
+
+    fn wait_until_ready(&mut self) -> Result<(), String> {
+        let log = || fs::read_to_string(self.folder.path().join(LOG)).unwrap_or_default();
         let deadline = Instant::now() + START_TIMEOUT;
-        while !started.is_ready() {
-            let ended = started.child.try_wait().expect("it is our child");
+        while !self.is_ready() {
+            let ended = self.child.try_wait().expect("it is our child");
             if let Some(status) = ended {
-                let log = fs::read_to_string(&log).unwrap_or_default();
                 // setpriv's answer to a program that doesn't exist.
                 return Err(match status.code() {
-                    Some(127) => format!("mosquitto is not installed: {log}"),
-                    _ => log,
+                    Some(127) => format!("mosquitto is not installed: {}", log()),
+                    _ => log(),
                 });
             }
             if Instant::now() > deadline {
-                return Err(fs::read_to_string(&log).unwrap_or_default());
+                return Err(log());
             }
             thread::sleep(POLL_INTERVAL);
         }
-        Ok(started)
+        Ok(())
     }
 
     fn is_ready(&self) -> bool {
@@ -118,10 +159,23 @@ impl Drop for Mosquitto {
     }
 }
 
+/// Starts the process, with the configuration in `folder` and its log there. It ends with the thread that started it.
+fn spawn(folder: &Path) -> Result<Child, String> {
+    let out = File::create(folder.join(LOG)).expect("creating the log");
+    Command::new("setpriv")
+        .args(["--pdeathsig", "KILL", "mosquitto", "-c"])
+        .arg(folder.join(CONFIGURATION))
+        .env("PATH", path_with_sbin())
+        .stdin(Stdio::null())
+        .stdout(out.try_clone().expect("a second handle of the log"))
+        .stderr(out)
+        .spawn()
+        .map_err(|error| format!("mosquitto is not installed: {error}"))
+}
+
 fn configuration(listeners: &[(Carrier, SocketAddr)], folder: &Path) -> String {
     let mut text = "user root\n\
         per_listener_settings true\n\
-        persistence false\n\
         log_type error\n\
         log_dest stderr\n\
         sys_interval 0\n\

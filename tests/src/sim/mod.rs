@@ -21,6 +21,8 @@ mod world;
 
 use std::fmt;
 
+pub(crate) use draw::Rng;
+
 use operations::{Scenario, Step};
 
 /// A run that went wrong.
