@@ -7,7 +7,7 @@ use crate::{
     net::{
         cid::CidGenerator,
         tcp::TcpSettings,
-        tls::{self, ClientAuthorities, QuicSettings, TlsError, TlsIdentity},
+        tls::{self, ClientAuthorities, QuicSettings, TicketStore, TlsError, TlsIdentity},
     },
 };
 use headgate_codec::ReasonCode;
@@ -126,6 +126,8 @@ pub(super) fn core(
 /// What a worker's QUIC endpoint is made from; the same for all, so that each can answer for a
 /// connection of any other.
 pub(super) struct QuicParts {
+    /// Sessions that can be resumed.
+    pub tickets: Arc<TicketStore>,
     server: Arc<ServerConfig>,
     endpoint: EndpointConfig,
     cids: CidKeys,
@@ -183,13 +185,16 @@ impl QuicParts {
         let settings = QuicSettings {
             bidi_streams_max: u32::from(config.limits.streams_per_connection),
             idle_timeout_ms_max: config.mqtt.idle_ceiling_s * 1_000,
+            early_data: config.quic.early_data,
             ..QuicSettings::default()
         };
         let token_key = Arc::new(keys.token_key());
         let clients = tls.clients.as_ref();
-        let server = tls::quic_server_config(identity, clients, &settings, token_key)?;
+        let tickets = Arc::new(TicketStore::new(config.limits.resumable_sessions));
+        let server = tls::quic_server_config(identity, clients, &settings, &tickets, token_key)?;
         let endpoint = tls::quic_endpoint_config(&settings, keys.reset_key())?;
         Ok(Some(Self {
+            tickets,
             server: Arc::new(server),
             endpoint,
             cids: keys.cid_keys(KEY_EPOCH),

@@ -19,7 +19,7 @@ use crate::{
     },
     quotas::QuotaBook,
     store::MemoryStore,
-    worker::{Control, Parts, Worker},
+    worker::{Control, Parts, QuicOwn, Worker},
 };
 use headgate_common::route::Router;
 use headgate_core::{Core, Input, Shared, WorkerSlot};
@@ -126,11 +126,12 @@ impl Workshop {
         let epochs = (self.node_epoch, incarnation);
         let core = settings::core(&self.config, slot, count, epochs, self.quotas.limits())?;
         let quic = match (&self.quic, &sockets.quic) {
-            (Some(parts), Some(socket)) => Some((
-                parts.endpoint(slot),
-                Arc::clone(socket),
-                RecvBatch::new(socket),
-            )),
+            (Some(parts), Some(socket)) => Some(QuicOwn {
+                endpoint: parts.endpoint(slot),
+                tickets: Arc::clone(&parts.tickets),
+                socket: Arc::clone(socket),
+                recv: RecvBatch::new(socket),
+            }),
             _ => None,
         };
         let again = |bound: &Bound| {

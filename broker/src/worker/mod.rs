@@ -21,6 +21,7 @@ use crate::{
         quic::{Arrival, QuicSide},
         tcp::{Bound, TcpSettings, TcpSide},
         timer::Wheel,
+        tls::TicketStore,
         udp::{RecvBatch, UdpSocket},
     },
     store::Store,
@@ -147,8 +148,8 @@ pub struct Parts {
     pub metrics: Arc<WorkerMetrics>,
     /// Which worker a datagram belongs to.
     pub router: Arc<Router>,
-    /// QUIC: quinn-proto's endpoint, this worker's socket and what it receives into.
-    pub quic: Option<(quinn_proto::Endpoint, Arc<UdpSocket>, RecvBatch)>,
+    /// QUIC.
+    pub quic: Option<QuicOwn>,
     /// This worker's listeners over TCP.
     pub tcp: Vec<Bound>,
     /// What connections over TCP need to know.
@@ -160,6 +161,18 @@ pub struct Parts {
     pub packet_bytes_max: u32,
     /// The supervisor's word.
     pub control: Arc<Control>,
+}
+
+/// What a worker needs for QUIC.
+pub struct QuicOwn {
+    /// quinn-proto's endpoint.
+    pub endpoint: quinn_proto::Endpoint,
+    /// Sessions that can be resumed, of all workers.
+    pub tickets: Arc<TicketStore>,
+    /// This worker's socket.
+    pub socket: Arc<UdpSocket>,
+    /// What it receives into.
+    pub recv: RecvBatch,
 }
 
 const WAKER: Token = Token(0);
@@ -227,15 +240,20 @@ impl Worker {
         let waker = mio::Waker::new(poll.registry(), WAKER)?;
         parts.mesh.set_waker(parts.slot, waker);
         let (quic, recv) = match parts.quic {
-            Some((endpoint, socket, recv)) => {
+            Some(own) => {
+                let socket = own.socket;
                 poll.registry().register(
                     &mut SourceFd(&socket.as_raw_fd()),
                     UDP,
                     Interest::READABLE,
                 )?;
                 (
-                    Some(QuicSide::new(endpoint, Arc::clone(&socket))),
-                    Some((recv, socket)),
+                    Some(QuicSide::new(
+                        own.endpoint,
+                        own.tickets,
+                        Arc::clone(&socket),
+                    )),
+                    Some((own.recv, socket)),
                 )
             }
             None => (None, None),
