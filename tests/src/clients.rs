@@ -309,13 +309,7 @@ impl Misuse {
     /// # Panics
     /// When Python can't be started.
     pub fn start(broker: &Broker, arguments: &[&str]) -> Self {
-        let mut command = python();
-        command
-            .arg(scripts().join("quic_misuse.py"))
-            .args(arguments)
-            .args(["--port", &broker.quic().port().to_string(), "--ca"])
-            .arg(broker.ca_certificate());
-        Self(Process::start(command))
+        Self(over_quic("quic_misuse.py", broker, arguments))
     }
 
     /// Waits until it says `text`.
@@ -325,6 +319,38 @@ impl Misuse {
     pub fn says(&mut self, text: &str) {
         assert!(self.0.wait_for(text), "no {text:?}: {:#?}", self.0.seen);
     }
+}
+
+/// A client over QUIC that uses what lies below MQTT: `clients/quic_transport.py`. It is killed when this is dropped.
+#[derive(Debug)]
+pub struct BelowMqtt(Process);
+
+impl BelowMqtt {
+    /// Starts it.
+    ///
+    /// # Panics
+    /// When Python can't be started.
+    pub fn start(broker: &Broker, arguments: &[&str]) -> Self {
+        Self(over_quic("quic_transport.py", broker, arguments))
+    }
+
+    /// Waits until it says `text`.
+    ///
+    /// # Panics
+    /// When it ends without.
+    pub fn says(&mut self, text: &str) {
+        assert!(self.0.wait_for(text), "no {text:?}: {:#?}", self.0.seen);
+    }
+}
+
+fn over_quic(script: &str, broker: &Broker, arguments: &[&str]) -> Process {
+    let mut command = python();
+    command
+        .arg(scripts().join(script))
+        .args(arguments)
+        .args(["--port", &broker.quic().port().to_string(), "--ca"])
+        .arg(broker.ca_certificate());
+    Process::start(command)
 }
 
 /// A running program whose output is read line by line. It is killed when this is dropped.

@@ -124,8 +124,7 @@ impl Client {
         server: SocketAddr,
         id: &str,
     ) -> Result<Self, Error> {
-        let connection = endpoint.connect(server, "localhost")?.await?;
-        let mut client = Self::over(connection).await?;
+        let mut client = Self::open(endpoint, server).await?;
         client
             .send(&Packet::Connect(Box::new(Connect {
                 version: Version::V5,
@@ -142,6 +141,11 @@ impl Client {
             Packet::ConnAck(ack) if ack.reason == ReasonCode::SUCCESS => Ok(client),
             other => Err(format!("expected CONNACK, got {other:?}").into()),
         }
+    }
+
+    /// A connection with a control stream, on which nothing is sent yet.
+    pub async fn open(endpoint: &quinn::Endpoint, server: SocketAddr) -> Result<Self, Error> {
+        Self::over(endpoint.connect(server, "localhost")?.await?).await
     }
 
     /// Begins a connection whose first packets go out as 0-RTT data; nothing is sent on it yet. `None` without a

@@ -121,7 +121,8 @@ async fn until(what: &str, broker: &Broker, holds: impl Fn(&Metrics) -> bool) {
     }
 }
 
-/// The metrics, once they say the same twice: the workers publish some of them once a second.
+/// The metrics, once they say the same twice. A worker publishes some of them with the first turn after a second, and
+/// sleeps for a second at most.
 async fn settled(broker: &Broker) -> Metrics {
     const SERIES: [&str; 4] = [
         "headgate_packets_received_total",
@@ -131,7 +132,7 @@ async fn settled(broker: &Broker) -> Metrics {
     ];
     let mut last = broker.metrics();
     loop {
-        tokio::time::sleep(Duration::from_millis(1_200)).await;
+        tokio::time::sleep(Duration::from_millis(2_500)).await;
         let now = broker.metrics();
         if SERIES
             .iter()

@@ -16,6 +16,7 @@ use crate::{
     conns::{PAUSED_CONNECTING, State},
     counters::{add, sub},
     hub::Hub,
+    keep_alive::silence,
     options::Options,
     session::{NEVER, PendingWill},
     slots::{Handle, Slot, WaitingTakeover},
@@ -48,7 +49,7 @@ pub(crate) struct Acquire {
     assigned: bool,
     attempts: u8,
     /// It goes on when the handshake is complete.
-    unconfirmed: bool,
+    pub(crate) unconfirmed: bool,
     /// The next owner, which has to wait.
     pub(crate) takeover: Option<WaitingTakeover>,
 }
@@ -252,7 +253,7 @@ impl Hub {
     }
 
     /// Claims the Client Identifier, which stands for the session \[MQTT-3.1.3-2\].
-    fn claim(&mut self, slot: u32, expected: Option<Owner>, out: &mut Vec<Output>) {
+    pub(crate) fn claim(&mut self, slot: u32, expected: Option<Owner>, out: &mut Vec<Output>) {
         let op = self.env.op();
         let epoch = self
             .next_epoch
@@ -271,28 +272,6 @@ impl Hub {
             expected,
             new,
         });
-    }
-
-    /// Claims no more before the handshake is complete.
-    fn wait_with_claim(&mut self, slot: u32, owner: Owner) {
-        if let Some(Slot::Acquiring(acquire)) = self.slots.get_mut(slot) {
-            acquire.former = Some(owner);
-            acquire.unconfirmed = true;
-        }
-    }
-
-    /// The handshake is complete: a claim that waited for that is made.
-    pub(crate) fn claim_confirmed(&mut self, slot: u32, out: &mut Vec<Output>) {
-        let Some(Slot::Acquiring(acquire)) = self.slots.get_mut(slot) else {
-            return;
-        };
-        if !std::mem::take(&mut acquire.unconfirmed) {
-            return;
-        }
-        let Some(owner) = acquire.former else { return };
-        if !self.resume_here(slot, owner, out) {
-            self.claim(slot, Some(owner), out);
-        }
     }
 
     /// Asks the former owner for the session.
@@ -330,7 +309,7 @@ impl Hub {
 
     /// The client's session lives here and goes on with the new connection, in its place
     /// \[MQTT-3.1.2-5\].
-    fn resume_here(&mut self, slot: u32, owner: Owner, out: &mut Vec<Output>) -> bool {
+    pub(crate) fn resume_here(&mut self, slot: u32, owner: Owner, out: &mut Vec<Output>) -> bool {
         if owner.worker != self.config.worker {
             return false;
         }
@@ -524,38 +503,6 @@ impl Session {
             flow.sent = 0;
         }
         requested_s
-    }
-}
-
-struct KeepAlive {
-    silence_ms: u64,
-    /// Server Keep Alive, if it isn't what the client asked for \[MQTT-3.2.2-22\].
-    server_s: Option<u16>,
-}
-
-/// One and a half times the Keep Alive \[MQTT-3.1.2-22\], or the ceiling.
-fn silence(connect: &Connect, limits: &CoreLimits) -> KeepAlive {
-    let (ceiling_s, max_s) = (limits.idle_ceiling_s, limits.keep_alive_max_s);
-    let ceiling_ms = u64::from(ceiling_s) * 1_000;
-    let asked_ms = u64::from(connect.keep_alive_s) * 1_500;
-    if connect.version != Version::V5 {
-        let silence_ms = if asked_ms == 0 { ceiling_ms } else { asked_ms };
-        return KeepAlive {
-            silence_ms,
-            server_s: None,
-        };
-    }
-    if asked_ms != 0 && asked_ms <= ceiling_ms && connect.keep_alive_s <= max_s {
-        return KeepAlive {
-            silence_ms: asked_ms,
-            server_s: None,
-        };
-    }
-    let below_ceiling_s = u16::try_from(ceiling_s.saturating_mul(2) / 3).unwrap_or(u16::MAX);
-    let server_s = below_ceiling_s.min(max_s).max(1);
-    KeepAlive {
-        silence_ms: u64::from(server_s) * 1_500,
-        server_s: Some(server_s),
     }
 }
 

@@ -108,4 +108,26 @@ impl Hub {
         }
         self.ready.push(conn);
     }
+
+    /// Claims no more before the handshake is complete.
+    pub(crate) fn wait_with_claim(&mut self, slot: u32, owner: Owner) {
+        if let Some(Slot::Acquiring(acquire)) = self.slots.get_mut(slot) {
+            acquire.former = Some(owner);
+            acquire.unconfirmed = true;
+        }
+    }
+
+    /// The handshake is complete: a claim that waited for that is made.
+    fn claim_confirmed(&mut self, slot: u32, out: &mut Vec<Output>) {
+        let Some(Slot::Acquiring(acquire)) = self.slots.get_mut(slot) else {
+            return;
+        };
+        if !std::mem::take(&mut acquire.unconfirmed) {
+            return;
+        }
+        let Some(owner) = acquire.former else { return };
+        if !self.resume_here(slot, owner, out) {
+            self.claim(slot, Some(owner), out);
+        }
+    }
 }

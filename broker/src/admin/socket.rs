@@ -1,7 +1,8 @@
 //! The Unix socket: one JSON object per line, question and answer.
 //!
 //! `{"command":"status"}` is answered with `{"status":{…}}`, `{"command":"metrics"}` with
-//! `{"metrics":"…"}`, `{"command":"drain",…}` with `{"drain":true}`, `{"command":"reload"}` with `{"reload":true}`, anything else with `{"error":"…"}`. Only root and the broker's own user are
+//! `{"metrics":"…"}`, `{"command":"drain",…}` with `{"drain":true}`, `{"command":"reload"}` with
+//! `{"reload":true}`, anything else with `{"error":"…"}`. Only root and the broker's own user are
 //! answered: the socket has mode 0600, and the peer's credentials are checked besides.
 
 use super::{AdminError, AdminSource, own_uid, status};

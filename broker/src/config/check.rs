@@ -104,6 +104,12 @@ fn clients(findings: &mut Findings<'_>) {
         "set tls.client_ca to a PEM file with the authorities of the clients' certificates",
     );
     findings.add(
+        config.quic.receive_window_bytes > config.quic.receive_window_bytes_max,
+        ("quic", "receive_window_bytes"),
+        "quic.receive_window_bytes is more than quic.receive_window_bytes_max",
+        "lower quic.receive_window_bytes or raise quic.receive_window_bytes_max",
+    );
+    findings.add(
         config.limits.packet_bytes_max > config.limits.memory_per_connection_bytes,
         ("limits", "packet_bytes_max"),
         "limits.packet_bytes_max is more than limits.memory_per_connection_bytes: the largest \

@@ -47,6 +47,18 @@ words! {
 }
 
 words! {
+    /// How much of what was sent may be on its way (RFC 9002 §7).
+    Congestion {
+        /// RFC 9002 §7: the smallest state.
+        NewReno = "new_reno",
+        /// RFC 9438: faster on long paths.
+        Cubic = "cubic",
+        /// By the measured rate, not by loss; quinn-proto calls it experimental.
+        Bbr = "bbr",
+    }
+}
+
+words! {
     /// Which member of a Shared Subscription gets a message.
     SharedSubscriptions {
         /// Each in its turn.
@@ -218,6 +230,19 @@ sections! {
         /// handshake: Clean Start, a will, a session that is connected or at another worker, SUBSCRIBE,
         /// retained messages, QoS 2.
         early_data: bool = true;
+        /// Congestion control (RFC 9002 §7): new_reno, with the smallest state; cubic (RFC 9438), faster on
+        /// long paths; bbr, which goes by the measured rate and not by loss, and which quinn-proto calls
+        /// experimental.
+        congestion: Congestion = Congestion::NewReno;
+        /// Look for a path MTU above 1,200 bytes (RFC 8899), up to 1,452. It costs each connection a few
+        /// large packets at its beginning, and no memory; it pays for clients that move much data.
+        mtu_discovery: bool = false;
+        /// Bytes that a client may send before they are read (RFC 9000 §4.1), when it connects. A client that
+        /// fills half of it within two round trips gets twice as much, up to receive_window_bytes_max.
+        receive_window_bytes: u32 = 65_536, 16_384..=16_777_216;
+        /// The most that it may become. Worst case: this much memory for each connection that sends and
+        /// is not read from.
+        receive_window_bytes_max: u32 = 1_048_576, 16_384..=16_777_216;
     }
     /// The certificate that clients see over QUIC, TLS and WebSocket over TLS. Required unless these
     /// are off; `headgate run --dev` makes one by itself. A file beside a certificate with its name and
@@ -340,6 +365,11 @@ sections! {
         /// 0x89. Each holds a CONNECT packet. With 30 ms for each and auth.threads = 2 the last of 512
         /// waits for 8 s, and mqtt.connect_timeout_s is 10.
         password_checks: u32 = 512, 1..=65_536;
+        /// Stateless resets (RFC 9000 §10.3) per second, all workers together; a second's worth may go at
+        /// once. After a restart they tell each device, with its next packet, that its connection is gone:
+        /// at the default a million devices within a minute. More: silence, and the device finds out by its own
+        /// timeout. Counted in headgate_datagrams_dropped_total{reason="reset_budget"}. 0 = none.
+        stateless_resets_per_second: u32 = 20_000, 0..=10_000_000;
         /// TLS sessions that QUIC clients can resume, all workers together: one for each handshake, for a
         /// day at most. More: the oldest are forgotten, and their clients make a full handshake. Worst
         /// case: about 200 bytes each, and the chain of the client's certificate. 0 = none, and no 0-RTT.

@@ -125,6 +125,8 @@ label! {
     DatagramDrop = "reason" {
         /// The ring to the worker that owns it was full.
         MeshFull = "mesh_full",
+        /// It would have been answered with a stateless reset, and `limits.stateless_resets_per_second` was reached.
+        ResetBudget = "reset_budget",
         /// The kernel refused to send it.
         SendFailed = "send_failed",
     }

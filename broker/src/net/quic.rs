@@ -3,34 +3,43 @@
 //! MQTT runs on the first client-initiated bidirectional stream, the control stream. Its end is
 //! the end of the connection.
 
+mod arrival;
+pub mod error_code;
+mod resets;
+mod unvalidated;
+mod window;
+
 use crate::{
-    limits::{Admission, Limit},
-    mesh::ForeignDatagram,
-    metrics::{Transport, WorkerMetrics},
+    limits::{Admission, Limit, Permit},
+    metrics::{DatagramDrop, Transport, WorkerMetrics},
     net::{
         framing::Inbox,
         tcp::canonical,
         tls::TicketStore,
-        udp::{Datagram, SendBatch, SendCounters, UdpSocket},
+        udp::{SendBatch, SendCounters, UdpSocket},
     },
     worker::{
         Clock,
         conns::{Conn, Conns, Link, Outbox, PREFETCH_AHEAD, append_frame},
     },
 };
+pub use arrival::Arrival;
+use arrival::Arrived;
 use bytes::{Bytes, BytesMut};
 use headgate_codec::ReasonCode;
 use headgate_core::{ClientCertificate, ConnId};
 use quinn_proto::{
-    Connection, ConnectionEvent, ConnectionHandle, DatagramEvent, Dir, Endpoint, Event, Incoming,
-    Side, StreamEvent, StreamId, VarInt, WriteError,
+    Connection, ConnectionHandle, DatagramEvent, Dir, Endpoint, Event, Incoming, Side, StreamEvent,
+    StreamId, VarInt, WriteError,
 };
+use resets::ResetBudget;
 use std::{
     collections::VecDeque,
-    net::{IpAddr, SocketAddr},
     sync::Arc,
     time::{Duration, Instant},
 };
+use unvalidated::Unvalidated;
+use window::Window;
 
 /// Datagrams of one connection that leave in one GSO batch, at most.
 const GSO_DATAGRAMS_MAX: usize = 32;
@@ -41,30 +50,6 @@ const LINGER: Duration = Duration::from_secs(1);
 /// The control stream: the first that the client opens.
 fn control_stream() -> StreamId {
     StreamId::new(Side::Client, Dir::Bi, 0)
-}
-
-/// Application error codes on CONNECTION_CLOSE, as the field has them.
-pub mod error_code {
-    /// Normal end.
-    pub const NORMAL: u32 = 0;
-    /// The control stream went down, or MQTT ended with an error.
-    pub const CONTROL_STREAM_DOWN: u32 = 1;
-    /// The server has no room.
-    pub const OVERLOADED: u32 = 2;
-}
-
-fn application_error(reason: ReasonCode) -> u32 {
-    match reason {
-        ReasonCode::SUCCESS | ReasonCode::SERVER_SHUTTING_DOWN | ReasonCode::SESSION_TAKEN_OVER => {
-            error_code::NORMAL
-        }
-        ReasonCode::SERVER_BUSY
-        | ReasonCode::SERVER_UNAVAILABLE
-        | ReasonCode::QUOTA_EXCEEDED
-        | ReasonCode::MESSAGE_RATE_TOO_HIGH
-        | ReasonCode::CONNECTION_RATE_EXCEEDED => error_code::OVERLOADED,
-        _ => error_code::CONTROL_STREAM_DOWN,
-    }
 }
 
 /// A QUIC connection.
@@ -82,6 +67,9 @@ pub struct QuicLink {
     linger: Option<Instant>,
     /// Handshake confirmed (counted).
     connected: bool,
+    /// Until the client has shown that it receives what is sent to its address.
+    unvalidated: Option<Box<Unvalidated>>,
+    window: Window,
 }
 
 impl QuicLink {
@@ -117,13 +105,14 @@ pub enum Progress {
 /// The QUIC half of a worker.
 pub struct QuicSide {
     endpoint: Endpoint,
-    tickets: Arc<TicketStore>,
+    settings: QuicSideSettings,
+    resets: ResetBudget,
     socket: Arc<UdpSocket>,
     send: SendBatch,
     /// quinn-proto's handle → place in the slab.
     places: Vec<u32>,
     /// What has arrived in this batch, by place; at most as many as a batch holds.
-    arrivals: VecDeque<(u32, ConnectionEvent)>,
+    arrivals: VecDeque<Arrived>,
     /// What quinn-proto writes datagrams into.
     buffer: Vec<u8>,
     /// Small frames of one connection, joined.
@@ -131,47 +120,26 @@ pub struct QuicSide {
     accepting: bool,
 }
 
-/// A datagram that quinn-proto shall see.
-#[derive(Debug)]
-pub struct Arrival<'a> {
-    /// Sender.
-    pub source: SocketAddr,
-    /// Address that it was sent to.
-    pub destination: Option<IpAddr>,
-    /// ECN codepoint.
-    pub ecn: Option<quinn_proto::EcnCodepoint>,
-    /// UDP payload.
-    pub data: &'a [u8],
-}
-
-impl<'a> From<&'a ForeignDatagram> for Arrival<'a> {
-    fn from(d: &'a ForeignDatagram) -> Self {
-        Self {
-            source: d.source,
-            destination: d.destination,
-            ecn: d.ecn,
-            data: &d.data,
-        }
-    }
-}
-
-impl<'a> From<Datagram<'a>> for Arrival<'a> {
-    fn from(d: Datagram<'a>) -> Self {
-        Self {
-            source: d.source,
-            destination: d.destination_ip,
-            ecn: d.ecn,
-            data: d.data,
-        }
-    }
+/// What the QUIC half of a worker has to know besides its endpoint.
+#[derive(Clone, Debug)]
+pub struct QuicSideSettings {
+    /// Sessions that can be resumed, of all workers.
+    pub tickets: Arc<TicketStore>,
+    /// Stateless resets per second.
+    pub resets_per_second: u32,
+    /// Bytes that a client may send before they are read, when it connects.
+    pub receive_window_bytes: u32,
+    /// The same for a client that uses them.
+    pub receive_window_bytes_max: u32,
 }
 
 impl QuicSide {
-    /// Sends through the worker's socket of the reuseport group. `tickets` are those of all workers.
-    pub fn new(endpoint: Endpoint, tickets: Arc<TicketStore>, socket: Arc<UdpSocket>) -> Self {
+    /// Sends through the worker's socket of the reuseport group.
+    pub fn new(endpoint: Endpoint, settings: QuicSideSettings, socket: Arc<UdpSocket>) -> Self {
         Self {
             endpoint,
-            tickets,
+            resets: ResetBudget::new(settings.resets_per_second),
+            settings,
             socket,
             send: SendBatch::new(),
             places: Vec::new(),
@@ -210,11 +178,25 @@ impl QuicSide {
             DatagramEvent::ConnectionEvent(handle, event) => {
                 let index = *self.places.get(handle.0)?;
                 conns.prefetch(index);
-                self.arrivals.push_back((index, event));
+                self.arrivals.push_back(Arrived {
+                    index,
+                    event,
+                    bytes: arrival.data.len(),
+                    is_own: arrival.is_own,
+                });
                 None
             }
             DatagramEvent::NewConnection(incoming) => {
-                self.incoming(incoming, conns, admission, metrics, clock)
+                let bytes = arrival.data.len();
+                self.incoming((incoming, bytes), conns, admission, metrics, clock)
+            }
+            // Only a stateless reset answers a short header (RFC 9000 §17.3).
+            DatagramEvent::Response(_)
+                if arrival.data.first().is_some_and(|first| first & 0x80 == 0)
+                    && !self.resets.take(clock.now) =>
+            {
+                metrics.datagrams_dropped[DatagramDrop::ResetBudget].inc();
+                None
             }
             DatagramEvent::Response(transmit) => {
                 metrics.stateless_responses.inc();
@@ -227,54 +209,45 @@ impl QuicSide {
     /// Gives the connections what has arrived for them. The state of each is fetched while the ones before it work: a
     /// worker's connections are more than its cache holds.
     pub fn deliver(&mut self, conns: &mut Conns) {
-        for &(index, _) in self.arrivals.iter().take(PREFETCH_AHEAD) {
-            conns.prefetch_link(index);
+        for ahead in self.arrivals.iter().take(PREFETCH_AHEAD) {
+            conns.prefetch_link(ahead.index);
         }
-        while let Some((index, event)) = self.arrivals.pop_front() {
-            if let Some(&(ahead, _)) = self.arrivals.get(PREFETCH_AHEAD - 1) {
-                conns.prefetch_link(ahead);
+        while let Some(arrived) = self.arrivals.pop_front() {
+            if let Some(ahead) = self.arrivals.get(PREFETCH_AHEAD - 1) {
+                conns.prefetch_link(ahead.index);
             }
             if let Some(Conn {
                 link: Link::Quic(link),
                 ..
-            }) = conns.at(index)
+            }) = conns.at(arrived.index)
             {
-                link.connection.handle_event(event);
-                conns.schedule(index);
+                if arrived.is_own {
+                    link.unvalidated = None;
+                } else if let Some(address) = &mut link.unvalidated {
+                    address.received(arrived.bytes);
+                }
+                link.connection.handle_event(arrived.event);
+                conns.schedule(arrived.index);
             }
         }
     }
 
     fn incoming(
         &mut self,
-        incoming: Incoming,
+        (incoming, bytes): (Incoming, usize),
         conns: &mut Conns,
         admission: &Arc<Admission>,
         metrics: &WorkerMetrics,
         clock: Clock,
     ) -> Option<ConnId> {
         let peer = incoming.remote_address();
-        self.buffer.clear();
-        if !self.accepting {
-            let refusal = self.endpoint.refuse(incoming, &mut self.buffer);
-            self.send.push(&refusal, &self.buffer);
-            return None;
-        }
-        let permit = match admission.admit(peer.ip().to_canonical(), clock.now) {
-            Ok(permit) => permit,
-            Err(limit) => {
-                metrics.refused[limit].inc();
-                if limit == Limit::HandshakesPerSecond {
-                    // The client repeats its Initial: silence delays it, an answer turns it away.
-                    self.endpoint.ignore(incoming);
-                } else {
-                    let refusal = self.endpoint.refuse(incoming, &mut self.buffer);
-                    self.send.push(&refusal, &self.buffer);
-                }
-                return None;
-            }
-        };
+        let (incoming, permit) = self.admitted(incoming, admission, metrics, clock)?;
         metrics.handshakes[Transport::Quic].inc();
+        let unvalidated = (!incoming.remote_address_validated()).then(|| {
+            let mut address = Unvalidated::default();
+            address.received(bytes);
+            Box::new(address)
+        });
         match self
             .endpoint
             .accept(incoming, clock.now, &mut self.buffer, None)
@@ -288,6 +261,8 @@ impl QuicSide {
                     blocked: false,
                     linger: None,
                     connected: false,
+                    unvalidated,
+                    window: Window::new(self.settings.receive_window_bytes, clock.time().0),
                 };
                 let id = conns.insert(|id| Conn {
                     id,
@@ -322,6 +297,34 @@ impl QuicSide {
                 None
             }
         }
+    }
+
+    /// Whether a connection may begin; otherwise its client is told so, or not.
+    fn admitted(
+        &mut self,
+        incoming: Incoming,
+        admission: &Arc<Admission>,
+        metrics: &WorkerMetrics,
+        clock: Clock,
+    ) -> Option<(Incoming, Permit)> {
+        self.buffer.clear();
+        if self.accepting {
+            let address = incoming.remote_address().ip().to_canonical();
+            match admission.admit(address, clock.now) {
+                Ok(permit) => return Some((incoming, permit)),
+                Err(limit) => {
+                    metrics.refused[limit].inc();
+                    if limit == Limit::HandshakesPerSecond {
+                        // The client repeats its Initial: silence delays it, an answer turns it away.
+                        self.endpoint.ignore(incoming);
+                        return None;
+                    }
+                }
+            }
+        }
+        let refusal = self.endpoint.refuse(incoming, &mut self.buffer);
+        self.send.push(&refusal, &self.buffer);
+        None
     }
 
     /// Takes what quinn-proto has to say about a connection.
@@ -387,7 +390,12 @@ impl QuicSide {
     }
 
     /// The next chunk of the control stream: `Ok(None)` when there is none now, `Err` at its end.
-    pub fn read(link: &mut QuicLink, bytes_max: usize) -> Result<Option<Bytes>, StreamEnd> {
+    pub fn read(
+        &self,
+        link: &mut QuicLink,
+        bytes_max: usize,
+        clock: Clock,
+    ) -> Result<Option<Bytes>, StreamEnd> {
         if !link.control || !link.readable {
             return Ok(None);
         }
@@ -400,7 +408,18 @@ impl QuicSide {
         // Window updates go out with the poll_transmit at the end of the turn.
         let _ = chunks.finalize();
         match next {
-            Ok(Some(chunk)) => Ok(Some(chunk.bytes)),
+            Ok(Some(chunk)) => {
+                let read = chunk.bytes.len();
+                let round_trip = link.connection.rtt();
+                let bytes_max = self.settings.receive_window_bytes_max;
+                let larger = link
+                    .window
+                    .read(read, bytes_max, round_trip, clock.time().0);
+                if let Some(bytes) = larger {
+                    link.connection.set_receive_window(VarInt::from_u32(bytes));
+                }
+                Ok(Some(chunk.bytes))
+            }
             Ok(None) | Err(quinn_proto::ReadError::Reset(_)) => Err(StreamEnd),
             Err(quinn_proto::ReadError::Blocked) => {
                 link.readable = false;
@@ -466,7 +485,7 @@ impl QuicSide {
                 link.linger = Some(clock.now + LINGER);
             }
             Some(until) if clock.now < until => {}
-            _ => self.close(link, application_error(reason), clock),
+            _ => self.close(link, error_code::of(reason), clock),
         }
     }
 
@@ -482,10 +501,21 @@ impl QuicSide {
     pub fn transmit(&mut self, link: &mut QuicLink, clock: Clock) -> (Option<Instant>, Progress) {
         loop {
             self.buffer.clear();
-            let transmit =
-                link.connection
-                    .poll_transmit(clock.now, GSO_DATAGRAMS_MAX, &mut self.buffer);
+            let bytes = link.connection.current_mtu();
+            let allowed = link.unvalidated.as_ref();
+            let allowed = allowed.map_or(GSO_DATAGRAMS_MAX, |address| address.datagrams(bytes));
+            if allowed == 0 {
+                break;
+            }
+            let transmit = link.connection.poll_transmit(
+                clock.now,
+                allowed.min(GSO_DATAGRAMS_MAX),
+                &mut self.buffer,
+            );
             let Some(transmit) = transmit else { break };
+            if let Some(address) = &mut link.unvalidated {
+                address.sent(transmit.size);
+            }
             self.send.push(&transmit, &self.buffer);
             if self.send.is_full() {
                 self.flush();
@@ -534,7 +564,7 @@ impl QuicSide {
 
     /// Tickets, of all workers, that were forgotten since because there were too many.
     pub fn take_forgotten_tickets(&self) -> u64 {
-        self.tickets.take_forgotten()
+        self.settings.tickets.take_forgotten()
     }
 
     /// What the sender has counted.

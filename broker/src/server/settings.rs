@@ -1,11 +1,12 @@
 //! From the configuration to what each part wants to know.
 
 use crate::{
-    config::{Config, DeniedReason, SharedSubscriptions},
+    config::{Config, Congestion, DeniedReason, SharedSubscriptions},
     keys::Keys,
     limits::AdmissionLimits,
     net::{
         cid::CidGenerator,
+        quic::QuicSideSettings,
         tcp::TcpSettings,
         tls::{self, ClientAuthorities, LiveTls, QuicSettings, TicketStore, TlsError, TlsIdentity},
     },
@@ -60,6 +61,16 @@ pub(super) fn shared(config: &Config, keys: &Keys) -> Shared {
         SharedSubscriptions::LeastQueued => ShareStrategy::LeastQueued,
     };
     Shared::new(keys.topic_seed(), retained(config)).with_strategy(strategy)
+}
+
+impl From<Congestion> for tls::Congestion {
+    fn from(wanted: Congestion) -> Self {
+        match wanted {
+            Congestion::NewReno => Self::NewReno,
+            Congestion::Cubic => Self::Cubic,
+            Congestion::Bbr => Self::Bbr,
+        }
+    }
 }
 
 pub(super) fn router(keys: &Keys, node: u16, slots: &[u8]) -> Router {
@@ -127,8 +138,8 @@ pub(super) fn core(
 /// What a worker's QUIC endpoint is made from; the same for all, so that each can answer for a
 /// connection of any other.
 pub(super) struct QuicParts {
-    /// Sessions that can be resumed.
-    pub tickets: Arc<TicketStore>,
+    /// What the workers' part has to know.
+    pub side: QuicSideSettings,
     tls: Arc<LiveTls>,
     settings: QuicSettings,
     server: Arc<ServerConfig>,
@@ -205,10 +216,10 @@ pub(super) fn replace_certificates(
     let [tls, wss] = over_tcp(config, parts)?;
     if let (Some(quic), Some(identity)) = (quic, &parts.identity) {
         let clients = parts.clients.as_ref();
-        let fresh = tls::quic_tls_config(identity, clients, &quic.settings, &quic.tickets)?;
+        let fresh = tls::quic_tls_config(identity, clients, &quic.settings, &quic.side.tickets)?;
         quic.tls.replace(fresh);
         if clients.is_some() {
-            quic.tickets.clear();
+            quic.side.tickets.clear();
         }
     }
     for (live, fresh) in [(&tcp.tls, tls), (&tcp.wss, wss)] {
@@ -221,7 +232,13 @@ pub(super) fn replace_certificates(
 
 impl QuicParts {
     /// `None` without an identity.
-    pub fn new(config: &Config, keys: &Keys, tls: &TlsParts) -> Result<Option<Self>, TlsError> {
+    pub fn new(
+        config: &Config,
+        keys: &Keys,
+        tls: &TlsParts,
+        workers: usize,
+    ) -> Result<Option<Self>, TlsError> {
+        let workers = u32::try_from(workers).unwrap_or(u32::MAX).max(1);
         let Some(identity) = &tls.identity else {
             return Ok(None);
         };
@@ -229,6 +246,11 @@ impl QuicParts {
             bidi_streams_max: u32::from(config.limits.streams_per_connection),
             idle_timeout_ms_max: config.mqtt.idle_ceiling_s * 1_000,
             early_data: config.quic.early_data,
+            congestion: config.quic.congestion.into(),
+            mtu_discovery: config.quic.mtu_discovery,
+            receive_window_bytes: config.quic.receive_window_bytes,
+            // A connection has one stream that counts, and its own window is the limit.
+            stream_receive_window_bytes: config.quic.receive_window_bytes_max,
             ..QuicSettings::default()
         };
         let token_key = Arc::new(keys.token_key());
@@ -239,7 +261,12 @@ impl QuicParts {
         let server = tls::quic_server_config(&tls, &settings, token_key);
         let endpoint = tls::quic_endpoint_config(&settings, keys.reset_key())?;
         Ok(Some(Self {
-            tickets,
+            side: QuicSideSettings {
+                tickets,
+                resets_per_second: config.limits.stateless_resets_per_second.div_ceil(workers),
+                receive_window_bytes: settings.receive_window_bytes,
+                receive_window_bytes_max: settings.stream_receive_window_bytes,
+            },
             tls,
             settings,
             server: Arc::new(server),

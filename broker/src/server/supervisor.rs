@@ -79,7 +79,7 @@ impl Workshop {
         quotas: Arc<QuotaBook>,
     ) -> Result<Self, TlsError> {
         let quic = match config.listen.quic {
-            Some(_) => QuicParts::new(config, keys, tls)?,
+            Some(_) => QuicParts::new(config, keys, tls, count)?,
             None => None,
         };
         let slots: Vec<u8> = (0..count as u8).collect();
@@ -134,7 +134,7 @@ impl Workshop {
         let quic = match (&self.quic, &sockets.quic) {
             (Some(parts), Some(socket)) => Some(QuicOwn {
                 endpoint: parts.endpoint(slot),
-                tickets: Arc::clone(&parts.tickets),
+                settings: parts.side.clone(),
                 socket: Arc::clone(socket),
                 recv: RecvBatch::new(socket),
             }),

@@ -18,17 +18,16 @@ use crate::{
     mesh::{ForeignDatagram, Mesh, Post},
     metrics::{DatagramDrop, WorkerMetrics},
     net::{
-        quic::{Arrival, QuicSide},
+        quic::{Arrival, QuicSide, QuicSideSettings},
         tcp::{Bound, TcpSettings, TcpSide},
         timer::Wheel,
-        tls::TicketStore,
         udp::{RecvBatch, UdpSocket},
     },
     store::Store,
 };
 use bytes::Bytes;
 use conns::{Conns, Link};
-use headgate_common::route::Router;
+use headgate_common::route::{Route, Router};
 use headgate_core::{ConnId, Core, Input, Time, WorkerSlot};
 use mio::{Events, Interest, Poll, Token, unix::SourceFd};
 use std::{
@@ -167,8 +166,8 @@ pub struct Parts {
 pub struct QuicOwn {
     /// quinn-proto's endpoint.
     pub endpoint: quinn_proto::Endpoint,
-    /// Sessions that can be resumed, of all workers.
-    pub tickets: Arc<TicketStore>,
+    /// What else QUIC's part of the worker has to know.
+    pub settings: QuicSideSettings,
     /// This worker's socket.
     pub socket: Arc<UdpSocket>,
     /// What it receives into.
@@ -250,7 +249,7 @@ impl Worker {
                 (
                     Some(QuicSide::new(
                         own.endpoint,
-                        own.tickets,
+                        own.settings,
                         Arc::clone(&socket),
                     )),
                     Some((own.recv, socket)),
@@ -384,7 +383,9 @@ impl Worker {
                     Some(Post::Datagram(datagram)) => {
                         self.metrics.datagrams_handed_over.inc();
                         if let Some(quic) = &mut self.quic {
-                            let arrival = Arrival::from(&*datagram);
+                            let mut arrival = Arrival::from(&*datagram);
+                            let route = self.router.route(arrival.data);
+                            arrival.is_own = matches!(route, Route::Own { .. });
                             let new = quic.arrived(
                                 arrival,
                                 &mut self.conns,
@@ -421,12 +422,14 @@ impl Worker {
         let alone = self.mesh.workers() == 1;
         let received = recv.recv(socket, |datagram| {
             self.metrics.datagrams_received.inc();
-            let owner = match self.router.route(datagram.data).slot() {
+            let route = self.router.route(datagram.data);
+            let owner = match route.slot() {
                 Some(slot) if !alone => WorkerSlot(slot),
                 _ => self.slot,
             };
             if owner == self.slot {
-                let arrival = Arrival::from(datagram);
+                let mut arrival = Arrival::from(datagram);
+                arrival.is_own = matches!(route, Route::Own { .. });
                 let new = quic.arrived(
                     arrival,
                     &mut self.conns,

@@ -7,7 +7,7 @@ use super::{
 };
 use crate::limits::Limit;
 use crate::net::{
-    quic::{Progress, QuicSide, error_code},
+    quic::{Progress, error_code},
     tcp::{End, TcpSide},
 };
 use headgate_codec::{Packet, ReasonCode};
@@ -146,7 +146,13 @@ impl Worker {
                 }
                 Ok(None) => {
                     let chunk = match &mut conn.link {
-                        Link::Quic(link) => QuicSide::read(link, READ_BYTES).map_err(|_| End::Lost),
+                        Link::Quic(link) => match &self.quic {
+                            Some(quic) => {
+                                let read = quic.read(link, READ_BYTES, clock);
+                                read.map_err(|_| End::Lost)
+                            }
+                            None => Err(End::Lost),
+                        },
                         Link::Tcp(link) => self.tcp.read(link),
                     };
                     match chunk {

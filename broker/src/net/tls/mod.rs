@@ -14,9 +14,11 @@ mod tickets;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use quinn_proto::congestion::NewRenoConfig;
+use quinn_proto::congestion::{BbrConfig, ControllerFactory, CubicConfig, NewRenoConfig};
 use quinn_proto::crypto::HandshakeTokenKey;
-use quinn_proto::{EndpointConfig, IdleTimeout, ServerConfig, TransportConfig, VarInt};
+use quinn_proto::{
+    EndpointConfig, IdleTimeout, MtuDiscoveryConfig, ServerConfig, TransportConfig, VarInt,
+};
 use ring::hmac;
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::ring::cipher_suite;
@@ -27,6 +29,28 @@ pub use tickets::TicketStore;
 
 /// QUIC version 1 (RFC 9000 §15).
 const QUIC_VERSION_1: u32 = 1;
+
+/// Congestion control (RFC 9002 §7).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Congestion {
+    /// RFC 9002 §7.
+    #[default]
+    NewReno,
+    /// RFC 9438.
+    Cubic,
+    /// By the measured rate.
+    Bbr,
+}
+
+impl Congestion {
+    fn factory(self) -> Arc<dyn ControllerFactory + Send + Sync> {
+        match self {
+            Self::NewReno => Arc::new(NewRenoConfig::default()),
+            Self::Cubic => Arc::new(CubicConfig::default()),
+            Self::Bbr => Arc::new(BbrConfig::default()),
+        }
+    }
+}
 
 /// What a QUIC listener offers to its peers.
 ///
@@ -42,8 +66,8 @@ pub struct QuicSettings {
     pub bidi_streams_max: u32,
     /// Unidirectional streams that the client may have open at once. Default 0: MQTT has no use for them.
     pub uni_streams_max: u32,
-    /// Bytes that the client may send on one stream before the worker reads them. Default 256 KiB: less is slow on
-    /// paths with loss.
+    /// Bytes that the client may send on one stream before the worker reads them. Default 1 MiB; what the whole
+    /// connection may send is less at first.
     pub stream_receive_window_bytes: u32,
     /// Bytes that the client may send on all streams before the worker reads them. Default 64 KiB; the worker can
     /// raise it for a connection that needs more.
@@ -60,14 +84,14 @@ pub struct QuicSettings {
     pub udp_payload_bytes_max: u16,
     /// Session tickets (RFC 8446 §4.6.1) for each handshake. Default 1: each is good once.
     pub session_tickets: usize,
+    /// Congestion control. Default NewReno.
+    pub congestion: Congestion,
+    /// Look for a path MTU above 1,200 bytes (RFC 8899). Default no: MQTT's packets are small.
+    pub mtu_discovery: bool,
     /// Take 0-RTT data (RFC 9001 §4.6) of clients that resume a session. Default yes.
     pub early_data: bool,
     /// Address validation tokens (RFC 9000 §8.1.3) for each connection. Default 0.
     pub new_tokens: u32,
-    /// Stateless resets (RFC 9000 §10.3) are at least this far apart, per worker, in microseconds. Default 100: a
-    /// fleet whose broker was restarted learns so quickly. Packets whose connection ID is not one of ours don't get
-    /// here, so this bounds the replies to replayed ones.
-    pub reset_interval_us_min: u64,
 }
 
 impl Default for QuicSettings {
@@ -76,16 +100,17 @@ impl Default for QuicSettings {
             protocols: vec![b"mqtt".to_vec()],
             bidi_streams_max: 3,
             uni_streams_max: 0,
-            stream_receive_window_bytes: 256 << 10,
+            stream_receive_window_bytes: 1 << 20,
             receive_window_bytes: 64 << 10,
             send_window_bytes: 256 << 10,
             crypto_buffer_bytes: 8 << 10,
             idle_timeout_ms_max: 3_600_000,
             udp_payload_bytes_max: 1472,
             session_tickets: 1,
+            congestion: Congestion::default(),
+            mtu_discovery: false,
             early_data: true,
             new_tokens: 0,
-            reset_interval_us_min: 100,
         }
     }
 }
@@ -241,10 +266,10 @@ fn transport_config(settings: &QuicSettings) -> TransportConfig {
         // RFC 9221 datagrams are not offered.
         .datagram_receive_buffer_size(None)
         .datagram_send_buffer_size(0)
-        // 1,200 bytes pass everywhere, and MQTT's packets are small; probing costs memory and packets.
-        .mtu_discovery_config(None)
+        // 1,200 bytes pass everywhere.
+        .mtu_discovery_config(settings.mtu_discovery.then(MtuDiscoveryConfig::default))
         .allow_spin(false)
-        .congestion_controller_factory(Arc::new(NewRenoConfig::default()));
+        .congestion_controller_factory(settings.congestion.factory());
     transport
 }
 
@@ -271,7 +296,9 @@ pub fn quic_endpoint_config(
         })?;
     // The drafts that quinn-proto would also take are seen in no client that matters.
     endpoint.supported_versions(vec![QUIC_VERSION_1]);
-    endpoint.min_reset_interval(Duration::from_micros(settings.reset_interval_us_min));
+    // The worker has a budget for them. Its clock stands still within a turn, so that any interval here would mean one
+    // reset per turn.
+    endpoint.min_reset_interval(Duration::ZERO);
     Ok(endpoint)
 }
 

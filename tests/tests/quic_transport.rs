@@ -1,0 +1,338 @@
+//! QUIC below MQTT, from outside: other addresses in the middle of a connection, loss, restarts, and what is said to
+//! those who can't be served.
+
+use headgate_codec::{Packet, QoS};
+use headgate_tests::{
+    broker::{Broker, Settings},
+    quic_client::{Client, Error, endpoint, tls},
+    relay::{Conditions, Relay, Way},
+};
+use nix::sys::signal::Signal;
+use std::{
+    net::{Ipv4Addr, SocketAddr, UdpSocket},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// QUIC version 2 (RFC 9369 §3).
+const QUIC_V2: u32 = 0x6b33_43cf;
+
+fn run(test: impl Future<Output = Result<(), Error>>) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    let result = runtime.block_on(async { tokio::time::timeout(2 * PATIENCE, test).await });
+    result.expect("it takes too long").expect("it works");
+}
+
+fn socket() -> UdpSocket {
+    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("a socket");
+    socket
+        .set_read_timeout(Some(Duration::from_millis(200)))
+        .expect("a socket");
+    socket
+}
+
+/// One message with QoS 1 to itself: it arrives once, and is acknowledged.
+async fn echo(client: &mut Client, text: &str) -> Result<(), Error> {
+    client
+        .publish("own", QoS::AtLeastOnce, text.as_bytes())
+        .await?;
+    let (mut acknowledged, mut received) = (false, false);
+    while !(acknowledged && received) {
+        match client.receive().await? {
+            Packet::PubAck(_) => acknowledged = true,
+            Packet::Publish(message) => {
+                assert_eq!(message.payload, text.as_bytes());
+                received = true;
+                if let Some(packet_id) = message.packet_id {
+                    client.acknowledge(packet_id).await?;
+                }
+            }
+            other => return Err(format!("unexpected {other:?}").into()),
+        }
+    }
+    Ok(())
+}
+
+/// A NAT forgets its mapping, again and again: the connection and its session stay.
+#[test]
+fn a_connection_survives_other_ports_and_addresses() {
+    let broker = Broker::start("");
+    run(async {
+        let relay = Relay::start(broker.quic(), Conditions::default(), 1);
+        let endpoint = endpoint(socket())?;
+        let mut client = Client::connect(&endpoint, relay.address(), "roaming").await?;
+        client.subscribe("own", QoS::AtLeastOnce).await?;
+        echo(&mut client, "at home").await?;
+        for turn in 0..6u8 {
+            // The same address with another port, then another address.
+            relay.rebind(Ipv4Addr::new(127, 0, 0, 1 + turn / 2));
+            echo(&mut client, &format!("place {turn}")).await?;
+        }
+        let metrics = broker.metrics();
+        assert_eq!(metrics.sum("headgate_connections_opened_total"), 1.0);
+        assert_eq!(metrics.sum("headgate_connections{"), 1.0);
+        Ok(())
+    });
+}
+
+#[test]
+fn loss_and_reordering_lose_no_message() {
+    let broker = Broker::start("");
+    run(async {
+        for (seed, lost_per_mille) in [(3, 10), (4, 50), (5, 200)] {
+            let conditions = Conditions {
+                delay: Duration::from_millis(5),
+                lost_per_mille,
+                late_per_mille: 100,
+                ..Conditions::default()
+            };
+            let relay = Relay::start(broker.quic(), conditions, seed);
+            let endpoint = endpoint(socket())?;
+            let mut client = Client::connect(&endpoint, relay.address(), "far").await?;
+            client.subscribe("own", QoS::AtLeastOnce).await?;
+            for turn in 0..20 {
+                echo(&mut client, &format!("{seed} {turn}")).await?;
+            }
+        }
+        Ok(())
+    });
+}
+
+/// Many messages at once on a lossy path, with a key update in the middle.
+#[test]
+fn key_updates_lose_no_message() {
+    let broker = Broker::start("");
+    run(async {
+        let conditions = Conditions {
+            late_per_mille: 50,
+            ..Conditions::default()
+        };
+        let relay = Relay::start(broker.quic(), conditions, 6);
+        let endpoint = endpoint(socket())?;
+        let mut client = Client::connect(&endpoint, relay.address(), "rekeyed").await?;
+        client.subscribe("own", QoS::AtLeastOnce).await?;
+        for turn in 0..10 {
+            client.connection.force_key_update();
+            echo(&mut client, &format!("{turn}")).await?;
+        }
+        Ok(())
+    });
+}
+
+/// The port of the QUIC listener, so that a broker that is started again has the same.
+fn listen(port: u16) -> String {
+    format!("[listen]\nquic = \"127.0.0.1:{port}\"")
+}
+
+/// The key of stateless resets is made from what the state folder keeps.
+#[test]
+fn devices_learn_of_a_restart_with_their_next_packet() {
+    const CONNECTIONS: usize = 200;
+    let state = tempfile::tempdir().expect("a folder");
+    let port = socket().local_addr().expect("a bound socket").port();
+    let settings = || Settings {
+        config: listen(port),
+        state_dir: Some(state.path().to_owned()),
+        ..Settings::default()
+    };
+    let mut broker = Broker::start_with(settings());
+    run(async {
+        let endpoint = endpoint(socket())?;
+        let mut clients = Vec::new();
+        for number in 0..CONNECTIONS {
+            let id = format!("device-{number}");
+            clients.push(Client::connect(&endpoint, broker.quic(), &id).await?);
+        }
+        broker.signal(Signal::SIGKILL);
+        broker.wait();
+        let broker = Broker::start_with(settings());
+        for client in &mut clients {
+            client.send(&Packet::PingReq).await?;
+        }
+        for client in &clients {
+            let reason = client.connection.closed().await;
+            assert!(matches!(reason, quinn::ConnectionError::Reset), "{reason}");
+        }
+        assert!(broker.metrics().sum("headgate_stateless_responses_total") >= CONNECTIONS as f64);
+        Ok(())
+    });
+}
+
+/// No more is answered than the budget allows, and what is not is counted.
+#[test]
+fn stateless_resets_have_a_budget() {
+    let state = tempfile::tempdir().expect("a folder");
+    let port = socket().local_addr().expect("a bound socket").port();
+    let config = |resets: u32| {
+        let limit = format!("[limits]\nstateless_resets_per_second = {resets}");
+        Settings {
+            config: format!("{}\n{limit}\n[node]\nworkers = 1", listen(port)),
+            state_dir: Some(state.path().to_owned()),
+            ..Settings::default()
+        }
+    };
+    let mut broker = Broker::start_with(config(10));
+    run(async {
+        let relay = Relay::start(broker.quic(), Conditions::default(), 7);
+        let endpoint = endpoint(socket())?;
+        let mut client = Client::connect(&endpoint, relay.address(), "device").await?;
+        client.send(&Packet::PingReq).await?;
+        client.receive().await?;
+        let recorded = relay.recorded(Way::Up);
+        let packet = recorded.iter().rev().find(|d| d[0] & 0x80 == 0);
+        let mut packet = packet.ok_or("a packet with a short header")?.clone();
+        // Short packets are not answered, so that two brokers can't reset each other for ever.
+        packet.resize(packet.len().max(60), 0);
+        broker.signal(Signal::SIGKILL);
+        broker.wait();
+        let broker = Broker::start_with(config(10));
+        let attacker = socket();
+        for _ in 0..500 {
+            attacker.send_to(&packet, broker.quic())?;
+        }
+        let dropped = "headgate_datagrams_dropped_total{worker=\"0\",reason=\"reset_budget\"}";
+        let deadline = Instant::now() + PATIENCE;
+        while broker.metrics().sum(dropped) < 400.0 {
+            assert!(Instant::now() < deadline, "{:?}", broker.metrics());
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        let mut answers = 0;
+        while attacker.recv(&mut [0; 2048]).is_ok() {
+            answers += 1;
+        }
+        // A second's worth at once, and what came together while they were sent.
+        assert!((1..=100).contains(&answers), "{answers} answers");
+        Ok(())
+    });
+}
+
+/// A datagram of `bytes` that offers a version.
+fn offer(version: u32, bytes: usize) -> Vec<u8> {
+    let mut datagram = vec![0xc3];
+    datagram.extend_from_slice(&version.to_be_bytes());
+    datagram.extend_from_slice(&[8, 1, 2, 3, 4, 5, 6, 7, 8]);
+    datagram.extend_from_slice(&[4, 9, 10, 11, 12]);
+    datagram.resize(bytes, 0);
+    datagram
+}
+
+#[test]
+fn other_versions_are_answered_with_those_that_there_are() {
+    let broker = Broker::start("");
+    for version in [QUIC_V2, 0xff00_001d, 0x1a2a_3a4a] {
+        let client = socket();
+        let deadline = Instant::now() + PATIENCE;
+        let mut answer = [0; 2048];
+        let length = loop {
+            client
+                .send_to(&offer(version, 1_200), broker.quic())
+                .expect("the loopback");
+            if let Ok(length) = client.recv(&mut answer) {
+                break length;
+            }
+            assert!(Instant::now() < deadline, "no answer to {version:#x}");
+        };
+        let answer = &answer[..length];
+        // RFC 9000 §17.2.1: version 0, the connection IDs exchanged, the versions.
+        assert!(answer[0] & 0x80 != 0 && answer[1..5] == [0; 4]);
+        assert_eq!(answer[5..10], [4, 9, 10, 11, 12]);
+        assert_eq!(answer[10..19], [8, 1, 2, 3, 4, 5, 6, 7, 8]);
+        let versions: Vec<_> = answer[19..].chunks(4).map(<[u8]>::to_vec).collect();
+        assert!(versions.contains(&vec![0, 0, 0, 1]), "{versions:?}");
+        assert!(!versions.contains(&version.to_be_bytes().to_vec()));
+    }
+    // Too short to be answered, and version 0 never is.
+    let client = socket();
+    for datagram in [offer(QUIC_V2, 1_199), offer(0, 1_200)] {
+        client
+            .send_to(&datagram, broker.quic())
+            .expect("the loopback");
+    }
+    assert!(client.recv(&mut [0; 2048]).is_err());
+}
+
+#[test]
+fn a_client_that_speaks_something_else_is_told_so() {
+    let broker = Broker::start("");
+    run(async {
+        for protocol in [&b"h3"[..], b"mqttx"] {
+            let endpoint = endpoint(socket())?;
+            let crypto = quinn::crypto::rustls::QuicClientConfig::try_from(tls(protocol))?;
+            let config = quinn::ClientConfig::new(Arc::new(crypto));
+            let connecting = endpoint.connect_with(config, broker.quic(), "localhost")?;
+            let Err(quinn::ConnectionError::ConnectionClosed(close)) = connecting.await else {
+                panic!("it is refused by the peer");
+            };
+            // no_application_protocol (RFC 9001 §8.1).
+            assert_eq!(u64::from(close.error_code), 0x100 + 120);
+        }
+        Ok(())
+    });
+}
+
+/// Before an address is validated, three times as much goes there as came from it, not a byte more, for as long as
+/// the broker tries.
+#[test]
+fn an_address_that_never_answers_gets_three_times_what_it_sent() {
+    let folder = tempfile::tempdir().expect("a folder");
+    // A chain that is longer than what one datagram of the client allows.
+    headgate_tests::broker::certificate::write(folder.path());
+    let chain = folder.path().join("chain.pem");
+    let certificate = std::fs::read_to_string(
+        folder
+            .path()
+            .join(headgate_tests::broker::certificate::CHAIN),
+    )
+    .expect("a certificate");
+    std::fs::write(&chain, certificate.repeat(12)).expect("a file");
+    let key = folder.path().join(headgate_tests::broker::certificate::KEY);
+    let broker = Broker::start(&format!("[tls]\ncertificate = {chain:?}\nkey = {key:?}"));
+    run(async {
+        let blocked = Conditions {
+            blocked: Some(Way::Down),
+            ..Conditions::default()
+        };
+        let relay = Relay::start(broker.quic(), blocked, 8);
+        let endpoint = endpoint(socket())?;
+        let connecting = endpoint.connect(relay.address(), "localhost")?;
+        let bytes = |way| relay.recorded(way).iter().map(Vec::len).sum::<usize>();
+        let waiting = tokio::time::timeout(Duration::from_secs(8), connecting);
+        assert!(waiting.await.is_err(), "nothing reaches the client");
+        // In this order: what comes in between does no harm.
+        let down = bytes(Way::Down);
+        let up = bytes(Way::Up);
+        assert!(down > 0 && up > 0);
+        assert!(down <= 3 * up, "{down} bytes for {up}");
+        // With the way open the same chain gets through: the client's answers make room.
+        let relay = Relay::start(broker.quic(), Conditions::default(), 9);
+        Client::connect(&endpoint, relay.address(), "long chain").await?;
+        Ok(())
+    });
+}
+
+/// Ends of the process are for those who are connected: an address is told nothing that it did not ask for.
+#[test]
+fn nobody_is_answered_who_sends_garbage() {
+    let broker = Broker::start("");
+    let client = socket();
+    for length in [1, 20, 21, 100, 1_200] {
+        for first in [0x00, 0x40, 0x80, 0xc0, 0xe0, 0xff] {
+            let mut datagram = vec![first; length];
+            // A version that is spoken, where there is one.
+            for (at, byte) in [0, 0, 0, 1].into_iter().enumerate() {
+                if let Some(place) = datagram.get_mut(1 + at) {
+                    *place = byte;
+                }
+            }
+            let to: SocketAddr = broker.quic();
+            client.send_to(&datagram, to).expect("the loopback");
+        }
+    }
+    assert!(client.recv(&mut [0; 2048]).is_err());
+    assert_eq!(broker.metrics().sum("headgate_connections{"), 0.0);
+}
