@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 /// Let the broker read its certificates again
 ///
-/// It reads the files of the section [tls] again, as it does on SIGHUP: tls.certificate, tls.key, tls.more_certificates,
+/// It reads the files of the section tls again, as it does on SIGHUP: tls.certificate, tls.key, tls.more_certificates,
 /// tls.client_ca, and OCSP responses. New connections see them, open ones stay. The configuration itself is read at
 /// start only. If a file can't be used, the broker goes on with what it has.
 #[derive(Debug, clap::Args)]
