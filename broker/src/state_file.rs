@@ -43,7 +43,7 @@ pub enum StateError {
 /// Reads a file; one that isn't there yet holds the default.
 ///
 /// # Errors
-/// When it can't be read, or isn't what [`write`] has written.
+/// When it can't be read, or isn't what [`write()`] has written.
 pub fn read<T: Default + for<'a> Deserialize<'a>>(path: &Path) -> Result<T, StateError> {
     let failed = |source| StateError::Read {
         path: path.to_owned(),
