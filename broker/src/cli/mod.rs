@@ -14,6 +14,7 @@ mod passwd;
 mod run;
 mod show;
 mod status;
+mod store;
 
 use crate::config::{Config, ConfigError, Sources};
 use clap::{Parser, Subcommand};
@@ -33,6 +34,7 @@ pub fn main() -> ExitCode {
         Command::Status(args) => finish(status::status(&args)),
         Command::Drain(args) => finish(drain::drain(&args)),
         Command::Ctl(args) => finish(ctl::ctl(&args)),
+        Command::Store(args) => finish(store::store(&args)),
         Command::Passwd(args) => finish(passwd::passwd(*args)),
         Command::Pub(args) => pubsub::run_pub(*args),
         Command::Sub(args) => pubsub::run_sub(*args),
@@ -59,6 +61,7 @@ Run it for good:
   headgate status                                    while it runs
   headgate drain --to other.example:8883             send its clients elsewhere
   headgate ctl quota set default connections=50000   change a quota
+  headgate store check                               are persistent sessions all right?
   headgate passwd -c users ann                       who may connect (auth.password_file)
 
 Talk to a broker, this one or another:
@@ -75,6 +78,7 @@ enum Command {
     Status(status::StatusArgs),
     Drain(drain::DrainArgs),
     Ctl(ctl::CtlArgs),
+    Store(store::StoreArgs),
     Passwd(Box<passwd::PasswdArgs>),
     Pub(Box<pubsub::PubArgs>),
     Sub(Box<pubsub::SubArgs>),
