@@ -398,7 +398,11 @@ fn render_process(out: &mut String, started: SystemTime, kernel: bool) {
 
 fn render_retained(out: &mut String, (messages, bytes): (u64, u64)) {
     let gauges = [
-        ("headgate_retained_messages", "Retained messages.", messages),
+        (
+            "headgate_retained_messages",
+            "Retained messages, those below $SYS too.",
+            messages,
+        ),
         (
             "headgate_retained_bytes",
             "Memory of the retained messages.",

@@ -145,7 +145,7 @@ impl Default for CoreLimits {
     }
 }
 
-/// Limits of the store of retained messages, which all workers share.
+/// Limits of the store of retained messages, which all workers share. The server's own topics, which are few, don't count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RetainedLimits {
     /// Messages (100,000). Above it a PUBLISH 5.0 with QoS > 0 is refused with 0x97; any other is

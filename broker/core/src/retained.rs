@@ -6,7 +6,7 @@ use std::{
     sync::{Arc, PoisonError, RwLock},
 };
 
-use crate::{RetainedLimits, Time, message::Message};
+use crate::{RetainedLimits, Time, hub::is_reserved, message::Message};
 
 /// The store of retained messages. A new subscription reads those that match its filter, in the
 /// order of their topics and in portions, so that neither a lock nor memory is held for long.
@@ -28,8 +28,10 @@ pub enum RetainedFull {
 #[derive(Debug, Default)]
 struct Inner {
     root: Node,
-    messages: u32,
-    bytes: u64,
+    /// Of clients: what the limits are about.
+    clients: Usage,
+    /// Of the server: a fixed set of topics, which clients can neither add to nor crowd out.
+    own: Usage,
     /// Messages that expire, by time.
     expiring: BTreeSet<(Time, Box<str>)>,
 }
@@ -38,6 +40,13 @@ struct Inner {
 struct Node {
     children: BTreeMap<Box<str>, Node>,
     message: Option<Arc<Message>>,
+}
+
+/// What a part of the store holds.
+#[derive(Clone, Copy, Debug, Default)]
+struct Usage {
+    messages: u32,
+    bytes: u64,
 }
 
 /// Of each message and of each level that only it needs: map entry, allocation headers.
@@ -56,7 +65,7 @@ impl Retained {
     /// \[MQTT-3.3.1-5\] \[MQTT-3.3.1-6\] \[MQTT-3.3.1-7\].
     ///
     /// # Errors
-    /// [`RetainedFull`] if the store has no room; what was stored for the topic stays.
+    /// [`RetainedFull`] if the store has no room; what was stored for the topic stays. The server's own topics need none.
     pub fn set(&self, message: &Arc<Message>, now: Time) -> Result<(), RetainedFull> {
         let mut inner = self.inner.write().unwrap_or_else(PoisonError::into_inner);
         inner.remove_expired(now);
@@ -64,12 +73,14 @@ impl Retained {
             inner.remove(&message.topic);
             return Ok(());
         }
-        let (count, bytes) = inner.cost_with(message);
-        if count > self.limits.messages {
-            return Err(RetainedFull::Messages);
-        }
-        if bytes > self.limits.bytes {
-            return Err(RetainedFull::Bytes);
+        let usage = inner.usage_with(message);
+        if !is_reserved(&message.topic) {
+            if usage.messages > self.limits.messages {
+                return Err(RetainedFull::Messages);
+            }
+            if usage.bytes > self.limits.bytes {
+                return Err(RetainedFull::Bytes);
+            }
         }
         inner.insert(message);
         Ok(())
@@ -101,12 +112,9 @@ impl Retained {
         (walk.found, walk.stopped_at)
     }
 
-    /// Number of retained messages.
+    /// Number of retained messages, the server's own too.
     pub fn len(&self) -> usize {
-        self.inner
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .messages as usize
+        self.total().messages as usize
     }
 
     /// There is none.
@@ -114,31 +122,50 @@ impl Retained {
         self.len() == 0
     }
 
-    /// Memory, bytes, as it is counted for the limit.
+    /// Memory, bytes, as it is counted for the limit; of the server's own messages too.
     pub fn bytes(&self) -> u64 {
-        self.inner
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .bytes
+        self.total().bytes
+    }
+
+    fn total(&self) -> Usage {
+        let inner = self.inner.read().unwrap_or_else(PoisonError::into_inner);
+        Usage {
+            messages: inner.clients.messages + inner.own.messages,
+            bytes: inner.clients.bytes + inner.own.bytes,
+        }
     }
 }
 
 impl Inner {
-    /// Count and bytes of the store as they would be with `message`.
-    fn cost_with(&self, message: &Message) -> (u32, u64) {
+    /// The part that a topic belongs to. The two share no level.
+    fn usage(&mut self, topic: &str) -> &mut Usage {
+        if is_reserved(topic) {
+            &mut self.own
+        } else {
+            &mut self.clients
+        }
+    }
+
+    /// The message's part of the store as it would be with it.
+    fn usage_with(&mut self, message: &Message) -> Usage {
         let (mut node, mut new_levels) = (Some(&self.root), 0);
         for level in message.topic.split('/') {
             node = node.and_then(|n| n.children.get(level));
             new_levels += u64::from(node.is_none());
         }
         let former = node.and_then(|n| n.message.as_ref());
-        let bytes = self.bytes + u64::from(message.cost()) + new_levels * NODE_BYTES
-            - former.map_or(0, |m| u64::from(m.cost()));
-        (self.messages + u32::from(former.is_none()), bytes)
+        let added = u64::from(message.cost()) + new_levels * NODE_BYTES;
+        let is_new = u32::from(former.is_none());
+        let freed = former.map_or(0, |m| u64::from(m.cost()));
+        let usage = self.usage(&message.topic);
+        Usage {
+            messages: usage.messages + is_new,
+            bytes: usage.bytes + added - freed,
+        }
     }
 
     fn insert(&mut self, message: &Arc<Message>) {
-        (self.messages, self.bytes) = self.cost_with(message);
+        *self.usage(&message.topic) = self.usage_with(message);
         let mut node = &mut self.root;
         for level in message.topic.split('/') {
             if !node.children.contains_key(level) {
@@ -162,8 +189,9 @@ impl Inner {
         let levels: Vec<&str> = topic.split('/').collect();
         let mut freed = 0;
         if let Some(message) = remove_below(&mut self.root, &levels, &mut freed) {
-            self.messages -= 1;
-            self.bytes -= freed + u64::from(message.cost());
+            let usage = self.usage(topic);
+            usage.messages -= 1;
+            usage.bytes -= freed + u64::from(message.cost());
             if let Some(at) = message.expires_at {
                 self.expiring.remove(&(at, topic.into()));
             }
@@ -388,5 +416,28 @@ mod tests {
         store.set(&message("c", "", None), Time(0)).unwrap();
         store.set(&message("never", "", None), Time(0)).unwrap();
         assert_eq!((store.len(), store.bytes()), (0, 0));
+    }
+
+    /// A full store neither keeps the server from telling its state, nor do its topics take the clients' room.
+    #[test]
+    fn the_servers_own_topics_have_room_of_their_own() {
+        let one = message("a", "1", None);
+        let limits = RetainedLimits {
+            messages: 1,
+            bytes: u64::from(one.cost()) + NODE_BYTES,
+        };
+        let store = Retained::new(limits);
+        let own = ["$SYS/broker/uptime", "$SYS/broker/version", "$SYS"];
+        store.set(&message(own[0], "1", None), Time(0)).unwrap();
+        store.set(&one, Time(0)).unwrap();
+        store.set(&message(own[1], "1", None), Time(0)).unwrap();
+        store.set(&message(own[2], "1", None), Time(0)).unwrap();
+        let more = message("$SYSTEM", "1", None);
+        assert_eq!(store.set(&more, Time(0)), Err(RetainedFull::Messages));
+        assert_eq!(store.len(), 4);
+        for topic in own {
+            store.set(&message(topic, "", None), Time(0)).unwrap();
+        }
+        assert_eq!((store.len(), store.bytes()), (1, limits.bytes));
     }
 }

@@ -312,9 +312,10 @@ sections! {
         /// Topic Aliases of one connection, in each direction (MQTT 5.0 §3.3.2.3.4). More: DISCONNECT
         /// 0x94. Each may hold the client's longest topic.
         topic_aliases: u16 = 16, 0..=64;
-        /// Retained messages in all. More: PUBACK 0x97 (5.0); otherwise delivered, not stored.
+        /// Retained messages in all; those below $SYS don't count. More: PUBACK 0x97 (5.0); otherwise
+        /// delivered, not stored.
         retained_messages: u32 = 100_000;
-        /// Memory of all retained messages, bytes. More: as above.
+        /// Memory of these messages, bytes. More: as above.
         retained_bytes: u64 = 268_435_456, 0..=1_099_511_627_776;
         /// How long a client may go on above its quota class's rates before the kernel polices its
         /// packets by the class's packets_per_second and bytes_per_second, seconds. QUIC only.
@@ -329,8 +330,8 @@ sections! {
     /// The protocol.
     mqtt: MqttConfig {
         /// Let in whoever connects and shows nothing. User Names and Passwords are looked at only with
-        /// an auth.password_file. With false one of the ways in [auth] is needed. Set it to true only
-        /// where everybody who can reach the listeners is trusted.
+        /// an auth.password_file. With false the section auth has to name a way. Set it to true only where
+        /// everybody who can reach the listeners is trusted.
         allow_anonymous: bool = false;
         /// Time for a client to set up what carries MQTT (PROXY header, TLS or QUIC handshake,
         /// WebSocket upgrade), and again from there to CONNECT, seconds. Later: closed.
