@@ -60,3 +60,28 @@ fn a_client_that_stays_is_cut_off() {
     assert_eq!(broker.terminate().code(), Some(0), "{}", broker.log());
     drop(stays);
 }
+
+/// Who is in a hurry sends the signal twice: what remains of the grace is not waited for, and the exit code says that clients
+/// were cut off.
+#[test]
+fn a_second_signal_ends_it_at_once() {
+    for (first, second) in [
+        (Signal::SIGTERM, Signal::SIGTERM),
+        (Signal::SIGINT, Signal::SIGTERM),
+    ] {
+        // Longer than the harness waits for the end.
+        let mut broker = Broker::start("[shutdown]\ngrace_s = 300");
+        let mut stays = TcpClient::connect(broker.tcp(), "stays");
+        broker.signal(first);
+        match stays.receive() {
+            Some(Packet::Disconnect(disconnect)) => {
+                assert_eq!(disconnect.reason, ReasonCode::SERVER_SHUTTING_DOWN);
+            }
+            other => panic!("expected DISCONNECT, got {other:?}"),
+        }
+        assert!(broker.is_running(), "{}", broker.log());
+        broker.signal(second);
+        assert_eq!(broker.wait().code(), Some(1), "{}", broker.log());
+        assert!(broker.log().contains("stopped at once"));
+    }
+}

@@ -1,5 +1,5 @@
-//! Every interleaving of small histories, by loom: what readers may see while something is published. Run with
-//! `RUSTFLAGS="--cfg loom" LOOM_MAX_PREEMPTIONS=3 cargo test --release -p headgate-topics --lib interleavings`.
+//! Every interleaving of small histories, by loom: what readers may see while something is published. `cargo xtask test` runs it; alone:
+//! `RUSTFLAGS="--cfg loom" LOOM_MAX_PREEMPTIONS=3 cargo test --release -p headgate-topics --lib --target-dir target/loom -- interleavings`.
 //!
 //! Under loom the table has one segment of 8 slots, of which 6 may be used, and chunks of 8.
 

@@ -35,6 +35,9 @@ pub const BINARY: &str = "HEADGATE_BIN";
 /// Cases per property in `--full`.
 const PROPERTY_CASES_FULL: &str = "20000";
 
+/// How often a thread of a model may be interrupted where it does not wait; without a bound a model takes hours.
+const PREEMPTIONS_MAX: &str = "3";
+
 /// How many seeds the simulation runs.
 const SIMULATION_SEEDS: &str = "HEADGATE_SIM_SEEDS";
 
@@ -138,7 +141,21 @@ impl Session {
         let mut test = shell::cargo();
         test.args(["test", "--workspace", "--no-fail-fast"]);
         let ran = self.cargo_test("test", &mut test)?;
+        self.interleavings()?;
         self.conformance(&ran)
+    }
+
+    /// What readers of the topic table may see while it is written to: loom tries the interleavings of small histories.
+    fn interleavings(&mut self) -> Result<()> {
+        let mut test = shell::cargo();
+        test.args(["test", "--release", "-p", "headgate-topics", "--lib"])
+            .arg("--target-dir")
+            .arg(paths::target().join("loom"))
+            .args(["--", "interleavings"])
+            .env("RUSTFLAGS", "--cfg loom")
+            .env("LOOM_MAX_PREEMPTIONS", PREEMPTIONS_MAX);
+        self.cargo_test("loom", &mut test)?;
+        Ok(())
     }
 
     /// Whether what ran covers the standard's statements.
