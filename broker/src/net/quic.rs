@@ -3,13 +3,17 @@
 //! MQTT runs on the first client-initiated bidirectional stream, the control stream. Its end is
 //! the end of the connection.
 
+pub mod guard;
+
 use crate::{
+    kernel::PenaltyOrder,
     limits::{Admission, Limit},
     mesh::ForeignDatagram,
     metrics::{Transport, WorkerMetrics},
     net::{
         framing::Inbox,
         tcp::canonical,
+        tls::failed_decryptions,
         udp::{Datagram, SendBatch, SendCounters, UdpSocket},
     },
     worker::{
@@ -18,6 +22,7 @@ use crate::{
     },
 };
 use bytes::{Bytes, BytesMut};
+use guard::{Guard, Record};
 use headgate_codec::ReasonCode;
 use headgate_core::{ClientCertificate, ConnId};
 use quinn_proto::{
@@ -81,6 +86,8 @@ pub struct QuicLink {
     linger: Option<Instant>,
     /// Handshake confirmed (counted).
     connected: bool,
+    /// Its connection IDs, and how it behaves.
+    record: Record,
 }
 
 impl QuicLink {
@@ -121,6 +128,7 @@ pub struct QuicSide {
     /// Small frames of one connection, joined.
     joined: Vec<u8>,
     accepting: bool,
+    guard: Guard,
 }
 
 /// A datagram that quinn-proto shall see.
@@ -160,7 +168,7 @@ impl<'a> From<Datagram<'a>> for Arrival<'a> {
 
 impl QuicSide {
     /// Sends through the worker's socket of the reuseport group.
-    pub fn new(endpoint: Endpoint, socket: Arc<UdpSocket>) -> Self {
+    pub fn new(endpoint: Endpoint, socket: Arc<UdpSocket>, guard: Guard) -> Self {
         Self {
             endpoint,
             socket,
@@ -170,6 +178,7 @@ impl QuicSide {
             buffer: Vec::with_capacity(64 * 1024),
             joined: Vec::with_capacity(64 * 1024),
             accepting: true,
+            guard,
         }
     }
 
@@ -189,6 +198,7 @@ impl QuicSide {
         clock: Clock,
     ) -> Option<ConnId> {
         self.buffer.clear();
+        let datagram = arrival.data;
         let event = self.endpoint.handle(
             clock.now,
             arrival.source,
@@ -197,6 +207,15 @@ impl QuicSide {
             BytesMut::from(arrival.data),
             &mut self.buffer,
         );
+        let is_known = match &event {
+            Some(DatagramEvent::ConnectionEvent(..)) => true,
+            // A Retry packet of ours named the connection ID, and its token has come back.
+            Some(DatagramEvent::NewConnection(incoming)) => incoming.remote_address_validated(),
+            _ => false,
+        };
+        if !is_known {
+            self.guard.orphaned(datagram, clock.now);
+        }
         match event? {
             DatagramEvent::ConnectionEvent(handle, event) => {
                 let index = *self.places.get(handle.0)?;
@@ -217,7 +236,7 @@ impl QuicSide {
 
     /// Gives the connections what has arrived for them. The state of each is fetched while the ones before it work: a
     /// worker's connections are more than its cache holds.
-    pub fn deliver(&mut self, conns: &mut Conns) {
+    pub fn deliver(&mut self, conns: &mut Conns, clock: Clock) {
         for &(index, _) in self.arrivals.iter().take(PREFETCH_AHEAD) {
             conns.prefetch_link(index);
         }
@@ -230,7 +249,13 @@ impl QuicSide {
                 ..
             }) = conns.at(index)
             {
+                let failed = failed_decryptions();
                 link.connection.handle_event(event);
+                let failed = failed_decryptions().wrapping_sub(failed);
+                if failed != 0 {
+                    let peer = link.connection.remote_address().ip();
+                    self.guard.forged(&mut link.record, failed, peer, clock.now);
+                }
                 conns.schedule(index);
             }
         }
@@ -251,6 +276,22 @@ impl QuicSide {
             self.send.push(&refusal, &self.buffer);
             return None;
         }
+        if !incoming.remote_address_validated() {
+            // Whoever has seen a connection ID of ours opens nothing with it: a client's first one is its own.
+            if self.guard.is_ours(incoming.orig_dst_cid()) {
+                metrics.initials_to_own_cids.inc();
+                self.endpoint.ignore(incoming);
+                return None;
+            }
+            if self.guard.retry.asks(clock.now) && incoming.may_retry() {
+                if let Ok(retry) = self.endpoint.retry(incoming, &mut self.buffer) {
+                    metrics.retries.inc();
+                    self.send.push(&retry, &self.buffer);
+                }
+                self.guard.discard();
+                return None;
+            }
+        }
         let permit = match admission.admit(peer.ip().to_canonical(), clock.now) {
             Ok(permit) => permit,
             Err(limit) => {
@@ -266,11 +307,14 @@ impl QuicSide {
             }
         };
         metrics.handshakes[Transport::Quic].inc();
+        self.guard.discard();
         match self
             .endpoint
             .accept(incoming, clock.now, &mut self.buffer, None)
         {
             Ok((handle, connection)) => {
+                let mut record = Record::default();
+                self.guard.note(&mut record);
                 let link = QuicLink {
                     handle,
                     connection,
@@ -279,6 +323,7 @@ impl QuicSide {
                     blocked: false,
                     linger: None,
                     connected: false,
+                    record,
                 };
                 let id = conns.insert(|id| Conn {
                     id,
@@ -373,7 +418,18 @@ impl QuicSide {
             if let Some(event) = self.endpoint.handle_event(link.handle, event) {
                 link.connection.handle_event(event);
             }
+            self.guard.note(&mut link.record);
         }
+    }
+
+    /// Has a connection's packets policed by the rates of a class, or anew if they are already.
+    pub fn penalize(&mut self, link: &mut QuicLink, order: PenaltyOrder, clock: Clock) {
+        self.guard.penalize(&mut link.record, order, clock.now);
+    }
+
+    /// Lets a connection go on as before.
+    pub fn pardon(&mut self, link: &mut QuicLink) {
+        self.guard.pardon(&mut link.record);
     }
 
     /// The next chunk of the control stream: `Ok(None)` when there is none now, `Err` at its end.
@@ -504,7 +560,8 @@ impl QuicSide {
     }
 
     /// Forgets a drained connection.
-    pub fn forget(&mut self, link: &QuicLink) {
+    pub fn forget(&mut self, link: &mut QuicLink) {
+        self.guard.pardon(&mut link.record);
         if let Some(place) = self.places.get_mut(link.handle.0) {
             *place = u32::MAX;
         }

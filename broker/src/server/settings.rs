@@ -6,8 +6,10 @@ use crate::{
     limits::AdmissionLimits,
     net::{
         cid::CidGenerator,
+        quic::guard::Issued,
         tcp::TcpSettings,
         tls::{self, ClientAuthorities, QuicSettings, TlsError, TlsIdentity},
+        token::TokenKey,
     },
 };
 use headgate_codec::ReasonCode;
@@ -23,7 +25,7 @@ use ring::rand::{SecureRandom, SystemRandom};
 use std::{
     io,
     sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 /// Which of the keys of connection IDs is current. The layout holds seven in turn and the kernel
@@ -128,8 +130,8 @@ pub(super) fn core(
 pub(super) struct QuicParts {
     server: Arc<ServerConfig>,
     endpoint: EndpointConfig,
-    cids: CidKeys,
-    node: u16,
+    pub cids: CidKeys,
+    pub node: u16,
 }
 
 /// What the listeners that speak TLS have in common.
@@ -183,9 +185,10 @@ impl QuicParts {
         let settings = QuicSettings {
             bidi_streams_max: u32::from(config.limits.streams_per_connection),
             idle_timeout_ms_max: config.mqtt.idle_ceiling_s * 1_000,
+            retry_token_life: Duration::from_secs(config.kernel.retry_token_life_s.into()),
             ..QuicSettings::default()
         };
-        let token_key = Arc::new(keys.token_key());
+        let token_key = Arc::new(TokenKey::new(keys.clone()));
         let clients = tls.clients.as_ref();
         let server = tls::quic_server_config(identity, clients, &settings, token_key)?;
         let endpoint = tls::quic_endpoint_config(&settings, keys.reset_key())?;
@@ -198,10 +201,12 @@ impl QuicParts {
     }
 
     /// quinn-proto's endpoint for the worker in `slot`.
-    pub fn endpoint(&self, slot: WorkerSlot) -> Endpoint {
+    pub fn endpoint(&self, slot: WorkerSlot, issued: &Issued) -> Endpoint {
         let mut config = self.endpoint.clone();
         let (cids, node) = (self.cids, self.node);
-        config.cid_generator(move || Box::new(CidGenerator::new(cids, node, slot.0)));
+        let issued = issued.clone();
+        let generator = move || CidGenerator::new(cids, node, slot.0, issued.clone());
+        config.cid_generator(move || Box::new(generator()));
         Endpoint::new(
             Arc::new(config),
             Some(Arc::clone(&self.server)),

@@ -18,7 +18,7 @@ use crate::{
     mesh::{ForeignDatagram, Mesh, Post},
     metrics::{DatagramDrop, WorkerMetrics},
     net::{
-        quic::{Arrival, QuicSide},
+        quic::{Arrival, QuicSide, guard::Guard},
         tcp::{Bound, TcpSettings, TcpSide},
         timer::Wheel,
         udp::{RecvBatch, UdpSocket},
@@ -147,8 +147,8 @@ pub struct Parts {
     pub metrics: Arc<WorkerMetrics>,
     /// Which worker a datagram belongs to.
     pub router: Arc<Router>,
-    /// QUIC: quinn-proto's endpoint, this worker's socket and what it receives into.
-    pub quic: Option<(quinn_proto::Endpoint, Arc<UdpSocket>, RecvBatch)>,
+    /// QUIC: quinn-proto's endpoint, this worker's socket, what it receives into, and who may connect.
+    pub quic: Option<(quinn_proto::Endpoint, Arc<UdpSocket>, RecvBatch, Guard)>,
     /// This worker's listeners over TCP.
     pub tcp: Vec<Bound>,
     /// What connections over TCP need to know.
@@ -227,14 +227,14 @@ impl Worker {
         let waker = mio::Waker::new(poll.registry(), WAKER)?;
         parts.mesh.set_waker(parts.slot, waker);
         let (quic, recv) = match parts.quic {
-            Some((endpoint, socket, recv)) => {
+            Some((endpoint, socket, recv, guard)) => {
                 poll.registry().register(
                     &mut SourceFd(&socket.as_raw_fd()),
                     UDP,
                     Interest::READABLE,
                 )?;
                 (
-                    Some(QuicSide::new(endpoint, Arc::clone(&socket))),
+                    Some(QuicSide::new(endpoint, Arc::clone(&socket), guard)),
                     Some((recv, socket)),
                 )
             }
@@ -375,7 +375,7 @@ impl Worker {
                                 clock,
                             );
                             self.opened.extend(new);
-                            quic.deliver(&mut self.conns);
+                            quic.deliver(&mut self.conns, clock);
                         }
                         self.accepted(clock);
                     }
@@ -435,7 +435,7 @@ impl Worker {
                 }
             }
         });
-        quic.deliver(&mut self.conns);
+        quic.deliver(&mut self.conns, clock);
         self.accepted(clock);
         match received {
             Ok(0) => self.udp_readable = false,

@@ -12,15 +12,19 @@ pub mod stream;
 use std::sync::Arc;
 use std::time::Duration;
 
+use headgate_common::token::NEW_TOKEN_LIFE_S;
 use quinn_proto::congestion::NewRenoConfig;
 use quinn_proto::crypto::HandshakeTokenKey;
 use quinn_proto::{EndpointConfig, IdleTimeout, ServerConfig, TransportConfig, VarInt};
 use ring::hmac;
+
+use super::token::UsedTokens;
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::ring::cipher_suite;
 
 pub use clients::ClientAuthorities;
 pub use identity::{TlsError, TlsIdentity};
+pub use keys::failed_decryptions;
 
 /// QUIC version 1 (RFC 9000 §15).
 const QUIC_VERSION_1: u32 = 1;
@@ -57,8 +61,10 @@ pub struct QuicSettings {
     pub udp_payload_bytes_max: u16,
     /// Session tickets (RFC 8446 §4.6.1) for each full handshake. Default 1.
     pub session_tickets: usize,
-    /// Address validation tokens (RFC 9000 §8.1.3) for each connection. Default 0.
+    /// Address validation tokens (RFC 9000 §8.1.3) for each connection. Default 1.
     pub new_tokens: u32,
+    /// How long a token of a Retry packet is good. Default 15 s.
+    pub retry_token_life: Duration,
     /// Stateless resets (RFC 9000 §10.3) are at least this far apart, per worker, in microseconds. Default 100: a
     /// fleet whose broker was restarted learns so quickly. Packets whose connection ID is not one of ours don't get
     /// here, so this bounds the replies to replayed ones.
@@ -78,7 +84,8 @@ impl Default for QuicSettings {
             idle_timeout_ms_max: 3_600_000,
             udp_payload_bytes_max: 1472,
             session_tickets: 1,
-            new_tokens: 0,
+            new_tokens: 1,
+            retry_token_life: Duration::from_secs(15),
             reset_interval_us_min: 100,
         }
     }
@@ -101,7 +108,12 @@ pub fn quic_server_config(
     let crypto = Arc::new(session::LeanServer::new(tls));
     let mut server = ServerConfig::new(crypto, token_key);
     server.transport_config(Arc::new(transport_config(settings)));
-    server.validation_token.sent(settings.new_tokens);
+    server
+        .validation_token
+        .sent(settings.new_tokens)
+        .lifetime(Duration::from_secs(NEW_TOKEN_LIFE_S.into()))
+        .log(Arc::new(UsedTokens::default()));
+    server.retry_token_lifetime(settings.retry_token_life);
     // The worker accepts or refuses at once: nothing has to be kept for connections that nobody looked at yet.
     server
         .max_incoming(MAX_INCOMING)
