@@ -5,6 +5,7 @@ use super::{
     Clock, Worker,
     conns::{Conn, Link, Outbox, PREFETCH_AHEAD},
 };
+use crate::lists::Offence;
 use crate::net::{
     quic::{Progress, QuicSide, error_code},
     tcp::{End, TcpSide},
@@ -168,7 +169,15 @@ impl Worker {
                 }
                 Err(error) => {
                     tracing::debug!(peer = %conn.peer, %error, "malformed packet");
-                    self.refuse(index, error.reason(), clock);
+                    let reason = error.reason();
+                    if matches!(
+                        reason,
+                        ReasonCode::MALFORMED_PACKET | ReasonCode::PROTOCOL_ERROR
+                    ) {
+                        let source = conn.peer.ip();
+                        self.admission.report(source, Offence::Malformed);
+                    }
+                    self.refuse(index, reason, clock);
                     return Reading::Done;
                 }
             }
