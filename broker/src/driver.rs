@@ -173,6 +173,7 @@ impl Driver {
                 if let Some(conn) = conns.get(conn) {
                     conn.closing = Some(reason);
                     conn.open = false;
+                    conn.close_by = None;
                     let index = conn.id.index;
                     conns.schedule(index);
                 }

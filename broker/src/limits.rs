@@ -53,6 +53,8 @@ pub enum Limit {
     PasswordChecks,
     /// The source is on the deny list (section `[lists]`).
     Denied,
+    /// TLS sessions that QUIC clients can resume, all workers together.
+    ResumableSessions,
 }
 
 impl Limit {
@@ -60,7 +62,8 @@ impl Limit {
     ///
     /// Where a connection is refused before CONNECT was read there is nobody to tell by MQTT:
     /// over QUIC it is then CONNECTION_REFUSED (RFC 9000 §20.1), over TCP the connection is
-    /// closed. Streams beyond the limit are STREAM_LIMIT_ERROR (RFC 9000 §4.6).
+    /// closed. Streams beyond the limit are STREAM_LIMIT_ERROR (RFC 9000 §4.6). A session that
+    /// can't be resumed any more costs its client a full handshake, and nothing is said.
     pub fn reason(self) -> ReasonCode {
         match self {
             Self::Connections | Self::PasswordChecks => ReasonCode::SERVER_BUSY,
@@ -77,7 +80,8 @@ impl Limit {
             | Self::QueuedMessagesPerSession
             | Self::MemoryPerConnectionBytes
             | Self::RetainedMessages
-            | Self::RetainedBytes => ReasonCode::QUOTA_EXCEEDED,
+            | Self::RetainedBytes
+            | Self::ResumableSessions => ReasonCode::QUOTA_EXCEEDED,
         }
     }
 }
@@ -101,6 +105,7 @@ impl Label for Limit {
         Self::RetainedBytes,
         Self::PasswordChecks,
         Self::Denied,
+        Self::ResumableSessions,
     ];
 
     fn text(self) -> &'static str {
@@ -121,6 +126,7 @@ impl Label for Limit {
             Self::RetainedBytes => "retained_bytes",
             Self::PasswordChecks => "password_checks",
             Self::Denied => "denied",
+            Self::ResumableSessions => "resumable_sessions",
         }
     }
 

@@ -160,6 +160,10 @@ worker_metrics! {
     Counter connections_closed: PerLabel<Transport> = "headgate_connections_closed_total",
     /// Handshakes begun.
     Counter handshakes: PerLabel<Transport> = "headgate_handshakes_total",
+    /// QUIC connections whose first packets came as 0-RTT data (RFC 9001 §4.6).
+    Counter early_connections: Number = "headgate_early_connections_total",
+    /// MQTT packets in 0-RTT data that had to wait for the end of the handshake, because a replay of them could do harm.
+    Counter early_packets_held: Number = "headgate_early_packets_held_total",
     /// Handshakes that failed or were given up.
     Counter handshakes_failed: PerLabel<Transport> = "headgate_handshakes_failed_total",
     /// Errors of accept(2), such as running out of file descriptors.

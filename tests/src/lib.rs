@@ -11,6 +11,7 @@ pub mod mounts;
 pub mod netns;
 pub mod packets;
 pub mod quic_client;
+pub mod relay;
 pub mod rig;
 pub mod sim;
 pub mod skip;

@@ -84,10 +84,21 @@ pub fn tls(alpn: &[u8]) -> rustls::ClientConfig {
 
 /// A quinn endpoint on a socket, with ALPN `mqtt`.
 pub fn endpoint(socket: UdpSocket) -> Result<quinn::Endpoint, Error> {
+    endpoint_with(socket, tls(b"mqtt"))
+}
+
+/// A quinn endpoint that resumes sessions with the servers that it knows, and sends 0-RTT data then.
+pub fn early_endpoint(socket: UdpSocket) -> Result<quinn::Endpoint, Error> {
+    let mut tls = tls(b"mqtt");
+    tls.enable_early_data = true;
+    endpoint_with(socket, tls)
+}
+
+fn endpoint_with(socket: UdpSocket, tls: rustls::ClientConfig) -> Result<quinn::Endpoint, Error> {
     let runtime = Arc::new(quinn::TokioRuntime);
     let mut endpoint =
         quinn::Endpoint::new(quinn::EndpointConfig::default(), None, socket, runtime)?;
-    let crypto = quinn::crypto::rustls::QuicClientConfig::try_from(tls(b"mqtt"))?;
+    let crypto = quinn::crypto::rustls::QuicClientConfig::try_from(tls)?;
     let mut config = quinn::ClientConfig::new(Arc::new(crypto));
     let mut transport = quinn::TransportConfig::default();
     transport.max_idle_timeout(Some(Duration::from_secs(120).try_into()?));
@@ -114,14 +125,7 @@ impl Client {
         id: &str,
     ) -> Result<Self, Error> {
         let connection = endpoint.connect(server, "localhost")?.await?;
-        let (send, recv) = connection.open_bi().await?;
-        let mut client = Self {
-            connection,
-            send,
-            recv,
-            input: BytesMut::new(),
-            next_id: 1,
-        };
+        let mut client = Self::over(connection).await?;
         client
             .send(&Packet::Connect(Box::new(Connect {
                 version: Version::V5,
@@ -138,6 +142,32 @@ impl Client {
             Packet::ConnAck(ack) if ack.reason == ReasonCode::SUCCESS => Ok(client),
             other => Err(format!("expected CONNACK, got {other:?}").into()),
         }
+    }
+
+    /// Begins a connection whose first packets go out as 0-RTT data; nothing is sent on it yet. `None` without a
+    /// ticket.
+    pub async fn early(
+        endpoint: &quinn::Endpoint,
+        server: SocketAddr,
+    ) -> Result<Option<(Self, quinn::ZeroRttAccepted)>, Error> {
+        match endpoint.connect(server, "localhost")?.into_0rtt() {
+            Ok((connection, accepted)) => Ok(Some((Self::over(connection).await?, accepted))),
+            Err(connecting) => {
+                connecting.await?.close(0u32.into(), b"");
+                Ok(None)
+            }
+        }
+    }
+
+    async fn over(connection: quinn::Connection) -> Result<Self, Error> {
+        let (send, recv) = connection.open_bi().await?;
+        Ok(Self {
+            connection,
+            send,
+            recv,
+            input: BytesMut::new(),
+            next_id: 1,
+        })
     }
 
     /// Sends a packet.

@@ -47,6 +47,8 @@ pub(crate) struct Acquire {
     connect: Box<Connect>,
     assigned: bool,
     attempts: u8,
+    /// It goes on when the handshake is complete.
+    unconfirmed: bool,
     /// The next owner, which has to wait.
     pub(crate) takeover: Option<WaitingTakeover>,
 }
@@ -102,6 +104,7 @@ impl Hub {
                 connect,
                 assigned,
                 attempts: 0,
+                unconfirmed: false,
                 takeover,
             }))
         });
@@ -168,6 +171,12 @@ impl Hub {
                     self.slots.remove(slot);
                     return;
                 };
+                if let Some(owner) = current
+                    && self.is_early(conn)
+                    && !self.may_continue_early(slot, owner)
+                {
+                    return self.wait_with_claim(slot, owner);
+                }
                 if current.is_some_and(|owner| self.resume_here(slot, owner, out)) {
                     return;
                 }
@@ -262,6 +271,28 @@ impl Hub {
             expected,
             new,
         });
+    }
+
+    /// Claims no more before the handshake is complete.
+    fn wait_with_claim(&mut self, slot: u32, owner: Owner) {
+        if let Some(Slot::Acquiring(acquire)) = self.slots.get_mut(slot) {
+            acquire.former = Some(owner);
+            acquire.unconfirmed = true;
+        }
+    }
+
+    /// The handshake is complete: a claim that waited for that is made.
+    pub(crate) fn claim_confirmed(&mut self, slot: u32, out: &mut Vec<Output>) {
+        let Some(Slot::Acquiring(acquire)) = self.slots.get_mut(slot) else {
+            return;
+        };
+        if !std::mem::take(&mut acquire.unconfirmed) {
+            return;
+        }
+        let Some(owner) = acquire.former else { return };
+        if !self.resume_here(slot, owner, out) {
+            self.claim(slot, Some(owner), out);
+        }
     }
 
     /// Asks the former owner for the session.
@@ -577,8 +608,13 @@ impl Hub {
 
     /// The client's connection is gone while its CONNECT was being completed.
     pub(crate) fn abandon(&mut self, slot: u32) {
-        if let Some(Slot::Acquiring(acquire)) = self.slots.get_mut(slot) {
-            acquire.conn = None;
+        let Some(Slot::Acquiring(acquire)) = self.slots.get_mut(slot) else {
+            return;
+        };
+        acquire.conn = None;
+        // Otherwise the answer to its claim finds it.
+        if acquire.unconfirmed {
+            self.slots.remove(slot);
         }
     }
 

@@ -47,6 +47,8 @@ pub(crate) struct Conn {
     pub(crate) paused: u8,
     /// Quota class of its client, as the authentication or the listener says; 0 = the default one.
     pub(crate) quota_class: u8,
+    /// The handshake is not complete: see [`crate::early`].
+    pub(crate) early: bool,
     /// Serial of the next acknowledgement.
     pub(crate) ack_serial: u32,
     #[expect(
@@ -69,7 +71,10 @@ pub(crate) const PAUSED_ACKS: u8 = 4;
 /// The client has published more than its quota class may.
 pub(crate) const PAUSED_QUOTA: u8 = 8;
 
-/// Packets that came before CONNECT was completed.
+/// Something waits until the handshake is complete.
+pub(crate) const PAUSED_EARLY: u8 = 8;
+
+/// Packets that came before CONNECT or the handshake was completed.
 #[derive(Debug, Default)]
 pub(crate) struct HeldPackets {
     pub(crate) packets: VecDeque<Packet>,

@@ -28,6 +28,8 @@ counters! {
     subscriptions,
     /// Packets from clients.
     packets_in,
+    /// Packets that had to wait until the handshake was complete: 0-RTT data that a replay could do harm with.
+    early_held,
     /// CONNECT packets that were accepted.
     connects_accepted,
     /// CONNECT packets that were refused.

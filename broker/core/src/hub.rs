@@ -91,6 +91,7 @@ impl Hub {
         let c = self.conns.open(conn, self.env.now);
         c.auth = peer.certificate.map(AuthState::certified);
         c.quota_class = self.config.listener_classes[peer.transport as usize];
+        c.early = peer.early;
         add(&mut self.env.counters.connections, 1);
         if self.is_shut_down {
             return self.close(conn, End::Silent(ReasonCode::SERVER_SHUTTING_DOWN), out);

@@ -100,6 +100,9 @@ pub struct Peer {
     pub transport: Transport,
     /// The client's certificate, if it has shown one. A word when it hasn't, as most don't.
     pub certificate: Option<Arc<ClientCertificate>>,
+    /// Its handshake is not complete: what it says came as 0-RTT data (RFC 9001 §4.6), which somebody else may have
+    /// recorded. [`Input::Confirmed`] ends that.
+    pub early: bool,
 }
 
 /// Everything that can happen to the core.
@@ -111,6 +114,11 @@ pub enum Input {
         conn: ConnId,
         /// Who it is.
         peer: Peer,
+    },
+    /// The handshake of a connection that was opened `early` is complete.
+    Confirmed {
+        /// Which connection.
+        conn: ConnId,
     },
     /// A packet arrived.
     Packet {

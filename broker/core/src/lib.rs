@@ -31,6 +31,7 @@ mod conns;
 mod counters;
 mod deliver;
 mod drain;
+mod early;
 mod env;
 mod hub;
 mod io;
@@ -168,6 +169,7 @@ impl Core {
                 self.hub.on_authenticated((op, conn), result, out)
             }
             Input::Opened { conn, peer } => self.hub.opened(conn, peer, out),
+            Input::Confirmed { conn } => self.hub.confirmed(conn, out),
             Input::Closed { conn } => self.hub.close(conn, End::Lost, out),
             Input::Malformed { conn, reason } => self.hub.on_malformed(conn, reason, out),
             Input::Timeout => {
@@ -218,6 +220,9 @@ impl Core {
         let Some(c) = hub.conns.get(conn) else { return };
         c.last_seen = hub.env.now;
         add(&mut hub.env.counters.packets_in, 1);
+        if c.early && early::must_wait(c, &packet) {
+            return hub.wait_for_handshake(conn, packet, out);
+        }
         match (c.state, packet) {
             (State::Up(slot), Packet::Publish(publish)) => {
                 self.on_publish(conn, slot, &publish, out)

@@ -511,6 +511,7 @@ fn a_connection_in_a_used_place_ends_the_former_one() {
         address: ([192, 0, 2, 1], 7).into(),
         transport: headgate_core::Transport::Quic,
         certificate: None,
+        early: false,
     };
     world.handle(worker, Input::Opened { conn, peer });
     assert_eq!(

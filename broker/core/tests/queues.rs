@@ -93,6 +93,7 @@ fn receivers_share_the_bytes_of_a_message() {
             address: ([192, 0, 2, 1], 7).into(),
             transport: headgate_core::Transport::Tcp,
             certificate: None,
+            early: false,
         };
         feed(Input::Opened {
             conn: conn(index),

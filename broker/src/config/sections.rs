@@ -222,6 +222,15 @@ sections! {
         /// which has to hand over what belongs to others. "auto" = on with one worker only.
         udp_gro: UdpGro = UdpGro::Auto;
     }
+    /// QUIC (RFC 9000).
+    quic: QuicConfig {
+        /// Take 0-RTT data (RFC 9001 §4.6) from clients that resume a session: CONNECT and the first
+        /// messages are acknowledged one round trip after the client's first packet. A ticket is good once. What
+        /// could do harm if somebody held the data back and sent it later waits for the end of the
+        /// handshake: Clean Start, a will, a session that is connected or at another worker, SUBSCRIBE,
+        /// retained messages, QoS 2.
+        early_data: bool = true;
+    }
     /// The certificate that clients see over QUIC, TLS and WebSocket over TLS. Required unless these
     /// are off; `headgate run --dev` makes one by itself.
     tls: TlsConfig {
@@ -358,6 +367,10 @@ sections! {
         /// 0x89. Each holds a CONNECT packet. With 30 ms for each and auth.threads = 2 the last of 512
         /// waits for 8 s, and mqtt.connect_timeout_s is 10.
         password_checks: u32 = 512, 1..=65_536;
+        /// TLS sessions that QUIC clients can resume, all workers together: one for each handshake, for a
+        /// day at most. More: the oldest are forgotten, and their clients make a full handshake. Worst
+        /// case: about 200 bytes each, and the chain of the client's certificate. 0 = none, and no 0-RTT.
+        resumable_sessions: u32 = 1_000_000, 0..=16_777_216;
     }
     /// The protocol.
     mqtt: MqttConfig {

@@ -13,7 +13,7 @@ use crate::{
     net::{
         framing::Inbox,
         tcp::canonical,
-        tls::failed_decryptions,
+        tls::{TicketStore, failed_decryptions},
         udp::{Datagram, SendBatch, SendCounters, UdpSocket},
     },
     worker::{
@@ -91,9 +91,15 @@ pub struct QuicLink {
 }
 
 impl QuicLink {
-    /// Whether the handshake is complete.
+    /// Whether MQTT can flow: the handshake is complete, or the control stream was opened by 0-RTT data. Nothing else
+    /// of a stream is read before the handshake is complete.
     pub fn is_established(&self) -> bool {
-        self.connected
+        self.connected || self.control
+    }
+
+    /// Whether what comes is 0-RTT data.
+    pub fn is_early(&self) -> bool {
+        self.control && !self.connected
     }
 
     /// The client's verified certificate.
@@ -117,6 +123,7 @@ pub enum Progress {
 /// The QUIC half of a worker.
 pub struct QuicSide {
     endpoint: Endpoint,
+    tickets: Arc<TicketStore>,
     socket: Arc<UdpSocket>,
     send: SendBatch,
     /// quinn-proto's handle → place in the slab.
@@ -167,10 +174,16 @@ impl<'a> From<Datagram<'a>> for Arrival<'a> {
 }
 
 impl QuicSide {
-    /// Sends through the worker's socket of the reuseport group.
-    pub fn new(endpoint: Endpoint, socket: Arc<UdpSocket>, guard: Guard) -> Self {
+    /// Sends through the worker's socket of the reuseport group. `tickets` are those of all workers.
+    pub fn new(
+        endpoint: Endpoint,
+        tickets: Arc<TicketStore>,
+        socket: Arc<UdpSocket>,
+        guard: Guard,
+    ) -> Self {
         Self {
             endpoint,
+            tickets,
             socket,
             send: SendBatch::new(),
             places: Vec::new(),
@@ -332,6 +345,7 @@ impl QuicSide {
                     permit,
                     version: None,
                     open: false,
+                    early: false,
                     reading: true,
                     held: 0,
                     flushed_in: 0,
@@ -578,6 +592,11 @@ impl QuicSide {
     /// Whether the socket was full: what is unsent goes with the next flush.
     pub fn has_unsent(&self) -> bool {
         !self.send.is_empty()
+    }
+
+    /// Tickets, of all workers, that were forgotten since because there were too many.
+    pub fn take_forgotten_tickets(&self) -> u64 {
+        self.tickets.take_forgotten()
     }
 
     /// What the sender has counted.

@@ -8,7 +8,7 @@ use crate::{
         cid::CidGenerator,
         quic::guard::Issued,
         tcp::TcpSettings,
-        tls::{self, ClientAuthorities, QuicSettings, TlsError, TlsIdentity},
+        tls::{self, ClientAuthorities, QuicSettings, TicketStore, TlsError, TlsIdentity},
         token::TokenKey,
     },
 };
@@ -128,6 +128,8 @@ pub(super) fn core(
 /// What a worker's QUIC endpoint is made from; the same for all, so that each can answer for a
 /// connection of any other.
 pub(super) struct QuicParts {
+    /// Sessions that can be resumed.
+    pub tickets: Arc<TicketStore>,
     server: Arc<ServerConfig>,
     endpoint: EndpointConfig,
     pub cids: CidKeys,
@@ -186,13 +188,16 @@ impl QuicParts {
             bidi_streams_max: u32::from(config.limits.streams_per_connection),
             idle_timeout_ms_max: config.mqtt.idle_ceiling_s * 1_000,
             retry_token_life: Duration::from_secs(config.kernel.retry_token_life_s.into()),
+            early_data: config.quic.early_data,
             ..QuicSettings::default()
         };
         let token_key = Arc::new(TokenKey::new(keys.clone()));
         let clients = tls.clients.as_ref();
-        let server = tls::quic_server_config(identity, clients, &settings, token_key)?;
+        let tickets = Arc::new(TicketStore::new(config.limits.resumable_sessions));
+        let server = tls::quic_server_config(identity, clients, &settings, &tickets, token_key)?;
         let endpoint = tls::quic_endpoint_config(&settings, keys.reset_key())?;
         Ok(Some(Self {
+            tickets,
             server: Arc::new(server),
             endpoint,
             cids: keys.cid_keys(KEY_EPOCH),

@@ -22,7 +22,7 @@ use crate::{
     },
     quotas::QuotaBook,
     store::MemoryStore,
-    worker::{Control, Parts, Worker},
+    worker::{Control, Parts, QuicOwn, Worker},
 };
 use headgate_common::route::Router;
 use headgate_core::{Core, Input, Shared, WorkerSlot};
@@ -159,7 +159,13 @@ impl Workshop {
                     start: self.start,
                     dead_debt: Cell::new(0),
                 };
-                Some((endpoint, Arc::clone(socket), RecvBatch::new(socket), guard))
+                Some(QuicOwn {
+                    endpoint,
+                    tickets: Arc::clone(&parts.tickets),
+                    socket: Arc::clone(socket),
+                    recv: RecvBatch::new(socket),
+                    guard,
+                })
             }
             _ => None,
         };

@@ -24,6 +24,8 @@ pub struct Conn {
     pub version: Option<Version>,
     /// The core knows of it: MQTT can flow.
     pub open: bool,
+    /// It was opened by 0-RTT data, and its handshake is not complete.
+    pub early: bool,
     /// The core lets us read.
     pub reading: bool,
     /// Messages of this publisher that wait for room towards another worker: not read meanwhile.
@@ -32,7 +34,7 @@ pub struct Conn {
     pub flushed_in: u32,
     /// It is to be closed when everything has left.
     pub closing: Option<ReasonCode>,
-    /// It is closed then, whatever has not left; before it is open: whatever has not come.
+    /// It is closed then, whatever has not left; before it is open, or confirmed: whatever has not come.
     pub close_by: Option<Instant>,
     /// It stands in the list of connections to be served in this turn.
     pub scheduled: bool,
@@ -70,6 +72,11 @@ impl Link {
             Self::Quic(link) => link.is_established(),
             Self::Tcp(link) => link.is_established(),
         }
+    }
+
+    /// Whether what comes is 0-RTT data, which somebody else may have recorded.
+    pub fn is_early(&self) -> bool {
+        matches!(self, Self::Quic(link) if link.is_early())
     }
 
     /// The client's verified certificate.

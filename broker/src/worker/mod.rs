@@ -22,6 +22,7 @@ use crate::{
         quic::{Arrival, QuicSide, guard::Guard},
         tcp::{Bound, TcpSettings, TcpSide},
         timer::Wheel,
+        tls::TicketStore,
         udp::{RecvBatch, UdpSocket},
     },
     store::Store,
@@ -148,8 +149,8 @@ pub struct Parts {
     pub metrics: Arc<WorkerMetrics>,
     /// Which worker a datagram belongs to.
     pub router: Arc<Router>,
-    /// QUIC: quinn-proto's endpoint, this worker's socket, what it receives into, and who may connect.
-    pub quic: Option<(quinn_proto::Endpoint, Arc<UdpSocket>, RecvBatch, Guard)>,
+    /// QUIC.
+    pub quic: Option<QuicOwn>,
     /// This worker's listeners over TCP.
     pub tcp: Vec<Bound>,
     /// What connections over TCP need to know.
@@ -161,6 +162,20 @@ pub struct Parts {
     pub packet_bytes_max: u32,
     /// The supervisor's word.
     pub control: Arc<Control>,
+}
+
+/// What a worker needs for QUIC.
+pub struct QuicOwn {
+    /// quinn-proto's endpoint.
+    pub endpoint: quinn_proto::Endpoint,
+    /// Sessions that can be resumed, of all workers.
+    pub tickets: Arc<TicketStore>,
+    /// This worker's socket.
+    pub socket: Arc<UdpSocket>,
+    /// What it receives into.
+    pub recv: RecvBatch,
+    /// Who may connect.
+    pub guard: Guard,
 }
 
 const WAKER: Token = Token(0);
@@ -228,15 +243,21 @@ impl Worker {
         let waker = mio::Waker::new(poll.registry(), WAKER)?;
         parts.mesh.set_waker(parts.slot, waker);
         let (quic, recv) = match parts.quic {
-            Some((endpoint, socket, recv, guard)) => {
+            Some(own) => {
+                let socket = own.socket;
                 poll.registry().register(
                     &mut SourceFd(&socket.as_raw_fd()),
                     UDP,
                     Interest::READABLE,
                 )?;
                 (
-                    Some(QuicSide::new(endpoint, Arc::clone(&socket), guard)),
-                    Some((recv, socket)),
+                    Some(QuicSide::new(
+                        own.endpoint,
+                        own.tickets,
+                        Arc::clone(&socket),
+                        own.guard,
+                    )),
+                    Some((own.recv, socket)),
                 )
             }
             None => (None, None),

@@ -30,18 +30,42 @@ impl Worker {
         let Some(conn) = self.conns.at(index) else {
             return;
         };
+        let early = conn.link.is_early();
         conn.open = true;
-        conn.close_by = None;
+        conn.early = early;
+        if early {
+            self.metrics.early_connections.inc();
+        } else {
+            conn.close_by = None;
+        }
         let (conn, peer) = (
             conn.id,
             Peer {
                 address: conn.peer,
                 transport: conn.link.transport().into(),
                 certificate: conn.link.certificate(),
+                early,
             },
         );
         self.driver
             .input(&mut self.conns, Input::Opened { conn, peer }, clock.time());
+    }
+
+    /// Tells the core when the handshake of a connection that 0-RTT data has opened is complete.
+    pub(super) fn confirm(&mut self, index: u32, clock: Clock) {
+        let Some(conn) = self.conns.at(index) else {
+            return;
+        };
+        if !conn.early || conn.link.is_early() {
+            return;
+        }
+        conn.early = false;
+        if conn.open {
+            conn.close_by = None;
+            let conn = conn.id;
+            self.driver
+                .input(&mut self.conns, Input::Confirmed { conn }, clock.time());
+        }
     }
 
     /// Looks at a connection that is not open yet, after something has come. Whether it goes on.
@@ -91,7 +115,7 @@ impl Worker {
             return;
         };
         conn.closing.get_or_insert(reason);
-        if !conn.open {
+        if !conn.open || conn.early {
             conn.close_by = None;
         }
         conn.outbox = Outbox::default();

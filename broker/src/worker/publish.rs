@@ -29,6 +29,7 @@ impl Published {
             metrics.packets_received => packets_in,
             metrics.packets_sent => packets_out,
             metrics.connects_accepted => connects_accepted,
+            metrics.early_packets_held => early_held,
             metrics.messages_handed_on => shared_handed_on,
             metrics.messages_denied => publish_denied,
             metrics.sessions_expired => sessions_expired,

@@ -6,13 +6,14 @@ use super::{
     conns::{Conn, Link, Outbox, PREFETCH_AHEAD},
 };
 use crate::lists::Offence;
+use crate::limits::Limit;
 use crate::net::{
     quic::{Progress, QuicSide, error_code},
     tcp::{End, TcpSide},
 };
 use headgate_codec::{Packet, ReasonCode};
 use headgate_core::Input;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Packets taken from one connection before the others have their turn.
 const PACKETS_PER_SERVE: usize = 1024;
@@ -88,6 +89,7 @@ impl Worker {
                 self.lost(index, clock);
                 return;
             }
+            self.confirm(index, clock);
         }
         match self.read(index, clock) {
             Reading::Done => {}
@@ -235,19 +237,10 @@ impl Worker {
 
     /// Closing, transmission, timer.
     fn settle(&mut self, index: u32, clock: Clock) {
+        let mut by = self.time_to_set_up(index, clock);
         let Some(conn) = self.conns.at(index) else {
             return;
         };
-        let mut by = None;
-        if conn.closing.is_none() && !conn.open {
-            // Not set up yet: there is a time for that.
-            by = conn.close_by;
-            if by.is_some_and(|by| by <= clock.now) {
-                self.metrics.connect_timeouts.inc();
-                conn.closing = Some(ReasonCode::UNSPECIFIED_ERROR);
-                conn.close_by = None;
-            }
-        }
         if conn.closing.is_some() {
             let until = *conn.close_by.get_or_insert(clock.now + CLOSE_TIME_MAX);
             by = Some(until);
@@ -287,6 +280,20 @@ impl Worker {
         }
     }
 
+    /// Until when a connection has to be set up, if it isn't yet; ends it when that has passed.
+    fn time_to_set_up(&mut self, index: u32, clock: Clock) -> Option<Instant> {
+        let conn = self.conns.at(index)?;
+        if conn.closing.is_some() || conn.open && !conn.early {
+            return None;
+        }
+        let by = conn.close_by;
+        if by.is_some_and(|by| by <= clock.now) {
+            self.metrics.connect_timeouts.inc();
+            self.left(index, ReasonCode::UNSPECIFIED_ERROR, clock);
+        }
+        by
+    }
+
     pub(super) fn remove(&mut self, index: u32) {
         let Some(mut conn) = self.conns.remove(index) else {
             return;
@@ -315,6 +322,7 @@ impl Worker {
         self.published.core(&self.metrics, self.driver.counters());
         if let Some(quic) = &self.quic {
             self.published.sender(&self.metrics, quic.send_counters());
+            self.metrics.refused[Limit::ResumableSessions].add(quic.take_forgotten_tickets());
         }
     }
 }

@@ -166,6 +166,7 @@ impl Node {
             address: ([192, 0, 2, 1], 1).into(),
             transport: Transport::Tcp,
             certificate: None,
+            early: false,
         };
         self.input(Input::Opened { conn, peer });
         let connect = Connect {

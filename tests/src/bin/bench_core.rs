@@ -109,6 +109,7 @@ impl Bench {
             address: ([192, 0, 2, 1], 1).into(),
             transport: Transport::Quic,
             certificate: None,
+            early: false,
         };
         self.handle(Input::Opened { conn, peer });
         let connect = Connect {

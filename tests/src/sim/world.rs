@@ -145,6 +145,7 @@ impl World {
             address: ([192, 0, 2, 1], 7).into(),
             transport,
             certificate: None,
+            early: false,
         };
         self.feed(worker, Input::Opened { conn, peer });
         link

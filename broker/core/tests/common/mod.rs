@@ -375,6 +375,26 @@ impl World {
     }
 
     pub fn open_with(&mut self, worker: usize, certificate: Option<Arc<ClientCertificate>>) -> Id {
+        self.open_as(worker, certificate, false)
+    }
+
+    /// Opens a connection with 0-RTT data; [`World::confirm`] completes its handshake.
+    pub fn open_early(&mut self, worker: usize) -> Id {
+        self.open_as(worker, None, true)
+    }
+
+    /// The handshake of an early connection is complete.
+    pub fn confirm(&mut self, id: Id) {
+        let (worker, conn) = (self.wires[id].worker, self.wires[id].conn);
+        self.handle(worker, Input::Confirmed { conn });
+    }
+
+    fn open_as(
+        &mut self,
+        worker: usize,
+        certificate: Option<Arc<ClientCertificate>>,
+        early: bool,
+    ) -> Id {
         let index = self.nodes[worker].conns;
         self.nodes[worker].conns += 1;
         let conn = ConnId {
@@ -400,6 +420,7 @@ impl World {
             address: ([192, 0, 2, 1], 7).into(),
             transport: Transport::Tcp,
             certificate,
+            early,
         };
         self.handle(worker, Input::Opened { conn, peer });
         self.wires.len() - 1

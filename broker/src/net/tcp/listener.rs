@@ -191,6 +191,7 @@ fn insert(
             permit,
             version: None,
             open: false,
+            early: false,
             reading: true,
             held: 0,
             flushed_in: 0,

@@ -8,6 +8,7 @@ mod identity;
 mod keys;
 mod session;
 pub mod stream;
+mod tickets;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,6 +26,7 @@ use rustls::crypto::ring::cipher_suite;
 pub use clients::ClientAuthorities;
 pub use identity::{TlsError, TlsIdentity};
 pub use keys::failed_decryptions;
+pub use tickets::TicketStore;
 
 /// QUIC version 1 (RFC 9000 §15).
 const QUIC_VERSION_1: u32 = 1;
@@ -59,8 +61,10 @@ pub struct QuicSettings {
     pub idle_timeout_ms_max: u32,
     /// The longest UDP payload that we take, in bytes. Default 1,472; at least 1,200 (RFC 9000 §14).
     pub udp_payload_bytes_max: u16,
-    /// Session tickets (RFC 8446 §4.6.1) for each full handshake. Default 1.
+    /// Session tickets (RFC 8446 §4.6.1) for each handshake. Default 1: each is good once.
     pub session_tickets: usize,
+    /// Take 0-RTT data (RFC 9001 §4.6) of clients that resume a session. Default yes.
+    pub early_data: bool,
     /// Address validation tokens (RFC 9000 §8.1.3) for each connection. Default 1.
     pub new_tokens: u32,
     /// How long a token of a Retry packet is good. Default 15 s.
@@ -86,6 +90,7 @@ impl Default for QuicSettings {
             session_tickets: 1,
             new_tokens: 1,
             retry_token_life: Duration::from_secs(15),
+            early_data: true,
             reset_interval_us_min: 100,
         }
     }
@@ -94,7 +99,7 @@ impl Default for QuicSettings {
 /// quinn-proto's configuration for all workers of a listener: make it once and clone it, so that a ticket from one
 /// worker is good at another.
 ///
-/// `token_key` protects Retry and NEW_TOKEN tokens.
+/// `tickets` keeps the sessions that can be resumed, `token_key` protects Retry and NEW_TOKEN tokens.
 ///
 /// # Errors
 /// [`TlsError::Identity`] if rustls doesn't take the identity.
@@ -102,9 +107,10 @@ pub fn quic_server_config(
     identity: &TlsIdentity,
     clients: Option<&ClientAuthorities>,
     settings: &QuicSettings,
+    tickets: &Arc<TicketStore>,
     token_key: Arc<dyn HandshakeTokenKey>,
 ) -> Result<ServerConfig, TlsError> {
-    let tls = tls_config(identity, clients, settings)?;
+    let tls = tls_config(identity, clients, settings, tickets)?;
     let crypto = Arc::new(session::LeanServer::new(tls));
     let mut server = ServerConfig::new(crypto, token_key);
     server.transport_config(Arc::new(transport_config(settings)));
@@ -135,6 +141,9 @@ pub fn tcp_server_config(
     protocols: &[&str],
 ) -> Result<Arc<rustls::ServerConfig>, TlsError> {
     let mut tls = server_config(identity, clients, rustls::ALL_VERSIONS, TCP_SESSION_TICKETS)?;
+    // Tickets that hold the session themselves: nothing to store, nothing to share but the key.
+    tls.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
+    tls.ticketer = rustls::crypto::ring::Ticketer::new().map_err(TlsError::Identity)?;
     tls.alpn_protocols = protocols
         .iter()
         .map(|name| name.as_bytes().to_vec())
@@ -146,9 +155,14 @@ fn tls_config(
     identity: &TlsIdentity,
     clients: Option<&ClientAuthorities>,
     settings: &QuicSettings,
+    tickets: &Arc<TicketStore>,
 ) -> Result<rustls::ServerConfig, TlsError> {
     let versions = &[&rustls::version::TLS13];
     let mut tls = server_config(identity, clients, versions, settings.session_tickets)?;
+    // A ticket that holds the session itself could be used twice, so rustls takes no 0-RTT data with one.
+    tls.session_storage = Arc::clone(tickets) as Arc<dyn rustls::server::StoresServerSessions>;
+    // All or nothing (RFC 9001 §4.6.1): QUIC's flow control bounds the data.
+    tls.max_early_data_size = if settings.early_data { u32::MAX } else { 0 };
     tls.alpn_protocols.clone_from(&settings.protocols);
     Ok(tls)
 }
@@ -169,13 +183,8 @@ fn server_config(
     let mut tls = builder.with_cert_resolver(identity.resolver());
     // By our preference, AES-128 before AES-256: a tenth less CPU per handshake, and shorter keys to keep.
     tls.ignore_client_order = true;
-    // Tickets that hold the session themselves: nothing to store, nothing to share but the key.
-    tls.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
-    tls.ticketer = rustls::crypto::ring::Ticketer::new().map_err(TlsError::Identity)?;
     tls.send_tls13_tickets = session_tickets;
     tls.max_tls13_tickets = session_tickets;
-    // No 0-RTT: replayed data would need a session store that remembers what was used.
-    tls.max_early_data_size = 0;
     Ok(tls)
 }
 

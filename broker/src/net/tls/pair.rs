@@ -51,10 +51,12 @@ pub(crate) struct Peer {
     /// What arrived on each stream, in order of arrival.
     pub received: Vec<(StreamId, Vec<u8>)>,
     pub bytes_sent: usize,
+    /// All datagrams since the connection was begun.
+    pub datagrams_sent: Vec<Vec<u8>>,
 }
 
 impl Peer {
-    fn new(config: EndpointConfig, server: Option<ServerConfig>, port: u16) -> Self {
+    pub(crate) fn new(config: EndpointConfig, server: Option<ServerConfig>, port: u16) -> Self {
         Self {
             endpoint: Endpoint::new(Arc::new(config), server.map(Arc::new), false, None),
             address: SocketAddr::from(([192, 0, 2, 1], port)),
@@ -62,6 +64,7 @@ impl Peer {
             events: Vec::new(),
             received: Vec::new(),
             bytes_sent: 0,
+            datagrams_sent: Vec::new(),
         }
     }
 
@@ -86,7 +89,14 @@ impl Peer {
             .collect()
     }
 
-    fn handle(&mut self, now: Instant, source: SocketAddr, data: &[u8], out: &mut Vec<Vec<u8>>) {
+    /// Takes a datagram; appends what is answered without a connection.
+    pub(crate) fn handle(
+        &mut self,
+        now: Instant,
+        source: SocketAddr,
+        data: &[u8],
+        out: &mut Vec<Vec<u8>>,
+    ) {
         let mut response = Vec::new();
         match self
             .endpoint
@@ -112,7 +122,7 @@ impl Peer {
     }
 
     /// Does what there is to do now; appends the datagrams to send.
-    fn work(&mut self, now: Instant, out: &mut Vec<Vec<u8>>) {
+    pub(crate) fn work(&mut self, now: Instant, out: &mut Vec<Vec<u8>>) {
         let Some((handle, connection)) = &mut self.connection else {
             return;
         };
@@ -208,6 +218,7 @@ impl Pair {
             peer.events.clear();
             peer.received.clear();
             peer.bytes_sent = 0;
+            peer.datagrams_sent.clear();
         }
     }
 
@@ -274,6 +285,7 @@ impl Pair {
     ) {
         for data in out {
             self.sent += 1;
+            self.peer(from).datagrams_sent.push(data.clone());
             if let Some(longer) = link(from, self.sent) {
                 let arrives = self.now + DELAY + longer;
                 self.flights.push(Flight {

@@ -17,7 +17,7 @@ use quinn_proto::crypto::{
 use quinn_proto::transport_parameters::TransportParameters;
 use quinn_proto::{ConnectionId, Side, TransportError, TransportErrorCode};
 use rustls::quic::{KeyChange, ServerConnection, Version};
-use rustls::{AlertDescription, KeyLog, ServerConfig};
+use rustls::{AlertDescription, HandshakeKind, KeyLog, ServerConfig};
 
 use super::QUIC_VERSION_1;
 use super::clients;
@@ -152,7 +152,10 @@ impl LeanSession {
     /// Notes what rustls knows of the client; whether that was the first time.
     fn note_client(&mut self) -> bool {
         let Some(tls) = &self.tls else { return false };
-        if let Some(chain) = tls.peer_certificates().filter(|_| !tls.is_handshaking()) {
+        // Of a session that is resumed it was verified then, and 0-RTT data may need it before the handshake is over.
+        let is_verified =
+            !tls.is_handshaking() || tls.handshake_kind() == Some(HandshakeKind::Resumed);
+        if let Some(chain) = tls.peer_certificates().filter(|_| is_verified) {
             self.certificate = chain.first().map(clients::certificate).map(Arc::new);
         }
         // The client's transport parameters are known as soon as its whole ClientHello is.
@@ -329,11 +332,11 @@ fn alert_error(alert: AlertDescription, reason: String) -> TransportError {
 mod tests {
     use bytes::BytesMut;
     use proptest::prelude::*;
+    use rustls::CipherSuite;
     use rustls::quic::ClientConnection;
-    use rustls::{CipherSuite, HandshakeKind};
 
     use super::super::tests::{client_tls, identity};
-    use super::super::{QuicSettings, tls_config};
+    use super::super::{QuicSettings, TicketStore, tls_config};
     use super::*;
 
     /// A session after its handshake, and what its client has.
@@ -351,12 +354,9 @@ mod tests {
             session_tickets,
             ..QuicSettings::default()
         };
-        (
-            Arc::new(LeanServer::new(
-                tls_config(&identity, None, &settings).unwrap(),
-            )),
-            roots,
-        )
+        let tickets = Arc::new(TicketStore::new(16));
+        let tls = tls_config(&identity, None, &settings, &tickets).unwrap();
+        (Arc::new(LeanServer::new(tls)), roots)
     }
 
     /// Passes messages between a client of rustls and a session until neither has any more.

@@ -8,7 +8,7 @@ use quinn_proto::{ClientConfig, ConnectionError, Dir, Event, Side, StreamId, Tra
 use rustls::client::Resumption;
 use rustls::{CipherSuite, RootCertStore};
 
-use super::pair::{End, Pair};
+use super::pair::{End, Pair, Peer};
 use super::*;
 
 /// A folder that goes with the value.
@@ -81,7 +81,8 @@ fn client(tls: rustls::ClientConfig) -> ClientConfig {
 }
 
 fn pair(identity: &TlsIdentity, settings: &QuicSettings) -> Pair {
-    let server = quic_server_config(identity, None, settings, token_key()).unwrap();
+    let tickets = Arc::new(TicketStore::new(16));
+    let server = quic_server_config(identity, None, settings, &tickets, token_key()).unwrap();
     Pair::new(quic_endpoint_config(settings, reset_key()).unwrap(), server)
 }
 
@@ -100,6 +101,94 @@ fn exchange(pair: &mut Pair, data: &[u8]) {
     pair.run(SECOND);
     assert_eq!(pair.server.read(stream()), [&from_client, data].concat());
     assert_eq!(pair.client.read(stream()), [&from_server, data].concat());
+}
+
+/// A client's configuration that sends 0-RTT data where it may.
+fn early_client(roots: RootCertStore) -> ClientConfig {
+    let mut tls = client_tls(roots, None);
+    tls.enable_early_data = true;
+    client(tls)
+}
+
+/// Begins a connection that resumes a session, with `data` in 0-RTT packets.
+fn begin_early(pair: &mut Pair, config: &ClientConfig, data: &[u8]) {
+    pair.connect(config.clone());
+    let opened = pair.client.connection().streams().open(Dir::Bi);
+    assert_eq!(opened, Some(stream()), "the client remembers the limits");
+    pair.client.write(stream(), data);
+}
+
+fn is_connected(peer: &Peer) -> bool {
+    let connected = |event: &Event| matches!(event, Event::Connected);
+    peer.events.iter().any(connected)
+}
+
+#[test]
+fn early_data_comes_before_the_handshake_is_complete() {
+    let (identity, roots) = identity("early");
+    let mut pair = pair(&identity, &QuicSettings::default());
+    let config = early_client(roots);
+    pair.connect(config.clone());
+    pair.run(SECOND);
+    for round in 0..3u8 {
+        begin_early(&mut pair, &config, &[round; 900]);
+        // The client's first flight is here, its Finished is not.
+        pair.run(Duration::from_millis(15));
+        assert_eq!(pair.server.read(stream()), [round; 900]);
+        assert!(!is_connected(&pair.server));
+        pair.run(SECOND);
+        assert!(is_connected(&pair.server) && pair.client.connection().accepted_0rtt());
+        exchange(&mut pair, b"later");
+    }
+}
+
+#[test]
+fn early_data_is_read_once_whichever_worker_gets_it_again() {
+    let (identity, roots) = identity("replay");
+    let settings = QuicSettings::default();
+    let tickets = Arc::new(TicketStore::new(16));
+    let server = quic_server_config(&identity, None, &settings, &tickets, token_key()).unwrap();
+    let endpoint = quic_endpoint_config(&settings, reset_key()).unwrap();
+    let mut pair = Pair::new(endpoint.clone(), server.clone());
+    let config = early_client(roots);
+    pair.connect(config.clone());
+    pair.run(SECOND);
+    begin_early(&mut pair, &config, b"once");
+    pair.run(Duration::from_millis(5));
+    let flight = pair.client.datagrams_sent.clone();
+    pair.run(SECOND);
+    assert_eq!(pair.server.read(stream()), b"once");
+    let mut other = Peer::new(endpoint.clone(), Some(server.clone()), 14_568);
+    let mut same_again = Peer::new(endpoint, Some(server), 14_567);
+    let source = ([198, 51, 100, 1], 7).into();
+    for worker in [&mut other, &mut same_again] {
+        for data in &flight {
+            worker.handle(pair.now, source, data, &mut Vec::new());
+            worker.work(pair.now, &mut Vec::new());
+        }
+        assert!(worker.connection().is_handshaking());
+        assert!(!worker.connection().has_0rtt());
+        assert_eq!(worker.read(stream()), b"");
+    }
+}
+
+#[test]
+fn without_early_data_sessions_are_still_resumed() {
+    let (identity, roots) = identity("not-early");
+    let settings = QuicSettings {
+        early_data: false,
+        ..QuicSettings::default()
+    };
+    let mut pair = pair(&identity, &settings);
+    let config = early_client(roots);
+    pair.connect(config.clone());
+    pair.run(SECOND);
+    let full = pair.server.bytes_sent;
+    pair.connect(config);
+    assert!(!pair.client.connection().has_0rtt());
+    pair.run(SECOND);
+    assert!(is_connected(&pair.server));
+    assert!(pair.server.bytes_sent < full, "no certificate is sent");
 }
 
 fn connected(identity: &TlsIdentity, tls: rustls::ClientConfig) -> Pair {

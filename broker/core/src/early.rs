@@ -1,0 +1,111 @@
+//! 0-RTT data (RFC 9001 §4.6): what a client says before its handshake is complete.
+//!
+//! Whoever has recorded a client's first flight can keep it from the server and send it later. A ticket is good once,
+//! so it has an effect once at most, but possibly long after it was meant, and the client can't tell. So only what
+//! does no harm then is done at once: CONNECT, if it neither ends or moves a session nor takes a connection from it,
+//! and leaves no will; PUBLISH with QoS 0 or 1 that is not retained; PINGREQ. Everything else, and what follows it, waits until
+//! the handshake is complete, which only the client itself can bring about ([`Input::Confirmed`](crate::Input)).
+
+use headgate_codec::{Connect, Packet, QoS, ReasonCode};
+
+use crate::{
+    ConnId, Output, Owner,
+    close::End,
+    conns::{Conn, PAUSED_EARLY, State},
+    counters::add,
+    hub::Hub,
+    slots::Slot,
+};
+
+/// Whether a packet has to wait until the handshake is complete.
+pub(crate) fn must_wait(conn: &Conn, packet: &Packet) -> bool {
+    if conn
+        .held
+        .as_ref()
+        .is_some_and(|held| !held.packets.is_empty())
+    {
+        return true;
+    }
+    match (conn.state, packet) {
+        (State::New, Packet::Connect(connect)) => changes_more_than_itself(connect),
+        // A protocol error, which ends the connection.
+        (State::New, _) => false,
+        // The answers that CONNECT needs.
+        (State::Authenticating, Packet::Auth(_)) => false,
+        (_, Packet::Publish(publish)) => publish.retain || publish.qos == QoS::ExactlyOnce,
+        (_, Packet::PingReq) => false,
+        _ => true,
+    }
+}
+
+/// Clean Start ends a session, and a will is a message for later.
+fn changes_more_than_itself(connect: &Connect) -> bool {
+    connect.clean_start || connect.will.is_some()
+}
+
+impl Hub {
+    /// Keeps a packet until the handshake is complete. Nothing more is read meanwhile, so that what waits is one
+    /// packet, and what was read with it.
+    pub(crate) fn wait_for_handshake(
+        &mut self,
+        conn: ConnId,
+        packet: Packet,
+        out: &mut Vec<Output>,
+    ) {
+        let count_max = usize::from(self.env.limits.held_packets);
+        let Some(c) = self.conns.get(conn) else {
+            return;
+        };
+        let held = c.held.get_or_insert_default();
+        if held.packets.len() >= count_max {
+            add(&mut self.env.counters.limit_held_packets, 1);
+            return self.close(conn, End::Silent(ReasonCode::QUOTA_EXCEEDED), out);
+        }
+        held.packets.push_back(packet);
+        add(&mut self.env.counters.early_held, 1);
+        self.pause(conn, PAUSED_EARLY, true, out);
+    }
+
+    /// Whether a client that is not confirmed may have the session of `owner`, which its Client Identifier stands for:
+    /// one of this worker's that nobody uses and that has no will, and so one that is only continued.
+    pub(crate) fn may_continue_early(&mut self, slot: u32, owner: Owner) -> bool {
+        let Some(Slot::Acquiring(acquire)) = self.slots.get_mut(slot) else {
+            return false;
+        };
+        let client_id = acquire.client_id.clone();
+        let now = self.env.now;
+        if owner.worker != self.config.worker {
+            return false;
+        }
+        match self.slots.owned(owner, &client_id) {
+            Some(Slot::Live(session)) => {
+                session.is_persistent()
+                    && session.conn.is_none()
+                    && session.will.is_none()
+                    && session.expires_at > now
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether the client's handshake is not complete yet.
+    pub(crate) fn is_early(&mut self, conn: ConnId) -> bool {
+        self.conns.get(conn).is_some_and(|c| c.early)
+    }
+
+    /// The handshake is complete: what waited for that goes on.
+    pub(crate) fn confirmed(&mut self, conn: ConnId, out: &mut Vec<Output>) {
+        let Some(c) = self.conns.get(conn) else {
+            return;
+        };
+        if !std::mem::take(&mut c.early) {
+            return;
+        }
+        let state = c.state;
+        self.pause(conn, PAUSED_EARLY, false, out);
+        if let State::Connecting(slot) = state {
+            self.claim_confirmed(slot, out);
+        }
+        self.ready.push(conn);
+    }
+}

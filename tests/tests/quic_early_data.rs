@@ -1,0 +1,304 @@
+//! 0-RTT data (RFC 9001 §4.6) from outside: what one round trip is enough for, what waits for the end of the
+//! handshake, and what a recorded flight does when somebody sends it again.
+
+use bytes::Bytes;
+use headgate_codec::{
+    Connect, ConnectProperties, Packet, PacketId, Publish, QoS, ReasonCode, Subscribe,
+    SubscriptionOptions, Text, Version, Will,
+};
+use headgate_tests::{
+    broker::{Broker, Metrics},
+    quic_client::{Client, Error, early_endpoint},
+    relay::{Conditions, Relay, Way},
+};
+use std::{
+    net::{Ipv4Addr, UdpSocket},
+    time::{Duration, Instant},
+};
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+fn run(test: impl Future<Output = Result<(), Error>>) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    let result = runtime.block_on(async { tokio::time::timeout(6 * PATIENCE, test).await });
+    result.expect("it takes too long").expect("it works");
+}
+
+fn endpoint() -> Result<quinn::Endpoint, Error> {
+    early_endpoint(UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?)
+}
+
+/// A CONNECT of a client that comes back: Clean Start 0.
+fn connect(id: &str) -> Connect {
+    Connect {
+        version: Version::V5,
+        clean_start: false,
+        keep_alive_s: 60,
+        client_id: Text::from(id),
+        will: None,
+        user_name: None,
+        password: None,
+        properties: ConnectProperties {
+            session_expiry_s: Some(600),
+            ..ConnectProperties::default()
+        },
+    }
+}
+
+fn publish(topic: &str, qos: QoS, retain: bool) -> Packet {
+    Packet::Publish(Publish {
+        dup: false,
+        qos,
+        retain,
+        topic: Text::from(topic),
+        packet_id: PacketId::new(7).filter(|_| qos != QoS::AtMostOnce),
+        properties: None,
+        payload: Bytes::from_static(b"early"),
+    })
+}
+
+fn subscribe() -> Packet {
+    Packet::Subscribe(Box::new(Subscribe {
+        packet_id: PacketId::MIN,
+        subscription_id: None,
+        user_properties: Vec::new(),
+        filters: vec![(Text::from("early/own"), SubscriptionOptions::default())],
+    }))
+}
+
+/// What a client says first, by the name of the kind.
+fn flights() -> Vec<(&'static str, Connect, Option<Packet>)> {
+    let mut clean = connect("clean");
+    clean.clean_start = true;
+    let mut will = connect("will");
+    will.will = Some(Will {
+        qos: QoS::AtMostOnce,
+        retain: true,
+        topic: Text::from("early/will"),
+        payload: Bytes::from_static(b"gone"),
+        delay_s: None,
+        properties: None,
+    });
+    let of = |name| (name, connect(name));
+    let with = |(name, connect), packet| (name, connect, Some(packet));
+    vec![
+        with(of("qos0"), publish("early/t", QoS::AtMostOnce, false)),
+        with(of("qos1"), publish("early/t", QoS::AtLeastOnce, false)),
+        with(of("qos2"), publish("early/t", QoS::ExactlyOnce, false)),
+        with(of("retained"), publish("early/t", QoS::AtLeastOnce, true)),
+        with(of("subscribe"), subscribe()),
+        ("clean", clean, None),
+        ("will", will, None),
+        // The session of a client that is connected.
+        ("taken", connect("taken"), None),
+    ]
+}
+
+/// Makes sure that the endpoint has a ticket of the broker's.
+async fn get_ticket(endpoint: &quinn::Endpoint, relay: &Relay, id: &str) -> Result<(), Error> {
+    let client = Client::connect(endpoint, relay.address(), id).await?;
+    client.connection.close(0u32.into(), b"");
+    endpoint.wait_idle().await;
+    Ok(())
+}
+
+async fn early(
+    endpoint: &quinn::Endpoint,
+    relay: &Relay,
+) -> Result<(Client, quinn::ZeroRttAccepted), Error> {
+    let begun = Client::early(endpoint, relay.address()).await?;
+    Ok(begun.ok_or("the broker gave no ticket")?)
+}
+
+async fn until(what: &str, broker: &Broker, holds: impl Fn(&Metrics) -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !holds(&broker.metrics()) {
+        assert!(Instant::now() < deadline, "{what}: {:?}", broker.metrics());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// The metrics, once they say the same twice: the workers publish some of them once a second.
+async fn settled(broker: &Broker) -> Metrics {
+    const SERIES: [&str; 4] = [
+        "headgate_packets_received_total",
+        "headgate_sessions{",
+        "headgate_clients",
+        "headgate_subscriptions",
+    ];
+    let mut last = broker.metrics();
+    loop {
+        tokio::time::sleep(Duration::from_millis(1_200)).await;
+        let now = broker.metrics();
+        if SERIES
+            .iter()
+            .all(|series| now.sum(series) == last.sum(series))
+        {
+            return now;
+        }
+        last = now;
+    }
+}
+
+async fn expect_connack(client: &mut Client) -> Result<bool, Error> {
+    match client.receive().await? {
+        Packet::ConnAck(ack) if ack.reason == ReasonCode::SUCCESS => Ok(ack.session_present),
+        other => Err(format!("expected CONNACK, got {other:?}").into()),
+    }
+}
+
+#[test]
+fn connect_and_publish_are_acknowledged_one_round_trip_after_the_first_packet() {
+    let broker = Broker::start("");
+    run(async {
+        let relay = Relay::start(broker.quic(), Conditions::default(), 1);
+        let endpoint = endpoint()?;
+        get_ticket(&endpoint, &relay, "first").await?;
+        // Whatever is acknowledged is so because of the first flight: nothing else arrives.
+        relay.set(Conditions {
+            one_flight: true,
+            ..Conditions::default()
+        });
+        let (mut client, _) = early(&endpoint, &relay).await?;
+        client
+            .send(&Packet::Connect(Box::new(connect("device"))))
+            .await?;
+        client
+            .send(&publish("early/t", QoS::AtLeastOnce, false))
+            .await?;
+        assert!(!expect_connack(&mut client).await?);
+        let acknowledged = client.receive().await?;
+        assert!(
+            matches!(acknowledged, Packet::PubAck(_)),
+            "{acknowledged:?}"
+        );
+        let metrics = broker.metrics();
+        assert_eq!(metrics.sum("headgate_early_connections_total"), 1.0);
+        assert_eq!(metrics.sum("headgate_early_packets_held_total"), 0.0);
+        Ok(())
+    });
+}
+
+/// The client's first flight arrives, perhaps long after it was sent, and nothing else of it ever does.
+#[test]
+fn a_flight_whose_handshake_never_completes_changes_nothing_that_lasts() {
+    let broker = Broker::start("mqtt.connect_timeout_s = 2");
+    run(async {
+        let relay = Relay::start(broker.quic(), Conditions::default(), 2);
+        let endpoint = endpoint()?;
+        let direct =
+            headgate_tests::quic_client::endpoint(UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?)?;
+        let mut watcher = Client::connect(&direct, broker.quic(), "watcher").await?;
+        watcher.subscribe("early/#", QoS::ExactlyOnce).await?;
+        let mut taken = Client::connect(&direct, broker.quic(), "taken").await?;
+        for (name, connect, packet) in flights() {
+            let waits = !name.starts_with("qos0") && !name.starts_with("qos1");
+            relay.set(Conditions::default());
+            get_ticket(&endpoint, &relay, "first").await?;
+            let before = settled(&broker).await;
+            relay.set(Conditions {
+                one_flight: true,
+                ..Conditions::default()
+            });
+            let (mut client, _) = early(&endpoint, &relay).await?;
+            client.send(&Packet::Connect(Box::new(connect))).await?;
+            if let Some(packet) = &packet {
+                client.send(packet).await?;
+            }
+            let timeouts = "headgate_connect_timeouts_total";
+            until(name, &broker, |now| {
+                now.sum(timeouts) > before.sum(timeouts)
+            })
+            .await;
+            let now = settled(&broker).await;
+            for kept in ["headgate_subscriptions", "headgate_retained_messages "] {
+                assert_eq!(now.sum(kept), before.sum(kept), "{name}: {kept}");
+            }
+            // What the watcher gets first is what nobody held back.
+            if !waits {
+                let Packet::Publish(message) = watcher.receive().await? else {
+                    panic!("{name}: the message of the flight");
+                };
+                assert_eq!(message.topic.as_str(), "early/t");
+                if let Some(packet_id) = message.packet_id {
+                    watcher.acknowledge(packet_id).await?;
+                }
+            }
+            watcher
+                .publish("early/marker", QoS::AtMostOnce, name.as_bytes())
+                .await?;
+            let Packet::Publish(marker) = watcher.receive().await? else {
+                panic!("{name}: nothing but the marker");
+            };
+            assert_eq!(marker.payload, name.as_bytes());
+            client.connection.close(0u32.into(), b"");
+        }
+        // Nobody took its session from it.
+        taken.send(&Packet::PingReq).await?;
+        assert!(matches!(taken.receive().await?, Packet::PingResp));
+        Ok(())
+    });
+}
+
+/// A flight that the broker has taken once is sent again, byte for byte, from elsewhere.
+#[test]
+fn a_recorded_flight_that_is_sent_again_does_nothing() {
+    let broker = Broker::start("");
+    run(async {
+        let relay = Relay::start(broker.quic(), Conditions::default(), 3);
+        let endpoint = endpoint()?;
+        for (name, connect, packet) in flights() {
+            get_ticket(&endpoint, &relay, "first").await?;
+            relay.forget();
+            let (mut client, accepted) = early(&endpoint, &relay).await?;
+            client.send(&Packet::Connect(Box::new(connect))).await?;
+            if let Some(packet) = &packet {
+                client.send(packet).await?;
+            }
+            expect_connack(&mut client).await?;
+            assert!(accepted.await, "{name}: the broker takes 0-RTT data");
+            if packet.is_some() && name != "qos0" {
+                // The answer: all of the flight has had its effect.
+                client.receive().await?;
+            }
+            client.connection.close(0u32.into(), b"");
+            endpoint.wait_idle().await;
+            let recorded = relay.recorded(Way::Up);
+            // Long headers only: the flight, and what followed in the handshake.
+            let flight: Vec<_> = recorded.iter().filter(|d| d[0] & 0x80 != 0).collect();
+            assert!(!flight.is_empty());
+            until(name, &broker, |now| now.sum("headgate_clients") == 0.0).await;
+            let before = settled(&broker).await;
+            let handshakes = "headgate_handshakes_total";
+            let attacker = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
+            let deadline = Instant::now() + PATIENCE;
+            // The broker remembers the connection for a while, and its packets are duplicates then.
+            while broker.metrics().sum(handshakes) == before.sum(handshakes) {
+                assert!(
+                    Instant::now() < deadline,
+                    "{name}: the flight begins a handshake"
+                );
+                for datagram in &flight {
+                    attacker.send_to(datagram, broker.quic())?;
+                }
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+            let now = settled(&broker).await;
+            for same in [
+                "headgate_early_connections_total",
+                "headgate_connects_accepted_total",
+                "headgate_messages_received_total",
+                "headgate_subscriptions",
+                "headgate_sessions{",
+                "headgate_sessions_taken_over_total",
+                "headgate_retained_messages ",
+            ] {
+                assert_eq!(now.sum(same), before.sum(same), "{name}: {same}");
+            }
+        }
+        Ok(())
+    });
+}
