@@ -276,6 +276,17 @@ impl Server {
         tracing::info!(?drain, "drain");
     }
 
+    /// Reads the files of the section `[tls]` again: connections from now on see the new certificates, those that
+    /// are open stay. If a file can't be used, nothing changes.
+    ///
+    /// # Errors
+    /// Which file is wrong, and how.
+    pub fn reload_certificates(&self) -> Result<(), TlsError> {
+        self.workshop.reload_certificates()?;
+        tracing::info!("the certificates were read again");
+        Ok(())
+    }
+
     /// Makes one worker panic. For the test that shows that only this worker restarts.
     #[doc(hidden)]
     pub fn inject_panic(&self, worker: usize) {

@@ -43,6 +43,8 @@ pub struct AdminSource {
     pub control: Arc<Control>,
     /// Sends the clients elsewhere; `None` = takes them again.
     pub drain: Arc<dyn Fn(Option<headgate_core::Drain>) + Send + Sync>,
+    /// Reads the certificates again; the error is for the operator.
+    pub reload: Arc<dyn Fn() -> Result<(), String> + Send + Sync>,
 }
 
 /// Why the administration did not start.

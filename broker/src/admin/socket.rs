@@ -1,7 +1,7 @@
 //! The Unix socket: one JSON object per line, question and answer.
 //!
 //! `{"command":"status"}` is answered with `{"status":{…}}`, `{"command":"metrics"}` with
-//! `{"metrics":"…"}`, `{"command":"drain",…}` with `{"drain":true}`, anything else with `{"error":"…"}`. Only root and the broker's own user are
+//! `{"metrics":"…"}`, `{"command":"drain",…}` with `{"drain":true}`, `{"command":"reload"}` with `{"reload":true}`, anything else with `{"error":"…"}`. Only root and the broker's own user are
 //! answered: the socket has mode 0600, and the peer's credentials are checked besides.
 
 use super::{AdminError, AdminSource, own_uid, status};
@@ -166,8 +166,12 @@ fn reply(line: &str, source: &AdminSource) -> Value {
             Ok(answer) => json!({ command: answer }),
             Err(error) => json!({ "error": error }),
         },
+        Some("reload") => match (source.reload)() {
+            Ok(()) => json!({ "reload": true }),
+            Err(error) => json!({ "error": error }),
+        },
         Some(other) => {
-            let commands = [&["status", "metrics", "drain"], CONTROLS].concat();
+            let commands = [&["status", "metrics", "drain", "reload"], CONTROLS].concat();
             json!({ "error": format!("unknown command {other:?}; commands: {}", commands.join(", ")) })
         }
         None => json!({ "error": "no command; a question looks like {\"command\":\"status\"}" }),

@@ -46,6 +46,7 @@ fn source() -> AdminSource {
             None => Err("no name".to_owned()),
         }),
         drain: Arc::new(|_| {}),
+        reload: Arc::new(|| Err("the key is not there".to_owned())),
     }
 }
 

@@ -11,6 +11,7 @@ mod dev;
 mod drain;
 mod logging;
 mod passwd;
+mod reload;
 mod run;
 mod show;
 mod status;
@@ -35,6 +36,7 @@ pub fn main() -> ExitCode {
         Command::Top(args) => finish(top::top(&args)),
         Command::Drain(args) => finish(drain::drain(&args)),
         Command::Ctl(args) => finish(ctl::ctl(&args)),
+        Command::Reload(args) => finish(reload::reload(&args)),
         Command::Passwd(args) => finish(passwd::passwd(*args)),
         Command::Pub(args) => pubsub::run_pub(*args),
         Command::Sub(args) => pubsub::run_sub(*args),
@@ -63,6 +65,7 @@ Run it for good:
   headgate drain --to other.example:8883             send its clients elsewhere
   headgate ctl quota set default connections=50000   change a quota
   headgate ctl deny add 203.0.113.0/24 --for 10m     turn somebody away
+  headgate reload                                    read its certificates again
   headgate passwd -c users ann                       who may connect (auth.password_file)
 
 Talk to a broker, this one or another:
@@ -80,6 +83,7 @@ enum Command {
     Top(top::TopArgs),
     Drain(drain::DrainArgs),
     Ctl(ctl::CtlArgs),
+    Reload(reload::ReloadArgs),
     Passwd(Box<passwd::PasswdArgs>),
     Pub(Box<pubsub::PubArgs>),
     Sub(Box<pubsub::SubArgs>),

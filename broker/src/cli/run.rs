@@ -147,11 +147,16 @@ pub(super) fn run(args: RunArgs) -> Result<ExitCode, Failure> {
     let server = Arc::new(server);
     let (asked, drained) = (Arc::clone(&server), Arc::clone(&server));
     let controlled = Arc::clone(&server);
+    let (reloaded, hung_up) = (Arc::clone(&server), Arc::downgrade(&server));
     let source = AdminSource {
         metrics,
         server: Arc::new(move || serde_json::to_value(asked.status()).unwrap_or_default()),
         control: Arc::new(move |question| controlled.control(question)),
         drain: Arc::new(move |drain| drained.drain(drain.as_ref())),
+        reload: Arc::new(move || {
+            let read = reloaded.reload_certificates();
+            read.map_err(|error| error.to_string())
+        }),
     };
     let snapshot = admin::snapshot(&source);
     let thread = admin.serve(source).map_err(Failure::other)?;
@@ -163,7 +168,13 @@ pub(super) fn run(args: RunArgs) -> Result<ExitCode, Failure> {
     ));
 
     let grace = config.shutdown_grace();
-    stop_on_signal(&runtime, signals, grace, move || {
+    let reload = move || {
+        let read = hung_up.upgrade().map(|server| server.reload_certificates());
+        if let Some(Err(error)) = read {
+            tracing::error!(%error, "the certificates stay as they are");
+        }
+    };
+    stop_on_signal(&runtime, signals, (grace, reload), move || {
         // The administration's thread holds the server, too.
         drop(thread);
         Arc::into_inner(server).map_or(0, |server| server.shutdown(grace))
@@ -207,6 +218,7 @@ fn configure(args: RunArgs) -> Result<(Loaded, Option<PathBuf>), Failure> {
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    hang_up: Signal,
 }
 
 impl Signals {
@@ -214,7 +226,19 @@ impl Signals {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
+            hang_up: signal(SignalKind::hangup())?,
         })
+    }
+
+    /// Waits for a signal that ends the process; `reload` is run for each SIGHUP.
+    async fn next_after(&mut self, reload: impl Fn()) -> &'static str {
+        loop {
+            tokio::select! {
+                _ = self.terminate.recv() => return "SIGTERM",
+                _ = self.interrupt.recv() => return "SIGINT",
+                _ = self.hang_up.recv() => reload(),
+            }
+        }
     }
 
     async fn next(&mut self) -> &'static str {
@@ -228,16 +252,16 @@ impl Signals {
 /// What the stop itself may take beyond the grace: workers end, the kernel part is taken down.
 const STOP_PATIENCE: Duration = Duration::from_secs(3);
 
-/// Waits for a signal, then runs `shutdown`, which returns how many clients had to be cut off. The
+/// Waits for a signal, running `reload` on SIGHUP meanwhile, then runs `shutdown`, which returns how many clients had to be cut off. The
 /// process ends here and now when a second signal comes, or when the stop takes too long.
 fn stop_on_signal(
     runtime: &Runtime,
     mut signals: Signals,
-    grace: Duration,
+    (grace, reload): (Duration, impl Fn()),
     shutdown: impl FnOnce() -> u64 + Send + 'static,
 ) {
     runtime.block_on(async {
-        let name = signals.next().await;
+        let name = signals.next_after(reload).await;
         tracing::info!(signal = name, grace_s = grace.as_secs(), "stopping");
         let stopping = tokio::task::spawn_blocking(shutdown);
         tokio::select! {

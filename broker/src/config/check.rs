@@ -7,6 +7,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use crate::{
     auth::users::{Users, UsersError},
     lists::Prefix,
+    net::tls::TlsIdentity,
 };
 
 use super::{Config, ConfigError, KernelMode, Loaded, Problem, Steering};
@@ -191,6 +192,7 @@ pub fn check_files(loaded: &Loaded) -> Result<(), ConfigError> {
             &loaded.config.tls.certificate,
         ));
         problems.extend(key(loaded));
+        problems.extend(more_certificates(loaded));
         let client_ca = &loaded.config.tls.client_ca;
         if !client_ca.as_os_str().is_empty() {
             problems.extend(certificate(loaded, "client_ca", client_ca));
@@ -201,6 +203,17 @@ pub fn check_files(loaded: &Loaded) -> Result<(), ConfigError> {
         true => Ok(()),
         false => Err(ConfigError { problems }),
     }
+}
+
+fn more_certificates(loaded: &Loaded) -> Vec<Problem> {
+    let files = loaded.config.tls.more_certificates.iter().map(Path::new);
+    let wrong = |file| TlsIdentity::load(file, file).err();
+    let origin = || loaded.origin("tls", "more_certificates");
+    let help = "each file has to hold a certificate chain and its private key, in PEM";
+    files
+        .filter_map(wrong)
+        .map(|error| Problem::new(error.to_string(), origin(), help))
+        .collect()
 }
 
 fn password_file(loaded: &Loaded) -> Option<Problem> {

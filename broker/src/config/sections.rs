@@ -232,12 +232,18 @@ sections! {
         early_data: bool = true;
     }
     /// The certificate that clients see over QUIC, TLS and WebSocket over TLS. Required unless these
-    /// are off; `headgate run --dev` makes one by itself.
+    /// are off; `headgate run --dev` makes one by itself. A file beside a certificate with its name and
+    /// ".ocsp" is an OCSP response (DER) that goes with it. SIGHUP and `headgate reload` read all of these
+    /// files again, for connections from then on.
     tls: TlsConfig {
         /// Certificate chain, PEM; the server's own certificate first.
         certificate: PathBuf = PathBuf::new();
         /// Private key of the certificate, PEM. Only the broker should be able to read it.
         key: PathBuf = PathBuf::new();
+        /// Further certificates for clients that ask for another name (Server Name Indication): PEM files
+        /// that hold a chain and its private key each. The names are those in the certificate, also
+        /// wildcards. A client that asks for none of them sees tls.certificate.
+        more_certificates: Vec<String> = Vec::new();
         /// Authorities of clients' certificates, PEM. A client that shows a certificate of one of
         /// them is known by its name (the subject's Common Name); one that shows another is refused.
         /// "" = none is asked for.

@@ -8,7 +8,7 @@ use crate::{
         cid::CidGenerator,
         quic::guard::Issued,
         tcp::TcpSettings,
-        tls::{self, ClientAuthorities, QuicSettings, TicketStore, TlsError, TlsIdentity},
+        tls::{self, ClientAuthorities, LiveTls, QuicSettings, TicketStore, TlsError, TlsIdentity},
         token::TokenKey,
     },
 };
@@ -24,6 +24,7 @@ use quinn_proto::{Endpoint, EndpointConfig, ServerConfig};
 use ring::rand::{SecureRandom, SystemRandom};
 use std::{
     io,
+    path::Path,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -130,6 +131,8 @@ pub(super) fn core(
 pub(super) struct QuicParts {
     /// Sessions that can be resumed.
     pub tickets: Arc<TicketStore>,
+    tls: Arc<LiveTls>,
+    settings: QuicSettings,
     server: Arc<ServerConfig>,
     endpoint: EndpointConfig,
     pub cids: CidKeys,
@@ -157,25 +160,65 @@ impl TlsParts {
                 tls.require_client_certificate,
             )?),
         };
+        // Each file holds both, so that a list of files says which key is whose.
+        let others = tls.more_certificates.iter().map(Path::new);
+        let others = others.map(|file| TlsIdentity::load(file, file));
+        let others = others.collect::<Result<Vec<_>, _>>()?;
+        let identity = TlsIdentity::load(&tls.certificate, &tls.key)?;
         Ok(Self {
-            identity: Some(TlsIdentity::load(&tls.certificate, &tls.key)?),
+            identity: Some(identity.with_others(others)),
             clients,
         })
     }
 }
 
-pub(super) fn tcp(config: &Config, tls: &TlsParts) -> Result<TcpSettings, TlsError> {
+/// rustls's configurations of the listeners over TCP: TLS, and WebSocket over TLS.
+type OverTcp = [Option<Arc<rustls::ServerConfig>>; 2];
+
+fn over_tcp(config: &Config, tls: &TlsParts) -> Result<OverTcp, TlsError> {
     let make = |address: Option<_>, protocols: &[&str]| {
         let identity = tls.identity.as_ref().filter(|_| address.is_some());
         identity
             .map(|identity| tls::tcp_server_config(identity, tls.clients.as_ref(), protocols))
             .transpose()
     };
+    Ok([
+        make(config.listen.tls, &["mqtt"])?,
+        make(config.listen.wss, &["http/1.1"])?,
+    ])
+}
+
+pub(super) fn tcp(config: &Config, tls: &TlsParts) -> Result<TcpSettings, TlsError> {
+    let [tls, wss] = over_tcp(config, tls)?.map(|config| config.map(LiveTls::new));
     Ok(TcpSettings {
-        tls: make(config.listen.tls, &["mqtt"])?,
-        wss: make(config.listen.wss, &["http/1.1"])?,
+        tls,
+        wss,
         frame_bytes_max: config.limits.packet_bytes_max,
     })
+}
+
+/// Certificates for connections from now on. Either all listeners get them, or none does.
+pub(super) fn replace_certificates(
+    config: &Config,
+    parts: &TlsParts,
+    tcp: &TcpSettings,
+    quic: Option<&QuicParts>,
+) -> Result<(), TlsError> {
+    let [tls, wss] = over_tcp(config, parts)?;
+    if let (Some(quic), Some(identity)) = (quic, &parts.identity) {
+        let clients = parts.clients.as_ref();
+        let fresh = tls::quic_tls_config(identity, clients, &quic.settings, &quic.tickets)?;
+        quic.tls.replace(fresh);
+        if clients.is_some() {
+            quic.tickets.clear();
+        }
+    }
+    for (live, fresh) in [(&tcp.tls, tls), (&tcp.wss, wss)] {
+        if let (Some(live), Some(fresh)) = (live, fresh) {
+            live.replace(fresh);
+        }
+    }
+    Ok(())
 }
 
 impl QuicParts {
@@ -194,10 +237,14 @@ impl QuicParts {
         let token_key = Arc::new(TokenKey::new(keys.clone()));
         let clients = tls.clients.as_ref();
         let tickets = Arc::new(TicketStore::new(config.limits.resumable_sessions));
-        let server = tls::quic_server_config(identity, clients, &settings, &tickets, token_key)?;
+        let tls = tls::quic_tls_config(identity, clients, &settings, &tickets)?;
+        let tls = LiveTls::new(tls);
+        let server = tls::quic_server_config(&tls, &settings, token_key);
         let endpoint = tls::quic_endpoint_config(&settings, keys.reset_key())?;
         Ok(Some(Self {
             tickets,
+            tls,
+            settings,
             server: Arc::new(server),
             endpoint,
             cids: keys.cid_keys(KEY_EPOCH),

@@ -134,6 +134,12 @@ impl Workshop {
         Ok(())
     }
 
+    /// Reads the certificates again, for connections from now on.
+    pub fn reload_certificates(&self) -> Result<(), TlsError> {
+        let parts = TlsParts::load(&self.config)?;
+        settings::replace_certificates(&self.config, &parts, &self.tcp, self.quic.as_ref())
+    }
+
     /// The supervisor's word to a worker.
     pub fn control(&self, slot: WorkerSlot) -> &Arc<Control> {
         &self.controls[usize::from(slot.0)]

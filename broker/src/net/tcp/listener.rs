@@ -146,7 +146,7 @@ fn link(stream: TcpStream, listening: &Listening, settings: &TcpSettings) -> Opt
         Transport::WebSocketTls => settings.wss.as_ref(),
         _ => None,
     };
-    let tls = match tls.map(|config| TlsStream::new(Arc::clone(config))) {
+    let tls = match tls.map(|config| TlsStream::new(config.current())) {
         None => None,
         Some(Ok(tls)) => Some(tls),
         Some(Err(error)) => {

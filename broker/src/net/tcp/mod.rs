@@ -6,9 +6,8 @@ mod link;
 mod listener;
 mod proxy;
 
-use crate::metrics::Transport;
+use crate::{metrics::Transport, net::tls::LiveTls};
 use headgate_codec::ReasonCode;
-use rustls::ServerConfig;
 use socket2::{Domain, Protocol, Socket, Type};
 use std::{
     io,
@@ -32,9 +31,9 @@ const SPARE_BUFFER_BYTES: usize = 1024 * 1024;
 #[derive(Clone)]
 pub struct TcpSettings {
     /// For `listen.tls`.
-    pub tls: Option<Arc<ServerConfig>>,
+    pub tls: Option<Arc<LiveTls>>,
     /// For `listen.wss`.
-    pub wss: Option<Arc<ServerConfig>>,
+    pub wss: Option<Arc<LiveTls>>,
     /// The longest WebSocket frame that is taken, bytes.
     pub frame_bytes_max: u32,
 }

@@ -11,6 +11,8 @@ use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use thiserror::Error;
 
+use super::by_name::ByName;
+
 /// Why TLS can't be set up. All of these are for whoever configures the broker.
 #[derive(Debug, Error)]
 #[non_exhaustive]
@@ -69,15 +71,17 @@ pub enum TlsError {
     Identity(rustls::Error),
 }
 
-/// A certificate chain with its private key.
+/// A certificate chain with its private key, and others for clients that ask for other names.
 #[derive(Clone)]
 pub struct TlsIdentity {
     key: Arc<CertifiedKey>,
+    others: ByName,
 }
 
 impl TlsIdentity {
     /// Reads the chain in the file `certificate_pem` and the private key (PKCS #8, SEC 1 or PKCS #1, not encrypted) in
-    /// the file `key_pem`.
+    /// the file `key_pem`. If there is a file of the certificate's name and `.ocsp` behind it, it is an OCSP response
+    /// (RFC 6960, DER) that clients get with the certificate (RFC 8446 §4.4.2.1).
     ///
     /// # Errors
     /// Those of the files' contents, each naming the file; [`TlsError::Mismatch`] if they don't belong together.
@@ -92,13 +96,17 @@ impl TlsIdentity {
                 ),
             }
         })?;
-        let key = Arc::new(CertifiedKey::new(chain, signing));
-        match key.keys_match() {
-            Ok(()) => Ok(Self { key }),
+        let mut key = CertifiedKey::new(chain, signing);
+        key.ocsp = read_ocsp(certificate_pem)?;
+        let matching = key.keys_match();
+        let identity = Self {
+            key: Arc::new(key),
+            others: ByName::default(),
+        };
+        match matching {
+            Ok(()) => Ok(identity),
             // A key that doesn't tell its public part can't be compared: clients will see.
-            Err(rustls::Error::InconsistentKeys(rustls::InconsistentKeys::Unknown)) => {
-                Ok(Self { key })
-            }
+            Err(rustls::Error::InconsistentKeys(rustls::InconsistentKeys::Unknown)) => Ok(identity),
             Err(rustls::Error::InconsistentKeys(_)) => Err(TlsError::Mismatch {
                 certificate: certificate_pem.to_owned(),
                 key: key_pem.to_owned(),
@@ -110,14 +118,22 @@ impl TlsIdentity {
         }
     }
 
+    /// The same with further identities, each for the names in its certificate: a client that asks for one of them
+    /// (Server Name Indication, RFC 6066 §3) gets that one.
+    #[must_use]
+    pub fn with_others(self, others: impl IntoIterator<Item = Self>) -> Self {
+        let others = ByName::new(others.into_iter().map(|other| other.key));
+        Self { others, ..self }
+    }
+
     /// The chain, end entity first.
     pub fn certificates(&self) -> &[CertificateDer<'static>] {
         &self.key.cert
     }
 
-    /// For a `rustls::ServerConfig`: this identity, whatever name the client asks for.
+    /// For a `rustls::ServerConfig`: this identity, unless the client asks for the name of another one.
     pub fn resolver(&self) -> Arc<dyn ResolvesServerCert> {
-        Arc::new(Always(self.key.clone()))
+        Arc::new(Resolver(self.clone()))
     }
 }
 
@@ -130,11 +146,33 @@ impl fmt::Debug for TlsIdentity {
 }
 
 #[derive(Debug)]
-struct Always(Arc<CertifiedKey>);
+struct Resolver(TlsIdentity);
 
-impl ResolvesServerCert for Always {
-    fn resolve(&self, _client_hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(self.0.clone())
+impl ResolvesServerCert for Resolver {
+    fn resolve(&self, client_hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let named = client_hello.server_name();
+        let named = named.and_then(|name| self.0.others.find(name));
+        Some(Arc::clone(named.unwrap_or(&self.0.key)))
+    }
+}
+
+/// The OCSP response beside a certificate, if there is one.
+fn read_ocsp(certificate_pem: &Path) -> Result<Option<Vec<u8>>, TlsError> {
+    let mut path = certificate_pem.as_os_str().to_owned();
+    path.push(".ocsp");
+    let path = PathBuf::from(path);
+    if !path.exists() {
+        return Ok(None);
+    }
+    let response = read(&path)?;
+    match x509_parser::der_parser::parse_der(&response) {
+        Ok(([], object)) if object.as_sequence().is_ok() => Ok(Some(response)),
+        _ => Err(TlsError::Certificate {
+            path,
+            problem: "this is no OCSP response in DER; remove it, or write it with \
+                      `openssl ocsp … -respout`"
+                .to_owned(),
+        }),
     }
 }
 

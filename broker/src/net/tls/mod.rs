@@ -3,6 +3,7 @@
 //! rustls does the handshake. After it, a connection keeps its keys in their shortest form and of the
 //! session only what a key update needs. The exporter (RFC 5705) is not available.
 
+mod by_name;
 mod clients;
 mod identity;
 mod keys;
@@ -10,7 +11,7 @@ mod session;
 pub mod stream;
 mod tickets;
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use headgate_common::token::NEW_TOKEN_LIFE_S;
@@ -96,22 +97,36 @@ impl Default for QuicSettings {
     }
 }
 
+/// A TLS configuration that can be replaced: handshakes that are under way keep the one that they began with.
+#[derive(Debug)]
+pub struct LiveTls(RwLock<Arc<rustls::ServerConfig>>);
+
+impl LiveTls {
+    /// Begins with `config`.
+    pub fn new(config: impl Into<Arc<rustls::ServerConfig>>) -> Arc<Self> {
+        Arc::new(Self(RwLock::new(config.into())))
+    }
+
+    /// For a new connection.
+    pub fn current(&self) -> Arc<rustls::ServerConfig> {
+        Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// For all connections from now on.
+    pub fn replace(&self, config: impl Into<Arc<rustls::ServerConfig>>) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = config.into();
+    }
+}
+
 /// quinn-proto's configuration for all workers of a listener: make it once and clone it, so that a ticket from one
-/// worker is good at another.
-///
-/// `tickets` keeps the sessions that can be resumed, `token_key` protects Retry and NEW_TOKEN tokens.
-///
-/// # Errors
-/// [`TlsError::Identity`] if rustls doesn't take the identity.
+/// worker is good at another. `tls` is of [`quic_tls_config`] with the same `settings`, `token_key` protects Retry and
+/// NEW_TOKEN tokens.
 pub fn quic_server_config(
-    identity: &TlsIdentity,
-    clients: Option<&ClientAuthorities>,
+    tls: &Arc<LiveTls>,
     settings: &QuicSettings,
-    tickets: &Arc<TicketStore>,
     token_key: Arc<dyn HandshakeTokenKey>,
-) -> Result<ServerConfig, TlsError> {
-    let tls = tls_config(identity, clients, settings, tickets)?;
-    let crypto = Arc::new(session::LeanServer::new(tls));
+) -> ServerConfig {
+    let crypto = Arc::new(session::LeanServer::new(Arc::clone(tls)));
     let mut server = ServerConfig::new(crypto, token_key);
     server.transport_config(Arc::new(transport_config(settings)));
     server
@@ -125,7 +140,7 @@ pub fn quic_server_config(
         .max_incoming(MAX_INCOMING)
         .incoming_buffer_size(INCOMING_BUFFER_BYTES);
     server.incoming_buffer_size_total(INCOMING_BUFFER_TOTAL_BYTES);
-    Ok(server)
+    server
 }
 
 /// rustls's configuration of listeners over TCP, for TLS 1.2 and 1.3: make it once and clone it, so that a ticket from
@@ -151,7 +166,11 @@ pub fn tcp_server_config(
     Ok(Arc::new(tls))
 }
 
-fn tls_config(
+/// rustls's configuration of a QUIC listener. `tickets` keeps the sessions that can be resumed.
+///
+/// # Errors
+/// [`TlsError::Identity`] if rustls doesn't take the identity.
+pub fn quic_tls_config(
     identity: &TlsIdentity,
     clients: Option<&ClientAuthorities>,
     settings: &QuicSettings,
@@ -164,6 +183,7 @@ fn tls_config(
     // All or nothing (RFC 9001 §4.6.1): QUIC's flow control bounds the data.
     tls.max_early_data_size = if settings.early_data { u32::MAX } else { 0 };
     tls.alpn_protocols.clone_from(&settings.protocols);
+    tls.key_log = Arc::new(session::SecretsTap);
     Ok(tls)
 }
 

@@ -17,26 +17,33 @@ use quinn_proto::crypto::{
 use quinn_proto::transport_parameters::TransportParameters;
 use quinn_proto::{ConnectionId, Side, TransportError, TransportErrorCode};
 use rustls::quic::{KeyChange, ServerConnection, Version};
-use rustls::{AlertDescription, HandshakeKind, KeyLog, ServerConfig};
+use rustls::{AlertDescription, HandshakeKind, KeyLog};
 
-use super::QUIC_VERSION_1;
 use super::clients;
 use super::keys::{self, NextPhase};
+use super::{LiveTls, QUIC_VERSION_1};
 
 /// `quinn_proto::crypto::ServerConfig` whose sessions need little memory once their handshake is over.
 pub(super) struct LeanServer {
-    tls: Arc<ServerConfig>,
+    tls: Arc<LiveTls>,
+    /// Application protocols, as clients may ask for them.
+    protocols: Vec<Vec<u8>>,
     /// What needs no session: Retry tags.
     stateless: QuicServerConfig,
 }
 
 impl LeanServer {
-    /// Takes over the key log of `tls`, which must be for TLS 1.3 and have the suite of Initial packets, AES-128-GCM.
-    pub(super) fn new(mut tls: ServerConfig) -> Self {
-        tls.key_log = Arc::new(SecretsTap);
-        let tls = Arc::new(tls);
-        let stateless = QuicServerConfig::try_from(tls.clone()).expect("bug: no AES-128-GCM");
-        Self { tls, stateless }
+    /// `tls` must be for TLS 1.3, have the suite of Initial packets, AES-128-GCM, and log its secrets to
+    /// [`SecretsTap`].
+    pub(super) fn new(tls: Arc<LiveTls>) -> Self {
+        let current = tls.current();
+        let protocols = current.alpn_protocols.clone();
+        let stateless = QuicServerConfig::try_from(current).expect("bug: no AES-128-GCM");
+        Self {
+            tls,
+            protocols,
+            stateless,
+        }
     }
 }
 
@@ -82,7 +89,7 @@ thread_local! {
 /// Receives the traffic secrets from rustls, which gives them away in no other form: its own keys hide theirs. They
 /// stay within this module.
 #[derive(Debug)]
-struct SecretsTap;
+pub(super) struct SecretsTap;
 
 impl KeyLog for SecretsTap {
     fn log(&self, label: &str, _client_random: &[u8], secret: &[u8]) {
@@ -122,7 +129,7 @@ struct LeanSession {
 
 impl LeanSession {
     fn new(server: Arc<LeanServer>, transport_parameters: Vec<u8>) -> Self {
-        let tls = ServerConnection::new(server.tls.clone(), Version::V1, transport_parameters)
+        let tls = ServerConnection::new(server.tls.current(), Version::V1, transport_parameters)
             .expect("bug: the configuration is for TLS 1.3 with QUIC suites, which is all that is checked");
         Self {
             tls: Some(Box::new(tls)),
@@ -166,8 +173,7 @@ impl LeanSession {
         self.server_name = tls.server_name().map(Into::into);
         let place = |protocol| {
             self.server
-                .tls
-                .alpn_protocols
+                .protocols
                 .iter()
                 .position(|known| known == protocol)
         };
@@ -203,7 +209,7 @@ impl Session for LeanSession {
         if !self.negotiated {
             return None;
         }
-        let protocols = &self.server.tls.alpn_protocols;
+        let protocols = &self.server.protocols;
         Some(Box::new(HandshakeData {
             protocol: self
                 .protocol
@@ -336,7 +342,7 @@ mod tests {
     use rustls::quic::ClientConnection;
 
     use super::super::tests::{client_tls, identity};
-    use super::super::{QuicSettings, TicketStore, tls_config};
+    use super::super::{QuicSettings, TicketStore, quic_tls_config};
     use super::*;
 
     /// A session after its handshake, and what its client has.
@@ -355,8 +361,8 @@ mod tests {
             ..QuicSettings::default()
         };
         let tickets = Arc::new(TicketStore::new(16));
-        let tls = tls_config(&identity, None, &settings, &tickets).unwrap();
-        (Arc::new(LeanServer::new(tls)), roots)
+        let tls = quic_tls_config(&identity, None, &settings, &tickets).unwrap();
+        (Arc::new(LeanServer::new(LiveTls::new(tls))), roots)
     }
 
     /// Passes messages between a client of rustls and a session until neither has any more.

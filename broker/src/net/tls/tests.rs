@@ -80,9 +80,14 @@ fn client(tls: rustls::ClientConfig) -> ClientConfig {
     ))
 }
 
-fn pair(identity: &TlsIdentity, settings: &QuicSettings) -> Pair {
+fn server(identity: &TlsIdentity, settings: &QuicSettings) -> ServerConfig {
     let tickets = Arc::new(TicketStore::new(16));
-    let server = quic_server_config(identity, None, settings, &tickets, token_key()).unwrap();
+    let tls = quic_tls_config(identity, None, settings, &tickets).unwrap();
+    quic_server_config(&LiveTls::new(tls), settings, token_key())
+}
+
+fn pair(identity: &TlsIdentity, settings: &QuicSettings) -> Pair {
+    let server = server(identity, settings);
     Pair::new(quic_endpoint_config(settings, reset_key()).unwrap(), server)
 }
 
@@ -146,8 +151,7 @@ fn early_data_comes_before_the_handshake_is_complete() {
 fn early_data_is_read_once_whichever_worker_gets_it_again() {
     let (identity, roots) = identity("replay");
     let settings = QuicSettings::default();
-    let tickets = Arc::new(TicketStore::new(16));
-    let server = quic_server_config(&identity, None, &settings, &tickets, token_key()).unwrap();
+    let server = server(&identity, &settings);
     let endpoint = quic_endpoint_config(&settings, reset_key()).unwrap();
     let mut pair = Pair::new(endpoint.clone(), server.clone());
     let config = early_client(roots);

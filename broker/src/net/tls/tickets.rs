@@ -178,7 +178,8 @@ mod tests {
         let threads: Vec<_> = (0..4)
             .map(|_| {
                 let store = Arc::clone(&store);
-                let used = move || (0..500).filter(|n| store.take_at(&ticket(*n), now).is_some());
+                let used =
+                    move || (0..500).filter(move |n| store.take_at(&ticket(*n), now).is_some());
                 std::thread::spawn(move || used().count())
             })
             .collect();
