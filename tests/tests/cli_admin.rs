@@ -48,6 +48,7 @@ fn the_peers_credentials_are_checked() {
         server: Arc::new(|| serde_json::json!({})),
         control: Arc::new(|_| Err("nothing here".to_owned())),
         drain: Arc::new(|_| {}),
+        reload: Arc::new(|| Err("nothing here".to_owned())),
     };
     let admin = Admin::bind(&AdminSettings {
         socket: socket.clone(),

@@ -117,7 +117,9 @@ fn over_tls(broker: &Broker, name: &str) -> Shown {
     let connection = connection.expect("a configuration");
     let mut stream = rustls::StreamOwned::new(connection, streams::tcp(broker.tls()));
     // PINGREQ before CONNECT: the broker closes, after the handshake.
-    stream.write_all(&[0xc0, 0]).expect("the handshake completes");
+    stream
+        .write_all(&[0xc0, 0])
+        .expect("the handshake completes");
     let _closed = stream.read(&mut [0; 16]);
     watching.shown()
 }
@@ -136,7 +138,9 @@ fn over_quic(broker: &Broker, name: &str) -> Shown {
         let config = quinn::ClientConfig::new(Arc::new(crypto.expect("TLS 1.3")));
         let connecting = endpoint.connect_with(config, broker.quic(), name);
         let connection = tokio::time::timeout(PATIENCE, connecting.expect("an address")).await;
-        let connection = connection.expect("in time").expect("the handshake completes");
+        let connection = connection
+            .expect("in time")
+            .expect("the handshake completes");
         connection.close(0u32.into(), b"");
     });
     watching.shown()
@@ -160,13 +164,15 @@ fn both_in_one(folder: &Path, file: &str, names: &[&str]) -> PathBuf {
 #[test]
 fn the_name_that_is_asked_for_chooses_the_certificate() {
     let folder = tempfile::tempdir().expect("a folder");
-    let one = both_in_one(folder.path(), "one.pem", &["one.example", "*.fleet.example"]);
+    let one = both_in_one(
+        folder.path(),
+        "one.pem",
+        &["one.example", "*.fleet.example"],
+    );
     let two = both_in_one(folder.path(), "two.pem", &["two.example"]);
     fs::write(folder.path().join("two.pem.ocsp"), OCSP).expect("a file");
     let broker = Broker::start(&format!("[tls]\nmore_certificates = [{one:?}, {two:?}]"));
-    let default = broker
-        .ca_certificate()
-        .with_file_name(certificate::CHAIN);
+    let default = broker.ca_certificate().with_file_name(certificate::CHAIN);
     for (name, file) in [
         ("one.example", &one),
         ("a.fleet.example", &one),
@@ -174,7 +180,11 @@ fn the_name_that_is_asked_for_chooses_the_certificate() {
         ("localhost", &default),
         ("three.example", &default),
     ] {
-        let ocsp = if file == &two { OCSP.to_vec() } else { Vec::new() };
+        let ocsp = if file == &two {
+            OCSP.to_vec()
+        } else {
+            Vec::new()
+        };
         let certificate = der(file);
         let expected = Shown { certificate, ocsp };
         assert_eq!(over_tls(&broker, name), expected, "TLS: {name}");

@@ -16,6 +16,7 @@ use crate::{
     conns::{PAUSED_CONNECTING, State},
     counters::{add, sub},
     hub::Hub,
+    keep_alive::silence,
     options::Options,
     session::{NEVER, PendingWill},
     slots::{Handle, Slot, WaitingTakeover},
@@ -524,38 +525,6 @@ impl Session {
             flow.sent = 0;
         }
         requested_s
-    }
-}
-
-struct KeepAlive {
-    silence_ms: u64,
-    /// Server Keep Alive, if it isn't what the client asked for \[MQTT-3.2.2-22\].
-    server_s: Option<u16>,
-}
-
-/// One and a half times the Keep Alive \[MQTT-3.1.2-22\], or the ceiling.
-fn silence(connect: &Connect, limits: &CoreLimits) -> KeepAlive {
-    let (ceiling_s, max_s) = (limits.idle_ceiling_s, limits.keep_alive_max_s);
-    let ceiling_ms = u64::from(ceiling_s) * 1_000;
-    let asked_ms = u64::from(connect.keep_alive_s) * 1_500;
-    if connect.version != Version::V5 {
-        let silence_ms = if asked_ms == 0 { ceiling_ms } else { asked_ms };
-        return KeepAlive {
-            silence_ms,
-            server_s: None,
-        };
-    }
-    if asked_ms != 0 && asked_ms <= ceiling_ms && connect.keep_alive_s <= max_s {
-        return KeepAlive {
-            silence_ms: asked_ms,
-            server_s: None,
-        };
-    }
-    let below_ceiling_s = u16::try_from(ceiling_s.saturating_mul(2) / 3).unwrap_or(u16::MAX);
-    let server_s = below_ceiling_s.min(max_s).max(1);
-    KeepAlive {
-        silence_ms: u64::from(server_s) * 1_500,
-        server_s: Some(server_s),
     }
 }
 

@@ -35,6 +35,7 @@ mod early;
 mod env;
 mod hub;
 mod io;
+mod keep_alive;
 mod limits;
 mod message;
 mod options;

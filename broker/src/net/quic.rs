@@ -3,11 +3,12 @@
 //! MQTT runs on the first client-initiated bidirectional stream, the control stream. Its end is
 //! the end of the connection.
 
+pub mod error_code;
 pub mod guard;
 
 use crate::{
     kernel::PenaltyOrder,
-    limits::{Admission, Limit},
+    limits::{Admission, Limit, Permit},
     mesh::ForeignDatagram,
     metrics::{Transport, WorkerMetrics},
     net::{
@@ -22,6 +23,7 @@ use crate::{
     },
 };
 use bytes::{Bytes, BytesMut};
+use error_code::application_error;
 use guard::{Guard, Record};
 use headgate_codec::ReasonCode;
 use headgate_core::{ClientCertificate, ConnId};
@@ -45,30 +47,6 @@ const LINGER: Duration = Duration::from_secs(1);
 /// The control stream: the first that the client opens.
 fn control_stream() -> StreamId {
     StreamId::new(Side::Client, Dir::Bi, 0)
-}
-
-/// Application error codes on CONNECTION_CLOSE, as the field has them.
-pub mod error_code {
-    /// Normal end.
-    pub const NORMAL: u32 = 0;
-    /// The control stream went down, or MQTT ended with an error.
-    pub const CONTROL_STREAM_DOWN: u32 = 1;
-    /// The server has no room.
-    pub const OVERLOADED: u32 = 2;
-}
-
-fn application_error(reason: ReasonCode) -> u32 {
-    match reason {
-        ReasonCode::SUCCESS | ReasonCode::SERVER_SHUTTING_DOWN | ReasonCode::SESSION_TAKEN_OVER => {
-            error_code::NORMAL
-        }
-        ReasonCode::SERVER_BUSY
-        | ReasonCode::SERVER_UNAVAILABLE
-        | ReasonCode::QUOTA_EXCEEDED
-        | ReasonCode::MESSAGE_RATE_TOO_HIGH
-        | ReasonCode::CONNECTION_RATE_EXCEEDED => error_code::OVERLOADED,
-        _ => error_code::CONTROL_STREAM_DOWN,
-    }
 }
 
 /// A QUIC connection.
@@ -274,6 +252,58 @@ impl QuicSide {
         }
     }
 
+    /// The connection back, if its client need not prove its address first.
+    fn validated(
+        &mut self,
+        incoming: Incoming,
+        metrics: &WorkerMetrics,
+        clock: Clock,
+    ) -> Option<Incoming> {
+        if incoming.remote_address_validated() {
+            return Some(incoming);
+        }
+        // Whoever has seen a connection ID of ours opens nothing with it: a client's first one is its own.
+        if self.guard.is_ours(incoming.orig_dst_cid()) {
+            metrics.initials_to_own_cids.inc();
+            self.endpoint.ignore(incoming);
+            return None;
+        }
+        if !self.guard.retry.asks(clock.now) || !incoming.may_retry() {
+            return Some(incoming);
+        }
+        if let Ok(retry) = self.endpoint.retry(incoming, &mut self.buffer) {
+            metrics.retries.inc();
+            self.send.push(&retry, &self.buffer);
+        }
+        self.guard.discard();
+        None
+    }
+
+    /// Holds a client that wants to connect against the limits; one that may not is answered, or ignored.
+    fn admitted(
+        &mut self,
+        incoming: Incoming,
+        admission: &Arc<Admission>,
+        metrics: &WorkerMetrics,
+        clock: Clock,
+    ) -> Option<(Incoming, Permit)> {
+        let source = incoming.remote_address().ip().to_canonical();
+        let limit = match admission.admit(source, clock.now) {
+            Ok(permit) => return Some((incoming, permit)),
+            Err(limit) => limit,
+        };
+        metrics.refused[limit].inc();
+        if matches!(limit, Limit::HandshakesPerSecond | Limit::Denied) {
+            // The client repeats its Initial: silence delays it, an answer turns it away. Who is denied is
+            // not even told that there is a broker.
+            self.endpoint.ignore(incoming);
+        } else {
+            let refusal = self.endpoint.refuse(incoming, &mut self.buffer);
+            self.send.push(&refusal, &self.buffer);
+        }
+        None
+    }
+
     fn incoming(
         &mut self,
         incoming: Incoming,
@@ -289,37 +319,8 @@ impl QuicSide {
             self.send.push(&refusal, &self.buffer);
             return None;
         }
-        if !incoming.remote_address_validated() {
-            // Whoever has seen a connection ID of ours opens nothing with it: a client's first one is its own.
-            if self.guard.is_ours(incoming.orig_dst_cid()) {
-                metrics.initials_to_own_cids.inc();
-                self.endpoint.ignore(incoming);
-                return None;
-            }
-            if self.guard.retry.asks(clock.now) && incoming.may_retry() {
-                if let Ok(retry) = self.endpoint.retry(incoming, &mut self.buffer) {
-                    metrics.retries.inc();
-                    self.send.push(&retry, &self.buffer);
-                }
-                self.guard.discard();
-                return None;
-            }
-        }
-        let permit = match admission.admit(peer.ip().to_canonical(), clock.now) {
-            Ok(permit) => permit,
-            Err(limit) => {
-                metrics.refused[limit].inc();
-                if matches!(limit, Limit::HandshakesPerSecond | Limit::Denied) {
-                    // The client repeats its Initial: silence delays it, an answer turns it away. Who is denied is
-                    // not even told that there is a broker.
-                    self.endpoint.ignore(incoming);
-                } else {
-                    let refusal = self.endpoint.refuse(incoming, &mut self.buffer);
-                    self.send.push(&refusal, &self.buffer);
-                }
-                return None;
-            }
-        };
+        let incoming = self.validated(incoming, metrics, clock)?;
+        let (incoming, permit) = self.admitted(incoming, admission, metrics, clock)?;
         metrics.handshakes[Transport::Quic].inc();
         self.guard.discard();
         match self

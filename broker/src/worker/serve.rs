@@ -5,8 +5,8 @@ use super::{
     Clock, Worker,
     conns::{Conn, Link, Outbox, PREFETCH_AHEAD},
 };
-use crate::lists::Offence;
 use crate::limits::Limit;
+use crate::lists::Offence;
 use crate::net::{
     quic::{Progress, QuicSide, error_code},
     tcp::{End, TcpSide},
