@@ -96,55 +96,26 @@ pub fn endpoint(socket: UdpSocket) -> Result<quinn::Endpoint, Error> {
     Ok(endpoint)
 }
 
-/// A session on the control stream of one QUIC connection.
-pub struct Client {
-    /// The connection.
-    pub connection: quinn::Connection,
-    send: quinn::SendStream,
-    recv: quinn::RecvStream,
+/// A bidirectional stream with MQTT 5.0 on it.
+pub struct Stream {
+    /// Client to server.
+    pub send: quinn::SendStream,
+    /// Server to client.
+    pub recv: quinn::RecvStream,
     input: BytesMut,
-    next_id: u16,
 }
 
-impl Client {
-    /// Connects and waits for CONNACK with reason 0.
-    pub async fn connect(
-        endpoint: &quinn::Endpoint,
-        server: SocketAddr,
-        id: &str,
-    ) -> Result<Self, Error> {
-        let connection = endpoint.connect(server, "localhost")?.await?;
+impl Stream {
+    /// Opens the connection's next stream.
+    pub async fn open(connection: &quinn::Connection) -> Result<Self, Error> {
         let (send, recv) = connection.open_bi().await?;
-        let mut client = Self {
-            connection,
-            send,
-            recv,
-            input: BytesMut::new(),
-            next_id: 1,
-        };
-        client
-            .send(&Packet::Connect(Box::new(Connect {
-                version: Version::V5,
-                clean_start: true,
-                keep_alive_s: 60,
-                client_id: Text::from(id),
-                will: None,
-                user_name: None,
-                password: None,
-                properties: ConnectProperties::default(),
-            })))
-            .await?;
-        match client.receive().await? {
-            Packet::ConnAck(ack) if ack.reason == ReasonCode::SUCCESS => Ok(client),
-            other => Err(format!("expected CONNACK, got {other:?}").into()),
-        }
+        let input = BytesMut::new();
+        Ok(Self { send, recv, input })
     }
 
     /// Sends a packet.
     pub async fn send(&mut self, packet: &Packet) -> Result<(), Error> {
-        let mut bytes = BytesMut::new();
-        encode(packet, Version::V5, &mut bytes);
-        self.send.write_all(&bytes).await?;
+        self.send.write_all(&encoded(packet)).await?;
         Ok(())
     }
 
@@ -159,25 +130,127 @@ impl Client {
             }
             match self.recv.read_chunk(64 * 1024, true).await? {
                 Some(chunk) => self.input.extend_from_slice(&chunk.bytes),
-                None => return Err("the server ended the control stream".into()),
+                None => return Err("the server ended the stream".into()),
             }
         }
+    }
+}
+
+/// A packet of MQTT 5.0 on the wire.
+pub fn encoded(packet: &Packet) -> Bytes {
+    let mut bytes = BytesMut::new();
+    encode(packet, Version::V5, &mut bytes);
+    bytes.freeze()
+}
+
+/// A PUBLISH.
+pub fn publish(topic: &str, packet_id: Option<u16>, payload: &[u8]) -> Packet {
+    let packet_id = packet_id.and_then(PacketId::new);
+    Packet::Publish(Publish {
+        dup: false,
+        qos: packet_id.map_or(QoS::AtMostOnce, |_| QoS::AtLeastOnce),
+        retain: false,
+        topic: Text::from(topic),
+        packet_id,
+        properties: None,
+        payload: Bytes::copy_from_slice(payload),
+    })
+}
+
+/// A SUBSCRIBE to one filter.
+pub fn subscribe(packet_id: u16, filter: &str, qos: QoS) -> Subscribe {
+    let options = SubscriptionOptions {
+        qos,
+        ..SubscriptionOptions::default()
+    };
+    Subscribe {
+        packet_id: PacketId::new(packet_id).unwrap_or(PacketId::MIN),
+        subscription_id: None,
+        user_properties: Vec::new(),
+        filters: vec![(Text::from(filter), options)],
+    }
+}
+
+/// A PUBACK.
+pub fn puback(packet_id: PacketId) -> Packet {
+    Packet::PubAck(Ack {
+        packet_id,
+        reason: ReasonCode::SUCCESS,
+        properties: None,
+    })
+}
+
+/// A CONNECT with Clean Start.
+pub fn connect(id: &str) -> Connect {
+    Connect {
+        version: Version::V5,
+        clean_start: true,
+        keep_alive_s: 60,
+        client_id: Text::from(id),
+        will: None,
+        user_name: None,
+        password: None,
+        properties: ConnectProperties::default(),
+    }
+}
+
+/// A session on the control stream of one QUIC connection.
+pub struct Client {
+    /// The connection.
+    pub connection: quinn::Connection,
+    /// Its first stream.
+    pub control: Stream,
+    next_id: u16,
+}
+
+impl Client {
+    /// Connects and waits for CONNACK with reason 0.
+    pub async fn connect(
+        endpoint: &quinn::Endpoint,
+        server: SocketAddr,
+        id: &str,
+    ) -> Result<Self, Error> {
+        Self::connect_with(endpoint, server, connect(id)).await
+    }
+
+    /// The same with another CONNECT.
+    pub async fn connect_with(
+        endpoint: &quinn::Endpoint,
+        server: SocketAddr,
+        connect: Connect,
+    ) -> Result<Self, Error> {
+        let connection = endpoint.connect(server, "localhost")?.await?;
+        let mut control = Stream::open(&connection).await?;
+        control.send(&Packet::Connect(Box::new(connect))).await?;
+        match control.receive().await? {
+            Packet::ConnAck(ack) if ack.reason == ReasonCode::SUCCESS => Ok(Self {
+                connection,
+                control,
+                next_id: 1,
+            }),
+            other => Err(format!("expected CONNACK, got {other:?}").into()),
+        }
+    }
+
+    /// Opens a data stream.
+    pub async fn stream(&self) -> Result<Stream, Error> {
+        Stream::open(&self.connection).await
+    }
+
+    /// Sends a packet.
+    pub async fn send(&mut self, packet: &Packet) -> Result<(), Error> {
+        self.control.send(packet).await
+    }
+
+    /// The next packet.
+    pub async fn receive(&mut self) -> Result<Packet, Error> {
+        self.control.receive().await
     }
 
     /// Subscribes to one filter and waits for SUBACK.
     pub async fn subscribe(&mut self, filter: &str, qos: QoS) -> Result<(), Error> {
-        let packet_id = self.packet_id();
-        let options = SubscriptionOptions {
-            qos,
-            ..SubscriptionOptions::default()
-        };
-        self.send(&Packet::Subscribe(Box::new(Subscribe {
-            packet_id,
-            subscription_id: None,
-            user_properties: Vec::new(),
-            filters: vec![(Text::from(filter), options)],
-        })))
-        .await?;
+        let packet = subscribe(self.packet_id().get(), filter, qos);
+        self.send(&Packet::Subscribe(Box::new(packet))).await?;
         match self.receive().await? {
             Packet::SubAck(ack) if ack.reasons.iter().all(|r| r.0 < 0x80) => Ok(()),
             other => Err(format!("expected SUBACK, got {other:?}").into()),
@@ -201,12 +274,7 @@ impl Client {
 
     /// Acknowledges a QoS 1 PUBLISH.
     pub async fn acknowledge(&mut self, packet_id: PacketId) -> Result<(), Error> {
-        let ack = Ack {
-            packet_id,
-            reason: ReasonCode::SUCCESS,
-            properties: None,
-        };
-        self.send(&Packet::PubAck(ack)).await
+        self.send(&puback(packet_id)).await
     }
 
     fn packet_id(&mut self) -> PacketId {

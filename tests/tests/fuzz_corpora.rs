@@ -1,4 +1,4 @@
-//! Replays the corpora of the fuzz targets framing and session.
+//! Replays the corpora of the fuzz targets framing, session and streams.
 
 use headgate_tests::sim;
 use std::{fs, path::Path};
@@ -7,6 +7,8 @@ use std::{fs, path::Path};
 mod framing_check;
 #[path = "../fuzz/checks/session.rs"]
 mod session_check;
+#[path = "../fuzz/checks/streams.rs"]
+mod streams_check;
 
 fn replay(target: &str, check: fn(&[u8])) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -30,4 +32,9 @@ fn the_corpus_of_framing_passes() {
 #[test]
 fn the_corpus_of_session_passes() {
     replay("session", session_check::check);
+}
+
+#[test]
+fn the_corpus_of_streams_passes() {
+    replay("streams", streams_check::check);
 }

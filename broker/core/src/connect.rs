@@ -16,6 +16,7 @@ use crate::{
     conns::{PAUSED_CONNECTING, State},
     counters::{add, sub},
     hub::Hub,
+    lanes,
     options::Options,
     session::{NEVER, PendingWill},
     slots::{Handle, Slot, WaitingTakeover},
@@ -427,6 +428,8 @@ impl Hub {
             Some(auth) => auth.for_connack(),
             None => (None, None),
         };
+        let is_quic = c.is_quic;
+        let (datagrams, user_properties) = lanes::agree(is_quic, &connect);
         let properties = ConnAckProperties {
             session_expiry_s: (session.expiry_s != requested_s).then_some(session.expiry_s),
             receive_maximum: Some(env.limits.receive_maximum.max(1)),
@@ -437,6 +440,7 @@ impl Hub {
             server_keep_alive_s: keep_alive.server_s,
             authentication_method,
             authentication_data,
+            user_properties,
             ..ConnAckProperties::default()
         };
         let connack = Packet::ConnAck(Box::new(ConnAck {
@@ -451,6 +455,9 @@ impl Hub {
             return self.close(conn, End::Silent(ReasonCode::PACKET_TOO_LARGE), out);
         }
         session.send_bytes(bytes, out);
+        if is_quic {
+            out.push(Output::Ready { conn, datagrams });
+        }
         self.arm_conn(conn);
         self.pause(conn, PAUSED_CONNECTING, false, out);
         self.pump(slot, out);

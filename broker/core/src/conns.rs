@@ -4,7 +4,7 @@ use bytes::Bytes;
 use headgate_codec::{Packet, PacketId, ReasonCode};
 use std::collections::VecDeque;
 
-use crate::{ConnId, OpId, Time, auth::AuthState, quota::Meter};
+use crate::{ConnId, DataStream, OpId, Time, auth::AuthState, quota::Meter};
 
 /// What a connection is to the core.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -47,6 +47,8 @@ pub(crate) struct Conn {
     pub(crate) paused: u8,
     /// Quota class of its client, as the authentication or the listener says; 0 = the default one.
     pub(crate) quota_class: u8,
+    /// It has data streams, and maybe datagrams.
+    pub(crate) is_quic: bool,
     /// Serial of the next acknowledgement.
     pub(crate) ack_serial: u32,
     #[expect(
@@ -85,6 +87,8 @@ pub(crate) struct PendingAck {
     pub(crate) remote: u8,
     /// One of them couldn't.
     pub(crate) failed: bool,
+    /// Where it leaves; `None` = the control stream.
+    pub(crate) stream: Option<DataStream>,
     pub(crate) body: AckBody,
 }
 
@@ -96,6 +100,10 @@ pub(crate) enum AckBody {
     PubComp(PacketId, ReasonCode),
     /// SUBACK or UNSUBACK, encoded.
     Other(Box<Bytes>),
+    /// The end of our side of a data stream.
+    EndOfStream,
+    /// It has left ahead of those of other streams; its place counts.
+    Left,
 }
 
 /// All connections of a worker.

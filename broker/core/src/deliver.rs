@@ -4,7 +4,7 @@ use headgate_codec::{Ack, Packet, PacketId, PublishTemplate, QoS, ReasonCode, Te
 use std::sync::Arc;
 
 use crate::{
-    ConnId, Frame, Output, Record, Retained, Session,
+    ConnId, DataStream, Frame, Output, Record, Retained, Session,
     counters::add,
     env::Env,
     message::{self, Fanout, Message},
@@ -31,11 +31,12 @@ impl Session {
         if qos == QoS::AtMostOnce
             && !options.has(Options::HAS_ID)
             && let Some(conn) = self.conn
-            && self.takes_qos0(env)
+            && self.lanes.is_none()
+            && self.takes_qos0(env, None)
         {
             let topic = fan.topic();
             let template = fan.template(self.version, qos, retain);
-            return self.send_qos0(env, conn, (template, topic), out);
+            return self.send_qos0(env, (conn, None), (template, topic), out);
         }
         self.deliver_otherwise(env, fan, (options, group), (qos, retain), out);
     }
@@ -53,6 +54,9 @@ impl Session {
             return false;
         };
         self.resend(env, &mut flow, conn, out);
+        if self.lanes.is_some() {
+            self.send_lost_again(env, &mut flow, conn, out);
+        }
         self.drain(env, &mut flow, conn, out);
         let more = self.replay(env, &mut flow, conn, retained, out);
         self.flow = Some(flow);
@@ -70,13 +74,14 @@ impl Session {
     ) -> Option<()> {
         let flow = self.flow.as_mut()?;
         let entry = flow.remove_inflight(flow.position(packet_id)?)?;
+        self.note_done(packet_id);
         self.forget(env, entry.queued, out);
         Some(())
     }
 
-    fn takes_qos0(&self, env: &Env) -> bool {
-        self.unsent < env.limits.send_buffer_bytes
-            && self.flow.as_ref().is_none_or(|f| f.queue_qos0.is_empty())
+    fn takes_qos0(&self, env: &Env, stream: Option<DataStream>) -> bool {
+        let flow = self.flow.as_ref();
+        self.is_open(env, stream) && flow.is_none_or(|f| self.is_clear(&f.queue_qos0, stream))
     }
 
     /// Sends a message with QoS 0, once and without DUP \[MQTT-4.3.1-1\].
@@ -84,29 +89,42 @@ impl Session {
     fn send_qos0(
         &mut self,
         env: &mut Env,
-        conn: ConnId,
+        (conn, stream): (ConnId, Option<DataStream>),
         (template, topic): (&PublishTemplate, &Text),
         out: &mut Vec<Output>,
     ) {
         if self.is_too_large(env, template.head.len()) {
             return;
         }
-        let aliased = match self.alias_max {
-            0 => None,
-            _ => self.aliased(template, topic, None),
+        let aliased = match (self.alias_max, stream) {
+            (1.., None) => self.aliased(template, topic, None),
+            _ => None,
         };
         let frame = aliased.unwrap_or_else(|| Frame::Bytes(template.head.clone()));
         add(&mut env.counters.publish_out_qos0, 1);
-        self.send_frame(env, conn, frame, out);
+        self.send_frame(env, (conn, stream), frame, out);
     }
 
     #[inline]
-    fn send_frame(&mut self, env: &mut Env, conn: ConnId, frame: Frame, out: &mut Vec<Output>) {
+    fn send_frame(
+        &mut self,
+        env: &mut Env,
+        (conn, stream): (ConnId, Option<DataStream>),
+        frame: Frame,
+        out: &mut Vec<Output>,
+    ) {
         let len = frame.encoded_len();
         add(&mut env.counters.packets_out, 1);
-        self.unsent += len as u32;
         add(&mut env.counters.publish_out_bytes, len as u64);
-        out.push(Output::Send { conn, frame });
+        self.count_unsent(stream, len as u32);
+        out.push(match stream {
+            None => Output::Send { conn, frame },
+            Some(stream) => Output::SendData {
+                conn,
+                stream,
+                frame,
+            },
+        });
     }
 
     /// \[MQTT-3.1.2-24\] \[MQTT-3.1.2-25\]
@@ -132,24 +150,33 @@ impl Session {
         } else {
             None
         };
+        let way = self.way(fan.topic());
+        let stream = way.stream;
         if qos == QoS::AtMostOnce {
             let Some(conn) = self.conn else {
                 add(&mut env.counters.dropped_offline, 1);
                 return;
             };
-            if self.takes_qos0(env) {
-                let template = message::encode(
-                    fan.message(),
-                    self.version,
-                    (qos, retain),
-                    ids_of(&ids),
-                    env.now,
-                );
-                return self.send_qos0(env, conn, (&template, fan.topic()), out);
+            if way.datagram || self.takes_qos0(env, stream) {
+                let template = match &ids {
+                    None => fan.template(self.version, qos, retain).clone(),
+                    Some(ids) => {
+                        let kind = (qos, retain);
+                        message::encode(fan.message(), self.version, kind, ids, env.now)
+                    }
+                };
+                if !way.datagram {
+                    let packet = (&template, fan.topic());
+                    return self.send_qos0(env, (conn, stream), packet, out);
+                }
+                if !self.is_too_large(env, template.head.len()) {
+                    self.send_datagram(env, (conn, stream), template.head, out);
+                }
+                return;
             }
         }
         let message = Arc::clone(fan.message());
-        if !self.has_room(env, &message, qos) {
+        if !self.has_room(env, stream, &message, qos) {
             return;
         }
         let queued = self.record(env, &message, qos, out);
@@ -162,6 +189,7 @@ impl Session {
                 ids,
                 queued,
                 group,
+                stream,
                 qos,
                 retain,
             },
@@ -203,10 +231,12 @@ impl Session {
         let mut flow = self.flow.take().unwrap_or_default();
         flow.bytes += waiting.message.cost();
         match (self.conn, template) {
-            (Some(conn), Some(template)) if self.takes_now(env, &flow) => {
+            (Some(conn), Some(template)) if self.takes_now(env, &flow, waiting.stream) => {
                 self.send_first(env, &mut flow, conn, waiting, template, out);
             }
-            (Some(conn), None) if waiting.qos != QoS::AtMostOnce && self.takes_now(env, &flow) => {
+            (Some(conn), None)
+                if waiting.qos != QoS::AtMostOnce && self.takes_now(env, &flow, waiting.stream) =>
+            {
                 self.encode_and_send(env, &mut flow, conn, waiting, out);
             }
             _ => {
@@ -274,7 +304,8 @@ impl Session {
                     (options, group),
                     out,
                 );
-            } else if self.has_room(env, &message, qos) {
+            } else if self.has_room(env, None, &message, qos) {
+                let stream = self.way(&message.topic).stream;
                 let ids = if options.has(Options::HAS_ID) {
                     self.matching_ids(&message.topic, group)
                 } else {
@@ -288,6 +319,7 @@ impl Session {
                         ids,
                         queued,
                         group,
+                        stream,
                         qos,
                         retain,
                     },
@@ -302,20 +334,28 @@ impl Session {
 
     /// Room for one more message. The oldest are kept: a full queue drops what arrives, so that
     /// what a client gets after a pause has no holes before its end.
-    fn has_room(&self, env: &mut Env, message: &Message, qos: QoS) -> bool {
+    fn has_room(
+        &self,
+        env: &mut Env,
+        stream: Option<DataStream>,
+        message: &Message,
+        qos: QoS,
+    ) -> bool {
         let waiting = self
             .flow
             .as_ref()
             .map_or((0, 0), |f| (f.waiting(), f.bytes));
         env.fits(self.quota_class, waiting, message, qos)
+            && self.has_share(env, stream, message, qos)
     }
 
     /// A message with QoS > 0 may be sent without overtaking another \[MQTT-3.3.4-9\] \[MQTT-4.9.0-2\].
-    fn takes_now(&self, env: &Env, flow: &Flow) -> bool {
-        flow.queue.is_empty()
+    fn takes_now(&self, env: &Env, flow: &Flow, stream: Option<DataStream>) -> bool {
+        self.is_clear(&flow.queue, stream)
             && flow.sent == flow.inflight.len()
             && flow.inflight.len() < usize::from(self.send_quota)
-            && self.unsent < env.limits.send_buffer_bytes
+            && self.is_open(env, stream)
+            && self.has_quota(stream)
     }
 
     pub(crate) fn encode_and_send(
@@ -352,13 +392,14 @@ impl Session {
             ids,
             queued,
             group,
+            stream,
             qos,
             retain,
         } = waiting;
         let cost = message.cost();
         if qos == QoS::AtMostOnce {
             flow.bytes -= cost;
-            return self.send_qos0(env, conn, (template, &message.topic), out);
+            return self.send_qos0(env, (conn, stream), (template, &message.topic), out);
         }
         let len = template.encoded_len();
         if template.head.is_empty() || self.is_too_large(env, len) {
@@ -384,27 +425,29 @@ impl Session {
             retain,
         });
         flow.sent += 1;
+        self.note_sent(stream, packet_id);
         // [MQTT-4.3.2-2] [MQTT-4.3.3-2] [MQTT-3.3.1-3]
         self.send_publish(
             env,
-            conn,
+            (conn, stream),
             (template, &message.topic),
             (packet_id, false),
             out,
         );
     }
 
-    fn send_publish(
+    pub(crate) fn send_publish(
         &mut self,
         env: &mut Env,
-        conn: ConnId,
+        (conn, stream): (ConnId, Option<DataStream>),
         (template, topic): (&PublishTemplate, &Text),
         (packet_id, dup): (PacketId, bool),
         out: &mut Vec<Output>,
     ) {
-        let aliased = match self.alias_max {
-            0 => None,
-            _ => self.aliased(template, topic, Some((packet_id, dup))),
+        // Another stream could overtake the packet that gives a topic its alias.
+        let aliased = match (self.alias_max, stream) {
+            (1.., None) => self.aliased(template, topic, Some((packet_id, dup))),
+            _ => None,
         };
         let frame = aliased.unwrap_or_else(|| Frame::Publish {
             head: template.head.clone(),
@@ -412,7 +455,7 @@ impl Session {
             dup,
             tail: template.tail.clone(),
         });
-        self.send_frame(env, conn, frame, out);
+        self.send_frame(env, (conn, stream), frame, out);
     }
 
     /// A recorded message needs its record no more.
@@ -451,7 +494,7 @@ impl Session {
             add(&mut env.counters.publish_out_again, 1);
             self.send_publish(
                 env,
-                conn,
+                (conn, None),
                 (&template, &message.topic),
                 (packet_id, true),
                 out,
@@ -478,10 +521,7 @@ impl Session {
     }
 
     fn drain(&mut self, env: &mut Env, flow: &mut Flow, conn: ConnId, out: &mut Vec<Output>) {
-        while self.unsent < env.limits.send_buffer_bytes {
-            let Some(waiting) = flow.next(usize::from(self.send_quota)) else {
-                return;
-            };
+        while let Some(waiting) = flow.next(self, env) {
             // [MQTT-3.3.2-5]
             if waiting.message.is_expired(env.now) {
                 add(&mut env.counters.dropped_expired, 1);

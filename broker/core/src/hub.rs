@@ -8,7 +8,7 @@ use std::{
 };
 
 use crate::{
-    ConnId, CoreConfig, OpId, Output, Peer, Receipt, Shared, WorkerSlot,
+    ConnId, CoreConfig, DataStream, OpId, Output, Peer, Receipt, Shared, Transport, WorkerSlot,
     auth::AuthState,
     close::{DueWill, End},
     connect::Claim,
@@ -41,6 +41,8 @@ pub(crate) struct Hub {
     pub(crate) ready: Vec<ConnId>,
     /// Sessions whose search for retained messages goes on with the next timeout.
     pub(crate) backlog: VecDeque<Handle>,
+    /// The data stream of the packet that is being handled; `None` = the control stream.
+    pub(crate) stream: Option<DataStream>,
     pub(crate) fired: Vec<TimerKey>,
     pub(crate) next_epoch: u32,
     pub(crate) sessions_made: u64,
@@ -72,6 +74,7 @@ impl Hub {
             left_behind: Vec::new(),
             ready: Vec::new(),
             backlog: VecDeque::new(),
+            stream: None,
             fired: Vec::new(),
             next_epoch: 1 + (u32::from(incarnation) << 20),
             sessions_made: 0,
@@ -89,6 +92,7 @@ impl Hub {
             self.close(former, End::Lost, out);
         }
         let c = self.conns.open(conn, self.env.now);
+        c.is_quic = peer.transport == Transport::Quic;
         c.auth = peer.certificate.map(AuthState::certified);
         c.quota_class = self.config.listener_classes[peer.transport as usize];
         add(&mut self.env.counters.connections, 1);

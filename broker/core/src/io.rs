@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use headgate_codec::{AliasedPublish, Packet, PacketId, ReasonCode, Text};
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, num::NonZeroU32, sync::Arc};
 
 use crate::{AuthResult, AuthStep, QuotaLimits, Session, message::Message};
 
@@ -37,6 +37,11 @@ pub struct ConnId {
     /// Grows each time that the place is reused.
     pub generation: u32,
 }
+
+/// A data stream of a QUIC connection: a bidirectional stream that the client has opened beside its control stream,
+/// by its number among these (RFC 9000 §2.1: the stream ID divided by 4). 0 is the control stream, and none of these.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DataStream(pub NonZeroU32);
 
 /// A session for as long as it lives, wherever it moves: unique over nodes and restarts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -119,6 +124,31 @@ pub enum Input {
         /// The packet.
         packet: Packet,
     },
+    /// A packet arrived on a data stream; after [`Output::Ready`].
+    DataPacket {
+        /// On which connection.
+        conn: ConnId,
+        /// On which of its data streams.
+        stream: DataStream,
+        /// The packet.
+        packet: Packet,
+    },
+    /// A packet arrived in a datagram (RFC 9221) of a connection; after [`Output::Ready`].
+    Datagram {
+        /// On which connection.
+        conn: ConnId,
+        /// The packet.
+        packet: Packet,
+    },
+    /// A data stream has ended, in one way or the other.
+    DataEnded {
+        /// Which connection.
+        conn: ConnId,
+        /// Which of its data streams.
+        stream: DataStream,
+        /// How.
+        how: DataEnd,
+    },
     /// The bytes of a connection stopped being MQTT; nothing more will come from it.
     Malformed {
         /// Which connection.
@@ -136,6 +166,15 @@ pub enum Input {
     Flushed {
         /// Which connection.
         conn: ConnId,
+        /// How many bytes.
+        bytes: u32,
+    },
+    /// The same for a data stream, and for datagrams that stand for its bytes, whatever became of them.
+    DataFlushed {
+        /// Which connection.
+        conn: ConnId,
+        /// Which of its data streams.
+        stream: DataStream,
         /// How many bytes.
         bytes: u32,
     },
@@ -218,6 +257,48 @@ pub enum Output {
         /// What.
         frame: Frame,
     },
+    /// CONNACK with success was sent: data streams may be read from now on.
+    Ready {
+        /// Which connection.
+        conn: ConnId,
+        /// Datagrams of the client as well.
+        datagrams: bool,
+    },
+    /// Append to what a data stream sends. A stream that is gone sends nothing.
+    SendData {
+        /// Which connection.
+        conn: ConnId,
+        /// Which of its data streams.
+        stream: DataStream,
+        /// What.
+        frame: Frame,
+    },
+    /// Send a PUBLISH in a datagram, if it fits into one; otherwise as Send or SendData do. It counts for the
+    /// stream's bytes in either case.
+    SendDatagram {
+        /// Which connection.
+        conn: ConnId,
+        /// The data stream that stands in; `None` = the control stream.
+        stream: Option<DataStream>,
+        /// A whole PUBLISH with QoS 0 and without Topic Alias.
+        publish: Bytes,
+    },
+    /// End a data stream once everything sent so far has left.
+    EndData {
+        /// Which connection.
+        conn: ConnId,
+        /// Which of its data streams.
+        stream: DataStream,
+    },
+    /// Reset a data stream in both directions, because of what came on it. No [`Input::DataEnded`] is needed.
+    ResetData {
+        /// Which connection.
+        conn: ConnId,
+        /// Which of its data streams.
+        stream: DataStream,
+        /// Why: the application error code of RESET_STREAM and STOP_SENDING.
+        reason: ReasonCode,
+    },
     /// Close the connection once everything sent so far has left.
     Close {
         /// Which connection.
@@ -284,6 +365,17 @@ pub enum Output {
         /// Its quota class; `None` = the penalty is over.
         class: Option<u8>,
     },
+}
+
+/// How a data stream ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DataEnd {
+    /// The client has ended its side: nothing more comes on it. It can still be sent on.
+    Received,
+    /// After [`Output::EndData`] everything that was sent on it has arrived. It is over.
+    Delivered,
+    /// The client has reset it or doesn't read it any more. What was sent on it may be lost.
+    Lost,
 }
 
 /// Bytes for a connection.

@@ -34,6 +34,7 @@ mod drain;
 mod env;
 mod hub;
 mod io;
+mod lanes;
 mod limits;
 mod message;
 mod options;
@@ -57,6 +58,7 @@ use std::sync::Arc;
 pub use auth::{AuthResult, AuthStep, Credentials, Granted, Identity};
 pub use counters::Counters;
 pub use io::*;
+pub use lanes::DATAGRAMS;
 pub use limits::{CoreConfig, CoreLimits, RetainedLimits};
 pub use message::Message;
 pub use quota::{AboveQuota, QUOTA_CLASSES_MAX, QuotaLimits};
@@ -158,6 +160,20 @@ impl Core {
         self.hub.env.now = now;
         match input {
             Input::Packet { conn, packet } => self.on_packet(conn, packet, out),
+            Input::DataPacket {
+                conn,
+                stream,
+                packet,
+            } => self.on_data_packet((conn, stream), packet, out),
+            Input::DataFlushed {
+                conn,
+                stream,
+                bytes,
+            } => self.hub.data_flushed((conn, stream), bytes, out),
+            Input::DataEnded { conn, stream, how } => {
+                self.hub.on_data_ended((conn, stream), how, out)
+            }
+            Input::Datagram { conn, packet } => self.on_datagram(conn, &packet, out),
             Input::Flushed { conn, bytes } => self.hub.flushed(conn, bytes, out),
             Input::Mesh { from, message } => self.on_mesh(from, message, out),
             Input::Completed(Completion::Persisted { up_to }) => self.hub.on_persisted(up_to, out),
@@ -257,7 +273,7 @@ impl Core {
 
 impl Hub {
     /// Any packet but PUBLISH, on a connection with a session.
-    fn on_session_packet(
+    pub(crate) fn on_session_packet(
         &mut self,
         conn: ConnId,
         slot: u32,

@@ -294,15 +294,18 @@ impl Hub {
             None => ReasonCode::PACKET_IDENTIFIER_NOT_FOUND,
         };
         // [MQTT-4.3.3-4]
-        session.send(
-            &mut self.env,
-            &Packet::PubRel(Ack {
-                packet_id,
-                reason,
-                properties: None,
-            }),
-            out,
-        );
+        let pubrel = Packet::PubRel(Ack {
+            packet_id,
+            reason,
+            properties: None,
+        });
+        match self.stream {
+            None => session.send(&mut self.env, &pubrel, out),
+            Some(_) => {
+                let bytes = self.env.encode(&pubrel, session.version);
+                session.send_on(self.stream, bytes, out);
+            }
+        }
         self.check_unsent(conn, slot, out);
     }
 
@@ -321,6 +324,7 @@ impl Hub {
             return self.protocol_error(conn, ReasonCode::PROTOCOL_ERROR, out);
         }
         flow.remove_inflight(position);
+        session.note_done(ack.packet_id);
         session.persist(
             &mut self.env,
             Record::Completed {

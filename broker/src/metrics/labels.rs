@@ -125,7 +125,11 @@ label! {
     DatagramDrop = "reason" {
         /// The ring to the worker that owns it was full.
         MeshFull = "mesh_full",
-        /// The kernel refused to send it.
+        /// The kernel, or QUIC, refused to send it.
         SendFailed = "send_failed",
+        /// A PUBLISH in a datagram (RFC 9221): as many bytes wait for the network as may.
+        SendBufferFull = "send_buffer_full",
+        /// A datagram (RFC 9221) of a client that has not asked for them in CONNECT.
+        NotAskedFor = "not_asked_for",
     }
 }

@@ -1,7 +1,11 @@
 //! QUIC connections of one worker: quinn-proto driven directly.
 //!
 //! MQTT runs on the first client-initiated bidirectional stream, the control stream. Its end is
-//! the end of the connection.
+//! the end of the connection. Further ones are data streams.
+
+mod data;
+
+pub use data::{Arrived, DataLimits, DataStreams, STREAMS_AT_FIRST};
 
 use crate::{
     limits::{Admission, Limit},
@@ -81,6 +85,14 @@ pub struct QuicLink {
     linger: Option<Instant>,
     /// Handshake confirmed (counted).
     connected: bool,
+    /// The session is up: data streams may be read.
+    ready: bool,
+    /// The client opens streams too fast.
+    refused: bool,
+    /// The connection's receive window, as far as it was raised, bytes.
+    receive_window: u32,
+    /// Data streams and datagrams, if the client uses them.
+    data: Option<Box<DataStreams>>,
 }
 
 impl QuicLink {
@@ -120,6 +132,7 @@ pub struct QuicSide {
     buffer: Vec<u8>,
     /// Small frames of one connection, joined.
     joined: Vec<u8>,
+    data_limits: DataLimits,
     accepting: bool,
 }
 
@@ -160,7 +173,7 @@ impl<'a> From<Datagram<'a>> for Arrival<'a> {
 
 impl QuicSide {
     /// Sends through the worker's socket of the reuseport group.
-    pub fn new(endpoint: Endpoint, socket: Arc<UdpSocket>) -> Self {
+    pub fn new(endpoint: Endpoint, socket: Arc<UdpSocket>, data_limits: DataLimits) -> Self {
         Self {
             endpoint,
             socket,
@@ -169,6 +182,7 @@ impl QuicSide {
             arrivals: VecDeque::new(),
             buffer: Vec::with_capacity(64 * 1024),
             joined: Vec::with_capacity(64 * 1024),
+            data_limits,
             accepting: true,
         }
     }
@@ -279,6 +293,10 @@ impl QuicSide {
                     blocked: false,
                     linger: None,
                     connected: false,
+                    ready: false,
+                    refused: false,
+                    receive_window: 0,
+                    data: None,
                 };
                 let id = conns.insert(|id| Conn {
                     id,
@@ -324,7 +342,7 @@ impl QuicSide {
                     metrics.connections_opened[Transport::Quic].inc();
                 }
                 Event::Stream(StreamEvent::Opened { dir: Dir::Bi }) => {
-                    self.accept_streams(link, metrics)
+                    self.accept_streams(link, metrics);
                 }
                 Event::Stream(StreamEvent::Readable { id }) if id == control_stream() => {
                     link.readable = true;
@@ -339,6 +357,11 @@ impl QuicSide {
                 Event::Stream(StreamEvent::Stopped { id, .. }) if id == control_stream() => {
                     progress = Progress::Lost;
                 }
+                Event::Stream(StreamEvent::Readable { id }) => link.data_readable(id),
+                Event::Stream(StreamEvent::Writable { id }) => link.data_writable(id),
+                Event::Stream(StreamEvent::Finished { id }) => link.data_finished(id),
+                Event::Stream(StreamEvent::Stopped { id, .. }) => link.data_stopped(id),
+                Event::DatagramReceived => link.datagram_arrived(),
                 Event::ConnectionLost { reason } => {
                     tracing::debug!(%reason, "connection lost");
                     if !link.connected {
@@ -351,21 +374,6 @@ impl QuicSide {
         }
         self.endpoint_events(link);
         progress
-    }
-
-    fn accept_streams(&mut self, link: &mut QuicLink, metrics: &WorkerMetrics) {
-        while let Some(id) = link.connection.streams().accept(Dir::Bi) {
-            if id == control_stream() {
-                link.control = true;
-                link.readable = true;
-            } else {
-                // Data streams are not served yet; say so on the stream and nowhere else.
-                metrics.refused[Limit::StreamsPerConnection].inc();
-                let code = VarInt::from_u32(error_code::CONTROL_STREAM_DOWN);
-                let _already_gone = link.connection.recv_stream(id).stop(code);
-                let _already_gone = link.connection.send_stream(id).reset(code);
-            }
-        }
     }
 
     fn endpoint_events(&mut self, link: &mut QuicLink) {
@@ -404,7 +412,19 @@ impl QuicSide {
         if !link.control || link.blocked || outbox.is_empty() {
             return Ok(0);
         }
-        let mut stream = link.connection.send_stream(control_stream());
+        let (taken, open) = self.write_to(&mut link.connection, control_stream(), outbox)?;
+        link.blocked = !open;
+        Ok(taken)
+    }
+
+    /// Gives a stream what waits for it: how many bytes it has taken, and whether it takes more.
+    fn write_to(
+        &mut self,
+        connection: &mut Connection,
+        id: StreamId,
+        outbox: &mut Outbox,
+    ) -> Result<(usize, bool), StreamEnd> {
+        let mut stream = connection.send_stream(id);
         let mut taken = 0;
         let mut write = |bytes: Bytes, rest: &mut Bytes| -> Result<bool, StreamEnd> {
             let length = bytes.len();
@@ -444,8 +464,7 @@ impl QuicSide {
             };
             outbox.frames.clear();
         }
-        link.blocked = !open;
-        Ok(taken)
+        Ok((taken, open))
     }
 
     /// Ends a connection for `reason` once all that was written has been acknowledged.
@@ -528,6 +547,6 @@ impl QuicSide {
     }
 }
 
-/// The control stream has ended.
+/// A stream has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StreamEnd;

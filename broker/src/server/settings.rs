@@ -6,6 +6,7 @@ use crate::{
     limits::AdmissionLimits,
     net::{
         cid::CidGenerator,
+        quic::{DataLimits, STREAMS_AT_FIRST},
         tcp::TcpSettings,
         tls::{self, ClientAuthorities, QuicSettings, TlsError, TlsIdentity},
     },
@@ -174,6 +175,16 @@ pub(super) fn tcp(config: &Config, tls: &TlsParts) -> Result<TcpSettings, TlsErr
     })
 }
 
+/// What data streams may have.
+pub(super) fn data_limits(config: &Config) -> DataLimits {
+    DataLimits {
+        streams_max: u32::from(config.limits.streams_per_connection),
+        opens_per_second: config.limits.stream_opens_per_second,
+        send_buffer_bytes: config.limits.send_buffer_bytes,
+        stream_window_bytes: QuicSettings::default().stream_receive_window_bytes,
+    }
+}
+
 impl QuicParts {
     /// `None` without an identity.
     pub fn new(config: &Config, keys: &Keys, tls: &TlsParts) -> Result<Option<Self>, TlsError> {
@@ -181,7 +192,9 @@ impl QuicParts {
             return Ok(None);
         };
         let settings = QuicSettings {
-            bidi_streams_max: u32::from(config.limits.streams_per_connection),
+            // The rest of the credit comes with the first data stream.
+            bidi_streams_max: u32::from(config.limits.streams_per_connection).min(STREAMS_AT_FIRST),
+            datagram_buffer_bytes: config.limits.datagram_buffer_bytes,
             idle_timeout_ms_max: config.mqtt.idle_ceiling_s * 1_000,
             ..QuicSettings::default()
         };

@@ -161,6 +161,7 @@ impl Workshop {
             tcp_settings: self.tcp.clone(),
             connect_timeout: Duration::from_secs(self.config.mqtt.connect_timeout_s.into()),
             packet_bytes_max: self.config.limits.packet_bytes_max,
+            data_limits: settings::data_limits(&self.config),
             control: Arc::clone(self.control(slot)),
         })
     }

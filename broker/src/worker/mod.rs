@@ -5,6 +5,7 @@
 //! that something happened to; then one flush of everything that leaves.
 
 pub mod conns;
+mod data;
 mod open;
 pub(crate) mod prefetch;
 mod publish;
@@ -18,7 +19,7 @@ use crate::{
     mesh::{ForeignDatagram, Mesh, Post},
     metrics::{DatagramDrop, WorkerMetrics},
     net::{
-        quic::{Arrival, QuicSide},
+        quic::{Arrival, DataLimits, QuicSide},
         tcp::{Bound, TcpSettings, TcpSide},
         timer::Wheel,
         udp::{RecvBatch, UdpSocket},
@@ -28,7 +29,7 @@ use crate::{
 use bytes::Bytes;
 use conns::{Conns, Link};
 use headgate_common::route::Router;
-use headgate_core::{ConnId, Core, Input, Time, WorkerSlot};
+use headgate_core::{ConnId, Core, DataStream, Input, Time, WorkerSlot};
 use mio::{Events, Interest, Poll, Token, unix::SourceFd};
 use std::{
     io,
@@ -156,6 +157,8 @@ pub struct Parts {
     /// Time from accepting a connection until MQTT can flow: PROXY header, TLS or QUIC handshake,
     /// WebSocket upgrade.
     pub connect_timeout: Duration,
+    /// What data streams of QUIC may have.
+    pub data_limits: DataLimits,
     /// Packets above this are refused, bytes.
     pub packet_bytes_max: u32,
     /// The supervisor's word.
@@ -215,6 +218,8 @@ pub struct Worker {
     /// Connections that used up their budget: served in the next turn.
     again: Vec<u32>,
     due: Vec<u32>,
+    /// Bytes of data streams and datagrams that one connection has got rid of.
+    flushed: Vec<(Option<DataStream>, u32)>,
     opened: Vec<ConnId>,
     published_at: Instant,
     published: publish::Published,
@@ -234,7 +239,11 @@ impl Worker {
                     Interest::READABLE,
                 )?;
                 (
-                    Some(QuicSide::new(endpoint, Arc::clone(&socket))),
+                    Some(QuicSide::new(
+                        endpoint,
+                        Arc::clone(&socket),
+                        parts.data_limits,
+                    )),
                     Some((recv, socket)),
                 )
             }
@@ -276,6 +285,7 @@ impl Worker {
             serving: Vec::new(),
             again: Vec::new(),
             due: Vec::new(),
+            flushed: Vec::new(),
             opened: Vec::new(),
             published_at: parts.start,
             published: publish::Published::default(),

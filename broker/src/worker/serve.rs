@@ -14,7 +14,7 @@ use headgate_core::Input;
 use std::time::Duration;
 
 /// Packets taken from one connection before the others have their turn.
-const PACKETS_PER_SERVE: usize = 1024;
+pub(super) const PACKETS_PER_SERVE: usize = 1024;
 /// Bytes taken from a stream at a time.
 const READ_BYTES: usize = 64 * 1024;
 
@@ -88,9 +88,11 @@ impl Worker {
                 return;
             }
         }
-        match self.read(index, clock) {
-            Reading::Done => {}
-            Reading::Again => self.again.push(index),
+        let reading = self.read(index, clock);
+        let more = self.read_data(index, clock);
+        match reading {
+            Reading::Done if !more => {}
+            Reading::Done | Reading::Again => self.again.push(index),
             Reading::Closed => self.left(index, ReasonCode::SUCCESS, clock),
             Reading::Ended => {
                 if let Some(Conn {
@@ -178,6 +180,7 @@ impl Worker {
 
     /// Gives the transport what waits, lets it send, and arms its timer.
     fn flush(&mut self, index: u32, clock: Clock) {
+        self.flush_data(index, clock);
         let Some(conn) = self.conns.at(index) else {
             return;
         };

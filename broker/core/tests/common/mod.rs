@@ -44,6 +44,8 @@ pub struct Wire {
     pub unflushed: u32,
     pub connected: bool,
     pub gone: bool,
+    /// Data streams may be used, and whether datagrams may.
+    pub ready: Option<bool>,
 }
 
 struct Node {
@@ -71,6 +73,10 @@ pub struct World {
     pub asked: VecDeque<auth::Asked>,
     /// Penalties that were put on connections and taken off, in their order.
     pub penalties: Vec<(usize, ConnId, Option<u8>)>,
+    /// What was done with data streams and datagrams, in order.
+    pub data: Vec<Output>,
+    /// What carries the connections that are opened.
+    pub transport: Transport,
 }
 
 impl World {
@@ -107,6 +113,8 @@ impl World {
             persisted: 0,
             asked: VecDeque::new(),
             penalties: Vec::new(),
+            data: Vec::new(),
+            transport: Transport::Tcp,
         }
     }
 
@@ -137,6 +145,15 @@ impl World {
                     wire.closed = Some(reason);
                 }
             }
+            Output::Ready { conn, datagrams } => {
+                if let Some(wire) = self.wire(worker, conn) {
+                    wire.ready = Some(datagrams);
+                }
+            }
+            Output::SendData { .. }
+            | Output::SendDatagram { .. }
+            | Output::EndData { .. }
+            | Output::ResetData { .. } => self.data.push(output),
             Output::Read { conn, enabled } => {
                 if let Some(wire) = self.wire(worker, conn) {
                     wire.reading = enabled;
@@ -395,10 +412,11 @@ impl World {
             unflushed: 0,
             connected: false,
             gone: false,
+            ready: None,
         });
         let peer = Peer {
             address: ([192, 0, 2, 1], 7).into(),
-            transport: Transport::Tcp,
+            transport: self.transport,
             certificate,
         };
         self.handle(worker, Input::Opened { conn, peer });
