@@ -1,5 +1,8 @@
 //! Rows of `cargo xtask bench`.
 
+use std::time::Duration;
+
+use nix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 
 /// One measured figure.
@@ -82,4 +85,14 @@ pub fn print(rows: &[Row]) {
         "{}",
         serde_json::to_string_pretty(rows).expect("rows are plain data")
     );
+}
+
+/// CPU time of this thread so far.
+///
+/// # Panics
+/// If the system has no such clock: never, Linux has it.
+pub fn cpu() -> Duration {
+    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID)
+        .expect("every Linux has this clock")
+        .into()
 }

@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 use crate::setup::{self, ebpf};
+use crate::test::BINARY;
 use crate::{build_ebpf, paths, shell};
 
 /// What `cargo xtask bench` takes.
@@ -112,6 +113,8 @@ fn measure(program: &str) -> Result<Vec<Value>> {
             .join(format!("bench_{program}")),
     )
     .current_dir(paths::root())
+    // What was built with it: a program would build another one, with other features.
+    .env(BINARY, paths::target().join("release/headgate"))
     .stdin(Stdio::null())
     .stderr(Stdio::inherit())
     .output()

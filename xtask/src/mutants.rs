@@ -178,7 +178,7 @@ fn cargo_mutants(program: &PathBuf) -> Command {
         .arg("mutants")
         .current_dir(paths::root())
         .env("CARGO_INCREMENTAL", "1")
-        // Nobody debugs them, and they are many programs.
+        // Nobody debugs them, and they are many programs: what counts is how soon they are built.
         .env("CARGO_PROFILE_DEV_DEBUG", "0")
         // The mutants are built in a copy of the sources, which has a target folder of its own.
         .env_remove("CARGO_TARGET_DIR");
@@ -212,7 +212,9 @@ fn install() -> Result<PathBuf> {
     println!("installing cargo-mutants {CARGO_MUTANTS} into the target folder");
     let mut cargo = shell::clean_cargo(&paths::root());
     cargo
-        .args(["install", "cargo-mutants", "--locked"])
+        // It waits for compilers and tests most of the time: building it fast matters more than its own speed.
+        .args(["install", "cargo-mutants", "--locked", "--debug"])
+        .env("CARGO_PROFILE_DEV_DEBUG", "0")
         .args(["--version", CARGO_MUTANTS, "--root"])
         .arg(paths::tools());
     shell::must(

@@ -11,8 +11,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use headgate_codec::{Packet, PacketId, Publish, PublishProperties, QoS, Text, Version};
-use headgate_tests::bench::{self, Row};
-use nix::time::{ClockId, clock_gettime};
+use headgate_tests::bench::{self, Row, cpu};
 use rumqttc::v5::mqttbytes as rumqttc_bytes;
 
 const TOPIC: &str = "site/17/sensor/42/temperature";
@@ -253,11 +252,4 @@ fn take_turns(count: usize, mut codecs: [&mut dyn FnMut(); CODECS.len()]) -> Fig
         }
     }
     best.map(|best| best.as_nanos() as f64 / (count * CHUNKS_PER_ROUND) as f64)
-}
-
-/// CPU time of this thread so far.
-fn cpu() -> Duration {
-    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID)
-        .expect("every Linux has this clock")
-        .into()
 }

@@ -20,8 +20,7 @@ use headgate_core::{
     Completion, ConnId, Core, CoreConfig, Frame, Input, OpId, Output, Peer, RetainedLimits, Shared,
     Time, Transport, WorkerSlot,
 };
-use headgate_tests::bench::{self, Row};
-use nix::time::{ClockId, clock_gettime};
+use headgate_tests::bench::{self, Row, cpu};
 
 const PASSES: usize = 9;
 const BATCH: usize = 256;
@@ -59,13 +58,6 @@ unsafe impl GlobalAlloc for Counting {
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
-
-/// CPU time of this thread so far.
-fn cpu() -> Duration {
-    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID)
-        .expect("every Linux has this clock")
-        .into()
-}
 
 /// One worker's core, with directory and storage that answer at once.
 struct Bench {

@@ -9,9 +9,8 @@ use std::hint::black_box;
 use std::sync::atomic::{AtomicIsize, Ordering};
 use std::time::Duration;
 
-use headgate_tests::bench::{self, Row};
+use headgate_tests::bench::{self, Row, cpu};
 use headgate_topics::{Cache, Subscriber, Table};
-use nix::time::{ClockId, clock_gettime};
 
 const SUBSCRIPTIONS: u64 = 1_000_000;
 const TOPICS: usize = 100_000;
@@ -51,13 +50,6 @@ unsafe impl GlobalAlloc for Counting {
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
-
-/// CPU time of this thread so far.
-fn cpu() -> Duration {
-    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID)
-        .expect("every Linux has this clock")
-        .into()
-}
 
 /// Pseudo-random numbers, always the same (splitmix64).
 struct Random(u64);

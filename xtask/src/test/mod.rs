@@ -21,7 +21,7 @@ use tally::Tally;
 /// What `cargo xtask test` takes.
 #[derive(clap::Args)]
 pub struct Options {
-    /// Also the long runs: each fuzz target for a minute, property tests with many more cases, a sample of mutants
+    /// Also the long runs: each fuzz target for a minute, property tests with many more cases, ten times the simulation's seeds
     #[arg(long)]
     full: bool,
 }
@@ -58,6 +58,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     session.prepare()?;
     session.checks()?;
     session.tests()?;
+    session.mutants();
     if options.full {
         session.long_runs()?;
     }
@@ -184,7 +185,6 @@ impl Session {
         test.args(["test", "-p", "headgate-tests", "--test", "simulation"])
             .env(SIMULATION_SEEDS, SIMULATION_SEEDS_FULL);
         self.cargo_test("simulation", &mut test)?;
-        self.mutants();
         for outcome in fuzz::run()? {
             match outcome {
                 fuzz::Outcome::Passed { target, took } => {
