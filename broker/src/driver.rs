@@ -52,7 +52,7 @@ pub struct Driver {
     spools: Vec<Spool>,
     spooled: usize,
     /// Deliveries that were dropped although somebody waits for their receipt.
-    refused: Vec<(WorkerSlot, Receipt)>,
+    refused: Vec<(WorkerSlot, Receipt, u32)>,
     metrics: Arc<WorkerMetrics>,
 }
 
@@ -136,9 +136,10 @@ impl Driver {
             if self.completions.is_empty() && self.out.is_empty() && self.refused.is_empty() {
                 return;
             }
-            for (from, receipt) in std::mem::take(&mut self.refused) {
+            for (from, receipt, weight) in std::mem::take(&mut self.refused) {
                 let message = CoreMessage::Stored {
                     receipt,
+                    weight,
                     stored: false,
                 };
                 self.core
@@ -186,6 +187,26 @@ impl Driver {
                 record,
             } => {
                 self.store.persist(op, session, epoch, sequence, record);
+            }
+            Output::Join { txn, weight } => self.store.join(txn, weight),
+            Output::Unjoin { txn } => self.store.unjoin(txn),
+            Output::Load {
+                op,
+                session,
+                handle,
+                after,
+                ..
+            } => {
+                let loaded = self.store.load(session, after);
+                let failed = loaded.is_none();
+                let (messages, more) = loaded.unwrap_or_default();
+                self.completions.push(Completion::Loaded {
+                    op,
+                    handle,
+                    messages,
+                    more,
+                    failed,
+                });
             }
             Output::Claim {
                 op,
@@ -242,10 +263,14 @@ impl Driver {
     /// A delivery that is dropped here answers for its receiver, so that the publisher's
     /// acknowledgement does not wait for ever.
     fn refuse(&mut self, by: WorkerSlot, post: Post) {
-        if let Post::Core(CoreMessage::Deliver(delivery)) = post
-            && let Some(receipt) = delivery.receipt
-        {
-            self.refused.push((by, receipt));
+        let Post::Core(CoreMessage::Deliver(delivery)) = post else {
+            return;
+        };
+        if let Some(txn) = delivery.txn {
+            self.store.unjoin(txn);
+        }
+        if let Some(receipt) = delivery.receipt {
+            self.refused.push((by, receipt, delivery.weight));
         }
     }
 

@@ -36,7 +36,7 @@ pub(crate) struct DueWill {
     pub(crate) publisher: Handle,
     pub(crate) session: SessionId,
     pub(crate) epoch: u32,
-    pub(crate) sequence: u64,
+    pub(crate) is_recorded: bool,
 }
 
 impl Hub {
@@ -65,7 +65,7 @@ impl Hub {
                 }
                 self.disconnected(slot, end, out);
             }
-            State::Connecting(slot) => self.abandon(slot),
+            State::Connecting(slot) => self.abandon(conn, slot, out),
             State::New | State::Authenticating | State::Free => {}
         }
         match (end, said) {
@@ -153,14 +153,7 @@ impl Hub {
         self.count_session_gone(&session);
         // Without any record there is nothing to end in the store.
         if session.sequence > 0 {
-            session.sequence += 1;
-            self.env.persist(
-                session.id,
-                session.epoch,
-                session.sequence,
-                Record::SessionEnded,
-                out,
-            );
+            session.put(&mut self.env, Record::SessionEnded, out);
         }
         if release {
             let owner = self.owner(slot, session.epoch);
@@ -217,11 +210,22 @@ impl Hub {
         // A client that comes back at once keeps its messages, and in a shutdown everybody goes.
         let stays = end == (End::TakenOver { resumed: true }) || self.is_shut_down;
         self.leave_group(slot, (expiry_s == 0, stays), out);
+        if expiry_s > 0
+            && let Some(session) = self.slots.session(slot)
+        {
+            session.record_closed(&mut self.env, out);
+            if let Some(flow) = session.flow.as_mut().filter(|_| self.env.limits.spills)
+                && session.share.is_none()
+            {
+                flow.spill_all();
+            }
+        }
         if expiry_s == 0 {
             let release = !matches!(end, End::TakenOver { .. });
             self.end_session(slot, release, out);
         } else {
             self.arm_slot(slot);
+            self.slots.park_later(slot);
         }
     }
 
@@ -242,13 +246,12 @@ impl Hub {
         let Some(pending) = session.will.take() else {
             return;
         };
-        session.sequence += 1;
         self.wills.push(DueWill {
             will: pending.will,
             publisher: session.handle,
             session: session.id,
             epoch: session.epoch,
-            sequence: session.sequence,
+            is_recorded: session.is_recorded,
         });
     }
 
@@ -317,7 +320,8 @@ impl Hub {
                     .and_then(|w| w.at)
                     .is_some_and(|at| at <= now);
                 let fence = session.fence.as_ref().is_some_and(|f| f.until <= now);
-                (will, fence, offline && session.expires_at <= now)
+                let expired = offline && session.expires_at <= now;
+                (will, fence, expired && session.pending.is_none())
             }
             Some(Slot::Moved(forward)) if forward.until <= now => {
                 self.slots.remove(index);
@@ -328,6 +332,9 @@ impl Hub {
         };
         if will_due {
             self.publish_will(index);
+            if let Some(session) = self.slots.session(index) {
+                session.persist(&mut self.env, Record::WillGone, out);
+            }
         }
         if fence_late {
             self.lift_fence(index, out);
@@ -336,12 +343,13 @@ impl Hub {
             && self
                 .slots
                 .session(index)
-                .is_some_and(|s| s.handle == handle && s.conn.is_none())
+                .is_some_and(|s| s.handle == handle && s.conn.is_none() && s.pending.is_none())
         {
             add(&mut self.env.counters.sessions_expired, 1);
             return self.end_session(index, true, out);
         }
         self.arm_slot(index);
+        self.slots.park_later(index);
     }
 
     /// Arms the connection's timer, if none fires early enough.

@@ -11,10 +11,12 @@ use headgate_codec::{
 use std::sync::atomic::Ordering;
 
 use crate::{
-    ConnId, CoreLimits, Mesh, Output, Owner, Session, SessionId, Shared, Takeover, WorkerSlot,
+    ConnId, CoreLimits, Mesh, OpId, Output, Owner, Record, Session, SessionId, Shared,
+    StorageState, Takeover, WorkerSlot,
     close::End,
     conns::{PAUSED_CONNECTING, State},
     counters::{add, sub},
+    env::Waiter,
     hub::Hub,
     keep_alive::silence,
     options::Options,
@@ -36,7 +38,17 @@ pub(crate) struct Claim {
     pub(crate) asked: Option<WorkerSlot>,
 }
 
+/// A connection that gets a session, once it is recorded that it has it.
+#[derive(Debug)]
+pub(crate) struct PendingConnack {
+    acquire: Acquire,
+    /// The session was there before.
+    present: bool,
+    op: OpId,
+}
+
 /// A CONNECT that is being completed.
+#[derive(Debug)]
 pub(crate) struct Acquire {
     pub(crate) client_id: Text,
     /// The owner that is or will be claimed.
@@ -52,6 +64,12 @@ pub(crate) struct Acquire {
     pub(crate) unconfirmed: bool,
     /// The next owner, which has to wait.
     pub(crate) takeover: Option<WaitingTakeover>,
+}
+
+impl PendingConnack {
+    pub(crate) fn conn(&self) -> Option<ConnId> {
+        self.acquire.conn
+    }
 }
 
 impl Hub {
@@ -74,6 +92,10 @@ impl Hub {
 
     /// It is known who the client is: a place is reserved, and the session acquired.
     pub(crate) fn admit(&mut self, conn: ConnId, mut connect: Box<Connect>, out: &mut Vec<Output>) {
+        if self.is_too_much_for_store(&connect) {
+            add(&mut self.env.counters.storage_refused_connect, 1);
+            return self.refuse(conn, connect.version, ReasonCode::QUOTA_EXCEEDED, out);
+        }
         if !self.enter_class(conn) {
             return self.refuse(conn, connect.version, ReasonCode::QUOTA_EXCEEDED, out);
         }
@@ -151,12 +173,12 @@ impl Hub {
     /// The directory has answered.
     pub(crate) fn on_claimed(
         &mut self,
-        op: crate::OpId,
+        op: OpId,
         result: Result<(), Option<Owner>>,
         out: &mut Vec<Output>,
     ) {
         let Some(Claim { slot, .. }) = self.claims.remove(&op) else {
-            return;
+            return self.on_restore_claimed(op, result.is_ok());
         };
         let Some(Slot::Acquiring(acquire)) = self.slots.get_mut(slot) else {
             return;
@@ -195,7 +217,7 @@ impl Hub {
     pub(crate) fn on_moved(
         &mut self,
         from: WorkerSlot,
-        op: crate::OpId,
+        op: OpId,
         session: Option<Box<Session>>,
         out: &mut Vec<Output>,
     ) {
@@ -214,7 +236,7 @@ impl Hub {
     }
 
     /// Nobody has the session any more: its entries in the topic table go, too.
-    fn forget_subscriptions(&self, session: &Session) {
+    pub(crate) fn forget_subscriptions(&self, session: &Session) {
         for subscription in &session.subscriptions {
             self.shared.remove(subscription, session.handle);
         }
@@ -242,6 +264,17 @@ impl Hub {
         match &connect.will {
             Some(will) if !self.is_topic_name(&will.topic) => Err(ReasonCode::TOPIC_NAME_INVALID),
             _ => Ok(()),
+        }
+    }
+
+    /// The store can't take what this CONNECT asks for. While it is full, a session that is there may go on, because its
+    /// client takes messages out of it.
+    fn is_too_much_for_store(&self, connect: &Connect) -> bool {
+        let is_recorded = Terms::of(connect, &self.env.limits).expiry_s > 0;
+        match self.env.storage {
+            StorageState::Ok => false,
+            StorageState::Full => is_recorded && connect.clean_start,
+            StorageState::Failed => is_recorded || !connect.clean_start,
         }
     }
 
@@ -275,7 +308,7 @@ impl Hub {
     }
 
     /// Asks the former owner for the session.
-    fn ask(&mut self, slot: u32, op: crate::OpId, former: Owner, out: &mut Vec<Output>) {
+    fn ask(&mut self, slot: u32, op: OpId, former: Owner, out: &mut Vec<Output>) {
         let handle = self.slots.handle(slot).0;
         let Some(Slot::Acquiring(acquire)) = self.slots.get_mut(slot) else {
             return;
@@ -322,7 +355,9 @@ impl Hub {
         let (client_id, now) = (acquire.client_id.clone(), self.env.now);
         let (expired, former) = match self.slots.owned(owner, &client_id) {
             Some(Slot::Live(s)) if s.is_persistent() => {
-                (s.conn.is_none() && s.expires_at <= now, s.conn)
+                let expired = s.conn.is_none() && s.expires_at <= now;
+                let pending = s.pending.as_ref().and_then(|p| p.acquire.conn);
+                (expired && pending.is_none(), s.conn.or(pending))
             }
             _ => return false,
         };
@@ -334,6 +369,9 @@ impl Hub {
             self.close(former, End::TakenOver { resumed: true }, out);
         }
         if let Slot::Acquiring(acquire) = self.slots.remove(slot) {
+            if let Some(c) = acquire.conn.and_then(|conn| self.conns.get(conn)) {
+                c.state = State::Connecting(owner.slot);
+            }
             self.attach(owner.slot, *acquire, true, out);
         }
         true
@@ -353,10 +391,35 @@ impl Hub {
         let takeover = acquire.takeover.take();
         let present = moved.is_some();
         match moved {
-            Some((session, from)) => self.install(slot, session, (from, acquire.owner.epoch), out),
+            Some((session, from)) => {
+                self.install(slot, session, (from, acquire.owner.epoch), out);
+                if acquire.conn.is_none()
+                    && let Some(session) = self.slots.session(slot)
+                {
+                    session.record_opened(&mut self.env, out);
+                    session.record_closed(&mut self.env, out);
+                    self.slots.park_later(slot);
+                }
+            }
             None if acquire.conn.is_none() => {
                 self.slots.remove(slot);
                 self.release(&acquire.client_id, acquire.owner, out);
+                if let Some(WaitingTakeover { from, takeover }) = takeover {
+                    self.answer(from, takeover.op, None, out);
+                }
+                return;
+            }
+            // A session that would be recorded can't begin while the store is full; what there was of the client is gone.
+            None if self.env.storage != StorageState::Ok
+                && Terms::of(&acquire.connect, &self.env.limits).expiry_s > 0 =>
+            {
+                self.slots.remove(slot);
+                self.release(&acquire.client_id, acquire.owner, out);
+                if let Some(conn) = acquire.conn {
+                    add(&mut self.env.counters.storage_refused_connect, 1);
+                    let version = acquire.connect.version;
+                    self.refuse(conn, version, ReasonCode::QUOTA_EXCEEDED, out);
+                }
                 if let Some(WaitingTakeover { from, takeover }) = takeover {
                     self.answer(from, takeover.op, None, out);
                 }
@@ -393,9 +456,48 @@ impl Hub {
         }
     }
 
+    /// Gives a session its connection: at once, or when that is recorded.
+    fn attach(&mut self, slot: u32, acquire: Acquire, present: bool, out: &mut Vec<Output>) {
+        let handle = self.slots.handle(slot);
+        let Self { env, slots, .. } = self;
+        let Some(session) = slots.session(slot) else {
+            return;
+        };
+        let terms = Terms::of(&acquire.connect, &env.limits);
+        if !session.is_recorded && terms.expiry_s == 0 {
+            return self.serve(slot, acquire, present, out);
+        }
+        let record = Record::SessionOpened {
+            client_id: session.client_id(),
+            expiry_s: terms.expiry_s,
+            version: acquire.connect.version,
+            send_quota: terms.send_quota,
+            will: acquire.connect.will.clone().map(Box::new),
+        };
+        session.put(env, record, out);
+        let op = env.last_persist;
+        session.pending = Some(Box::new(PendingConnack {
+            acquire,
+            present,
+            op,
+        }));
+        env.waiters.push_back((op, Waiter::ConnAck(handle)));
+    }
+
+    /// It is recorded who has the session.
+    pub(crate) fn confirm_pending(&mut self, handle: Handle, out: &mut Vec<Output>) {
+        let persisted = self.env.persisted;
+        let Some(Slot::Live(session)) = self.slots.by_handle(handle) else {
+            return;
+        };
+        if let Some(pending) = session.pending.take_if(|p| p.op <= persisted) {
+            self.serve(handle.slot(), pending.acquire, pending.present, out);
+        }
+    }
+
     /// Gives a session its connection and says so \[MQTT-3.1.4-5\], once \[MQTT-3.2.0-2\] and before
     /// anything else \[MQTT-3.2.0-1\].
-    fn attach(&mut self, slot: u32, acquire: Acquire, present: bool, out: &mut Vec<Output>) {
+    fn serve(&mut self, slot: u32, acquire: Acquire, present: bool, out: &mut Vec<Output>) {
         let Acquire {
             conn: Some(conn),
             connect,
@@ -420,9 +522,6 @@ impl Hub {
         let requested_s = session.begin(conn, &connect, &env.limits);
         if was_persistent != session.is_persistent() {
             repoint(session, shared, session.handle);
-        }
-        if was_persistent || session.is_persistent() {
-            session.record_opened(env, out);
         }
         c.state = State::Up(slot);
         session.quota_class = c.quota_class;
@@ -472,13 +571,9 @@ impl Session {
     /// What a CONNECT says of the session from now on. The Session Expiry Interval that was asked
     /// for, seconds.
     fn begin(&mut self, conn: ConnId, connect: &Connect, limits: &CoreLimits) -> u32 {
-        let requested_s = match (connect.version, connect.clean_start) {
-            (Version::V5, _) => connect.properties.session_expiry_s.unwrap_or(0),
-            (_, true) => 0,
-            (_, false) => u32::MAX,
-        };
-        let receive_maximum = connect.properties.receive_maximum.unwrap_or(u16::MAX);
-        self.expiry_s = requested_s.min(limits.session_expiry_max_s);
+        let terms = Terms::of(connect, limits);
+        self.expiry_s = terms.expiry_s;
+        self.is_recorded |= self.expiry_s > 0;
         self.expires_at = NEVER;
         self.conn = Some(conn);
         if let Some(state) = &self.share {
@@ -487,8 +582,7 @@ impl Session {
         self.unsent = 0;
         self.version = connect.version;
         self.packet_bytes_max = connect.properties.maximum_packet_size.unwrap_or(u32::MAX);
-        // [MQTT-4.9.0-1]
-        self.send_quota = receive_maximum.min(limits.inflight_messages).max(1);
+        self.send_quota = terms.send_quota;
         self.problem_info = connect
             .properties
             .request_problem_information
@@ -502,7 +596,32 @@ impl Session {
         if let Some(flow) = &mut self.flow {
             flow.sent = 0;
         }
-        requested_s
+        terms.requested_s
+    }
+}
+
+/// What a CONNECT asks of its session, and what it gets.
+struct Terms {
+    /// Session Expiry Interval that was asked for, seconds.
+    requested_s: u32,
+    expiry_s: u32,
+    send_quota: u16,
+}
+
+impl Terms {
+    fn of(connect: &Connect, limits: &CoreLimits) -> Self {
+        let requested_s = match (connect.version, connect.clean_start) {
+            (Version::V5, _) => connect.properties.session_expiry_s.unwrap_or(0),
+            (_, true) => 0,
+            (_, false) => u32::MAX,
+        };
+        let receive_maximum = connect.properties.receive_maximum.unwrap_or(u16::MAX);
+        Self {
+            requested_s,
+            expiry_s: requested_s.min(limits.session_expiry_max_s),
+            // [MQTT-4.9.0-1]
+            send_quota: receive_maximum.min(limits.inflight_messages).max(1),
+        }
     }
 }
 
@@ -549,20 +668,40 @@ impl Hub {
     pub(crate) fn connecting_version(&mut self, slot: u32) -> Option<Version> {
         match self.slots.get_mut(slot) {
             Some(Slot::Acquiring(acquire)) => Some(acquire.connect.version),
+            Some(Slot::Live(session)) => {
+                let pending = session.pending.as_ref()?;
+                Some(pending.acquire.connect.version)
+            }
             _ => None,
         }
     }
 
     /// The client's connection is gone while its CONNECT was being completed.
-    pub(crate) fn abandon(&mut self, slot: u32) {
-        let Some(Slot::Acquiring(acquire)) = self.slots.get_mut(slot) else {
+    pub(crate) fn abandon(&mut self, conn: ConnId, slot: u32, out: &mut Vec<Output>) {
+        let session = match self.slots.get_mut(slot) {
+            Some(Slot::Acquiring(acquire)) => {
+                acquire.conn = None;
+                // Otherwise the answer to its claim finds it.
+                if acquire.unconfirmed {
+                    self.slots.remove(slot);
+                }
+                return;
+            }
+            Some(Slot::Live(session)) => session,
+            _ => return,
+        };
+        let is_its = |p: &mut Box<PendingConnack>| p.acquire.conn == Some(conn);
+        let Some(pending) = session.pending.take_if(is_its) else {
             return;
         };
-        acquire.conn = None;
-        // Otherwise the answer to its claim finds it.
-        if acquire.unconfirmed {
-            self.slots.remove(slot);
+        if !pending.present {
+            return self.end_session(slot, true, out);
         }
+        // It stays as it was before.
+        session.record_opened(&mut self.env, out);
+        session.record_closed(&mut self.env, out);
+        self.arm_slot(slot);
+        self.slots.park_later(slot);
     }
 
     /// A session less.

@@ -86,8 +86,8 @@ pub(crate) struct HeldPackets {
 pub(crate) struct PendingAck {
     /// The last Persist that it waits for; 0 = none.
     pub(crate) op: OpId,
-    /// Other workers that haven't said that they have recorded the message.
-    pub(crate) remote: u8,
+    /// Weight of the deliveries whose receivers haven't said that they have recorded the message.
+    pub(crate) remote: u32,
     /// One of them couldn't.
     pub(crate) failed: bool,
     pub(crate) body: AckBody,
@@ -99,6 +99,7 @@ pub(crate) enum AckBody {
     PubAck(PacketId, ReasonCode),
     PubRec(PacketId, ReasonCode),
     PubComp(PacketId, ReasonCode),
+    PubRel(PacketId, ReasonCode),
     /// SUBACK or UNSUBACK, encoded.
     Other(Box<Bytes>),
 }

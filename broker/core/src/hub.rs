@@ -8,7 +8,7 @@ use std::{
 };
 
 use crate::{
-    ConnId, CoreConfig, OpId, Output, Peer, Receipt, Shared, WorkerSlot,
+    ConnId, CoreConfig, OpId, Output, Peer, Shared, Time, Txn,
     auth::AuthState,
     close::{DueWill, End},
     connect::Claim,
@@ -31,8 +31,12 @@ pub(crate) struct Hub {
     pub(crate) timers: Timers,
     /// CONNECTs that are being completed, by operation; at most one for each connection.
     pub(crate) claims: BTreeMap<OpId, Claim>,
-    /// Who waits for which Persist, in the order of operations.
-    pub(crate) waiters: VecDeque<(OpId, Waiter)>,
+    /// Claims of sessions that were restored.
+    pub(crate) restoring: BTreeMap<OpId, Handle>,
+    /// Transactions of this worker, with the last Persist of its own part.
+    pub(crate) txns: VecDeque<(OpId, Txn)>,
+    /// Queues that the store couldn't read, and when to try again.
+    pub(crate) loads_again: Vec<(Time, Handle)>,
     /// Wills to be published at the end of this input.
     pub(crate) wills: Vec<DueWill>,
     /// Messages that members of groups left to others, to be delivered at the end of this input.
@@ -49,15 +53,6 @@ pub(crate) struct Hub {
     pub(crate) draining: Option<Draining>,
 }
 
-/// What goes on when a Persist has completed.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Waiter {
-    /// Acknowledgements of a connection.
-    Conn(ConnId),
-    /// The answer to another worker's delivery.
-    Remote(WorkerSlot, Receipt),
-}
-
 impl Hub {
     pub(crate) fn new(config: CoreConfig, shared: Arc<Shared>) -> Self {
         let incarnation = config.incarnation;
@@ -67,7 +62,9 @@ impl Hub {
             conns: Conns::default(),
             timers: Timers::new(),
             claims: BTreeMap::new(),
-            waiters: VecDeque::new(),
+            restoring: BTreeMap::new(),
+            txns: VecDeque::new(),
+            loads_again: Vec::new(),
             wills: Vec::new(),
             left_behind: Vec::new(),
             ready: Vec::new(),

@@ -39,15 +39,19 @@ mod keep_alive;
 mod limits;
 mod message;
 mod options;
+mod park;
 mod publish;
 mod quota;
 mod reasons;
+mod record;
 mod replay;
+mod restore;
 mod retained;
 mod route;
 mod session;
 mod share;
 mod slots;
+mod spill;
 mod subscribe;
 mod takeover;
 mod timers;
@@ -62,6 +66,7 @@ pub use io::*;
 pub use limits::{CoreConfig, CoreLimits, RetainedLimits};
 pub use message::Message;
 pub use quota::{AboveQuota, QUOTA_CLASSES_MAX, QuotaLimits};
+pub use record::*;
 pub use retained::{Retained, RetainedFull};
 pub use session::Session;
 pub use share::ShareStrategy;
@@ -166,6 +171,15 @@ impl Core {
             Input::Completed(Completion::Claimed { op, result }) => {
                 self.hub.on_claimed(op, result, out)
             }
+            Input::Completed(Completion::Loaded {
+                op,
+                handle,
+                messages,
+                more,
+                failed,
+            }) => self
+                .hub
+                .on_loaded((op, handle), (messages, more, failed), out),
             Input::Completed(Completion::Authenticated { op, conn, result }) => {
                 self.hub.on_authenticated((op, conn), result, out)
             }
@@ -176,6 +190,7 @@ impl Core {
             Input::Timeout => {
                 self.hub.on_timeout(out);
                 self.hub.work_off_drain(out);
+                self.hub.load_again(false, out);
                 self.hub.work_off_backlog(out);
             }
             Input::WorkerGone { worker } => self.hub.on_worker_gone(worker, out),
@@ -183,6 +198,9 @@ impl Core {
             Input::Drain(drain) => self.hub.on_drain(drain, out),
             Input::Quotas(classes) => self.hub.on_quotas(classes),
             Input::Publish { topic, payload } => self.publish_own(topic, payload, out),
+            Input::Storage(state) => self.hub.on_storage(state, out),
+            Input::Restore(session) => self.hub.on_restore(session, out),
+            Input::RetainedLoaded => self.hub.on_retained_loaded(out),
         }
         if !self.hub.ready.is_empty() {
             self.take_held(out);
@@ -193,6 +211,9 @@ impl Core {
         if !self.hub.wills.is_empty() {
             self.publish_wills(out);
         }
+        if !self.hub.slots.unparked.is_empty() {
+            self.hub.park();
+        }
     }
 
     /// When [`Input::Timeout`] is due; a time that has passed = at once.
@@ -202,7 +223,9 @@ impl Core {
         }
         let drain = self.hub.draining.as_ref().map(drain::Draining::next);
         let drain = drain.filter(|at| *at != session::NEVER);
-        self.hub.timers.next().into_iter().chain(drain).min()
+        let loads = self.hub.loads_again.iter().map(|(at, _)| *at).min();
+        let timers = self.hub.timers.next().into_iter();
+        timers.chain(drain).chain(loads).min()
     }
 
     /// Who the client of a connection is; `None` before that is known.
@@ -246,7 +269,11 @@ impl Core {
             Mesh::Takeover(takeover) => self.hub.on_takeover(from, takeover, out),
             Mesh::Moved(moved) => self.hub.on_moved(from, moved.op, moved.session, out),
             Mesh::Fence(fence) => self.hub.on_fence(fence, out),
-            Mesh::Stored { receipt, stored } => self.hub.on_stored(receipt, stored, out),
+            Mesh::Stored {
+                receipt,
+                weight,
+                stored,
+            } => self.hub.on_stored(receipt, (weight, stored), out),
         }
     }
 

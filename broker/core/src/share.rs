@@ -175,6 +175,18 @@ impl Shares {
         group.pick(&read(&group.members), self.strategy)
     }
 
+    /// A message with QoS > 0 for a group may have to be recorded.
+    pub(crate) fn is_recorded(&self, group: GroupId) -> bool {
+        let groups = self.read();
+        let Some(group) = groups.by_id.get(&group) else {
+            return false;
+        };
+        read(&group.members).iter().any(|m| {
+            let options = Options(m.subscriber.options());
+            options.has(Options::PERSISTENT) && options.qos() > QoS::AtMostOnce
+        })
+    }
+
     /// Another member than `not`, for a message that it leaves behind; one that is not connected only if `any`.
     fn pick_other(&self, group: GroupId, not: Handle, any: bool) -> Option<Subscriber> {
         let groups = self.read();
@@ -277,6 +289,8 @@ pub(crate) struct LeftBehind {
     to: Subscriber,
     group: GroupId,
     message: Arc<Message>,
+    /// The member had recorded it.
+    is_recorded: bool,
 }
 
 impl Hub {
@@ -323,7 +337,12 @@ impl Hub {
                 continue;
             };
             flow.remove_inflight(index);
-            left_behind.push(LeftBehind { to, group, message });
+            left_behind.push(LeftBehind {
+                to,
+                group,
+                message,
+                is_recorded: queued != 0,
+            });
             session.forget(env, queued, out);
         }
         for queue in [&mut flow.queue, &mut flow.queue_qos0] {
@@ -337,6 +356,7 @@ impl Hub {
                     to,
                     group: waiting.group,
                     message: waiting.message,
+                    is_recorded: waiting.queued != 0,
                 });
                 session.forget(env, waiting.queued, out);
             }
@@ -348,7 +368,8 @@ impl Hub {
 impl Core {
     /// Gives what members have left behind to others.
     pub(crate) fn hand_on(&mut self, out: &mut Vec<Output>) {
-        for LeftBehind { to, group, message } in std::mem::take(&mut self.hub.left_behind) {
+        for left in std::mem::take(&mut self.hub.left_behind) {
+            let (to, message) = ((left.to, left.group), left.message);
             // [MQTT-3.3.2-5]
             if message.is_expired(self.hub.env.now) {
                 add(&mut self.hub.env.counters.dropped_expired, 1);
@@ -356,7 +377,8 @@ impl Core {
             }
             add(&mut self.hub.env.counters.shared_handed_on, 1);
             let mut fan = Fanout::of_message(&message, self.hub.env.now);
-            self.deliver_to_member(&mut fan, to, group, out);
+            // Otherwise neither would have it after a crash.
+            self.deliver_to_member(&mut fan, to, left.is_recorded, out);
         }
     }
 }

@@ -79,7 +79,14 @@ impl Hub {
             &mut self.env.counters.subscriptions,
             session.subscriptions.len() as u64,
         );
-        session.record_opened(&mut self.env, out);
+        // The same records are safe here when the next one is.
+        if let Some(flow) = &mut session.flow {
+            flow.queue.iter_mut().for_each(|w| w.op = OpId(0));
+            flow.inflight.iter_mut().for_each(|i| i.op = OpId(0));
+            if let Some(spill) = &mut flow.spill {
+                spill.loading = OpId(0);
+            }
+        }
         if from != self.config.worker {
             add(&mut self.env.counters.sessions_moved_in, 1);
             session.fence = self.send_fences(session.handle, from, out);
@@ -151,6 +158,8 @@ impl Hub {
         for op in asked {
             self.on_moved(worker, op, None, out);
         }
+        // Nor will its part of what is recorded together.
+        out.extend(self.txns.drain(..).map(|(_, txn)| Output::Unjoin { txn }));
         // Acknowledgements that wait for the worker will never leave.
         for conn in self.conns.ids() {
             let waits = |c: &mut crate::conns::Conn| {
@@ -174,6 +183,13 @@ impl Hub {
             return;
         };
         let now = self.env.now;
+        // Another connection was about to get it.
+        if let Some(conn) = session.pending.as_ref().and_then(|p| p.conn()) {
+            self.close(conn, End::TakenOver { resumed: true }, out);
+        }
+        let Some(session) = self.slots.session(slot) else {
+            return self.answer(from, takeover.op, None, out);
+        };
         let expired = session.conn.is_none() && session.expires_at <= now;
         let ends = takeover.discard || expired || !session.is_persistent();
         if let Some(conn) = session.conn {

@@ -1,7 +1,7 @@
 //! What may happen next between the parts of the world, and how it does.
 
 use headgate_codec::Packet;
-use headgate_core::{Completion, Input, WorkerSlot};
+use headgate_core::{Completion, Input, StorageState, WorkerSlot};
 use std::hash::Hash;
 
 use super::draw::Rng;
@@ -15,7 +15,16 @@ pub(super) enum Event {
     Mesh(usize, usize),
     Claim(usize),
     Answer(usize),
+    /// A commit is written.
+    Write,
+    /// What is written is safe.
+    Sync,
+    /// The disk works again.
+    Repair,
+    /// A worker learns what is safe.
     Persist(usize),
+    /// A worker gets a part of a queue.
+    Load(usize),
     Gone(usize),
     Backlog(usize),
     Up(LinkId),
@@ -53,7 +62,20 @@ impl World {
                 let answer = answers.swap_remove(rng.below(answers.len()));
                 self.feed(worker, Input::Completed(answer));
             }
-            Event::Persist(worker) => self.persist(worker, rng),
+            Event::Write => self.store.write(&self.shared.retained, rng),
+            Event::Sync => {
+                for (worker, op) in self.store.sync(rng) {
+                    self.workers[worker].safe.push_back(op);
+                }
+            }
+            Event::Repair => {
+                self.store.has_failed = false;
+                for worker in 0..self.workers.len() {
+                    self.feed(worker, Input::Storage(StorageState::Ok));
+                }
+            }
+            Event::Persist(worker) => self.persist(worker),
+            Event::Load(index) => self.load(index),
             Event::Gone(worker) => {
                 let gone = self.workers[worker].gone.remove(0);
                 self.feed(worker, Input::WorkerGone { worker: gone });
@@ -75,6 +97,7 @@ impl World {
             links,
             live,
             now,
+            store,
             ..
         } = self;
         events.clear();
@@ -89,12 +112,19 @@ impl World {
             let mut may = |can: bool, event| events.extend(can.then_some(event));
             may(!worker.claims.is_empty(), Event::Claim(i));
             may(!worker.answers.is_empty(), Event::Answer(i));
-            may(!worker.unsafe_records.is_empty(), Event::Persist(i));
+            may(!worker.safe.is_empty(), Event::Persist(i));
             may(!worker.gone.is_empty(), Event::Gone(i));
             may(
                 worker.core.next_timeout().is_some_and(|at| at <= *now),
                 Event::Backlog(i),
             );
+        }
+        let mut may = |can: bool, event| events.extend(can.then_some(event));
+        may(store.can_write(), Event::Write);
+        may(store.can_sync(), Event::Sync);
+        may(store.has_failed, Event::Repair);
+        if let Some(index) = store.answerable() {
+            may(true, Event::Load(index));
         }
         if internal {
             return;
@@ -133,11 +163,27 @@ impl World {
             .push(Completion::Claimed { op, result });
     }
 
-    /// The store finishes some records.
-    pub(super) fn persist(&mut self, worker: usize, rng: &mut Rng) {
-        let records = &mut self.workers[worker].unsafe_records;
-        let last = rng.below(records.len());
-        let Some(up_to) = records.drain(..=last).next_back() else {
+    /// A part of a queue comes from the store.
+    fn load(&mut self, index: usize) {
+        let asked = self.store.asked.remove(index);
+        let failed = self.store.has_failed;
+        let (messages, more) = match failed {
+            true => (Vec::new(), false),
+            false => self.store.read(&asked),
+        };
+        let answer = Completion::Loaded {
+            op: asked.op,
+            handle: asked.handle,
+            messages,
+            more,
+            failed,
+        };
+        self.feed(asked.worker, Input::Completed(answer));
+    }
+
+    /// A worker learns that records are safe.
+    pub(super) fn persist(&mut self, worker: usize) {
+        let Some(up_to) = self.workers[worker].safe.pop_front() else {
             return;
         };
         self.model.persisted(worker, up_to);

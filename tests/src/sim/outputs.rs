@@ -5,6 +5,7 @@ use headgate_core::{AuthResult, Completion, ConnId, Granted, Input, Mesh, Output
 use std::hash::Hash;
 
 use super::network::{LinkId, bytes_of};
+use super::store::{Asked, Kept, Unit};
 use super::world::{Claim, World};
 
 /// Outputs of one input, at most.
@@ -25,6 +26,8 @@ impl World {
             self.perform(worker, output);
         }
         self.out = out;
+        let unit = std::mem::take(&mut self.unit);
+        self.store.push(Unit { worker, ..unit });
     }
 
     /// A will shows for the first time.
@@ -67,16 +70,34 @@ impl World {
             Output::Persist {
                 op,
                 session,
+                epoch,
+                sequence,
                 record,
-                ..
             } => {
-                let records = &mut self.workers[worker].unsafe_records;
-                assert!(
-                    records.back().is_none_or(|last| *last < op),
-                    "operations count up"
-                );
-                records.push_back(op);
+                assert!(self.workers[worker].last_record < op, "operations count up");
+                self.workers[worker].last_record = op;
+                self.unit.last = Some(op);
                 self.model.persisting(worker, op, session, &record);
+                self.unit.records.push(Kept {
+                    session,
+                    epoch,
+                    sequence,
+                    record,
+                });
+            }
+            Output::Join { txn, weight } => self.unit.joins.push((txn, weight)),
+            Output::Unjoin { txn } => self.store.unjoin(txn),
+            Output::Load {
+                op,
+                session,
+                handle,
+                after,
+                messages_max,
+                bytes_max,
+            } => {
+                let limits = (messages_max, bytes_max);
+                let asked = Asked::new(worker, (op, handle), (session, after), limits);
+                self.store.ask(asked);
             }
             Output::Penalty { .. } => panic!("no class has a rate"),
             // Everybody is let in, some time.

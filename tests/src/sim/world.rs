@@ -5,7 +5,7 @@ use bytes::BytesMut;
 use headgate_codec::{Packet, Text, encode};
 use headgate_core::{
     Completion, ConnId, Core, CoreConfig, CoreLimits, Input, Mesh, OpId, Output, Owner, Peer,
-    RetainedLimits, Shared, Time, Transport, WorkerSlot,
+    RestoredSession, RetainedLimits, Shared, Time, Transport, WorkerSlot,
 };
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -19,6 +19,7 @@ use super::events::Event;
 use super::model::{Model, SessionNo};
 use super::network::{Link, LinkId};
 use super::operations::{PACKET_BYTES_MAX, Scenario};
+use super::store::{Store, Unit};
 
 /// A compare-and-set that the directory hasn't done.
 pub(super) struct Claim {
@@ -34,8 +35,9 @@ pub(super) struct Worker {
     pub(super) claims: Vec<Claim>,
     /// The directory's answers, not at the worker yet.
     pub(super) answers: Vec<Completion>,
-    /// Records that the store hasn't finished.
-    pub(super) unsafe_records: VecDeque<OpId>,
+    pub(super) last_record: OpId,
+    /// What the store has finished, not known at the worker.
+    pub(super) safe: VecDeque<OpId>,
     /// Other workers that have stopped, which this one doesn't know.
     pub(super) gone: Vec<WorkerSlot>,
 }
@@ -57,6 +59,11 @@ pub(crate) struct World {
     /// From worker to worker, in order: at `from * workers + to`.
     pub(super) mesh: Vec<VecDeque<Mesh>>,
     pub(super) by_conn: BTreeMap<(usize, u32), LinkId>,
+    pub(super) store: Store,
+    /// What the worker whose outputs are being done records.
+    pub(super) unit: Unit,
+    /// How often everything was started.
+    pub(super) starts: u32,
     pub(super) out: Vec<Output>,
     pub(super) events: Vec<Event>,
     pub(super) unsettled_ms: u64,
@@ -77,7 +84,7 @@ impl World {
         let limits = limits(scenario);
         let shared = Arc::new(Shared::new([1, 2], RetainedLimits::default()));
         let workers = (0..scenario.workers)
-            .map(|w| Worker::new(w, 0, &limits, scenario, &shared))
+            .map(|w| Worker::new(w, (0, 0), &limits, scenario, &shared))
             .collect();
         Self {
             now: Time(1_000),
@@ -94,6 +101,9 @@ impl World {
                 .map(|_| VecDeque::new())
                 .collect(),
             by_conn: BTreeMap::new(),
+            store: Store::new(scenario.syncs),
+            unit: Unit::default(),
+            starts: 0,
             out: Vec::new(),
             events: Vec::new(),
             unsettled_ms: 0,
@@ -199,6 +209,7 @@ impl World {
             count += 1;
             assert!(count < EVENTS_MAX, "it never comes to rest");
         }
+        assert!(!self.store.has_rest(), "records that never become safe");
         self.unsettled_ms = 0;
         let quiet: Vec<bool> = self
             .clients
@@ -253,12 +264,67 @@ impl World {
         self.shared.forget_worker(slot);
         let incarnation = self.workers[worker].incarnation + 1;
         let limits = limits(&self.scenario);
-        self.workers[worker] =
-            Worker::new(worker, incarnation, &limits, &self.scenario, &self.shared);
+        self.workers[worker] = Worker::new(
+            worker,
+            (incarnation, self.starts),
+            &limits,
+            &self.scenario,
+            &self.shared,
+        );
+        self.store.forget_worker(worker);
         for (other, w) in self.workers.iter_mut().enumerate() {
             if other != worker {
                 w.gone.push(slot);
             }
+        }
+    }
+
+    /// The power goes: all workers stop, all connections are gone, and everything begins anew with what the disk has
+    /// kept.
+    pub(crate) fn restart(&mut self, rng: &mut Rng) {
+        self.dropped_before += self.workers.iter().map(|w| dropped(&w.core)).sum::<u64>();
+        for &link in &self.live {
+            let l = &mut self.links[link];
+            (l.server_open, l.reading) = (false, false);
+            l.outbox.clear();
+        }
+        self.store.restart(rng);
+        self.starts += 1;
+        self.shared = Arc::new(Shared::new([1, 2], RetainedLimits::default()));
+        self.directory.clear();
+        self.mesh.iter_mut().for_each(VecDeque::clear);
+        let limits = limits(&self.scenario);
+        self.workers = (0..self.scenario.workers)
+            .map(|w| Worker::new(w, (0, self.starts), &limits, &self.scenario, &self.shared))
+            .collect();
+        self.model.now = self.now;
+        self.model.restarted(&self.store.db, self.now);
+        let retained: Vec<_> = self.store.db.retained.values().cloned().collect();
+        self.shared.retained.begin_loading();
+        let restored: Vec<RestoredSession> = self
+            .store
+            .db
+            .sessions
+            .values()
+            .map(|s| s.to_restore())
+            .collect();
+        for (i, session) in restored.into_iter().enumerate() {
+            self.note(|| format!("  restored: {session:?}"));
+            let worker = i % self.scenario.workers;
+            self.store.place(session.id, worker);
+            self.feed(worker, Input::Restore(Box::new(session)));
+            // Nobody else may claim the client before.
+            while !self.workers[worker].claims.is_empty() {
+                self.execute_claim(worker, rng);
+            }
+            while let Some(answer) = self.workers[worker].answers.pop() {
+                self.feed(worker, Input::Completed(answer));
+            }
+        }
+        self.shared.retained.restore(retained, self.now);
+        self.shared.retained.finish_loading();
+        for worker in 0..self.workers.len() {
+            self.feed(worker, Input::RetainedLoaded);
         }
     }
 
@@ -316,7 +382,7 @@ impl World {
 impl Worker {
     fn new(
         worker: usize,
-        incarnation: u8,
+        (incarnation, start): (u8, u32),
         limits: &CoreLimits,
         scenario: &Scenario,
         shared: &Arc<Shared>,
@@ -324,12 +390,14 @@ impl Worker {
         let all = (0..scenario.workers).map(|w| WorkerSlot(w as u8)).collect();
         let mut config = CoreConfig::new(WorkerSlot(worker as u8), all, [7, worker as u64]);
         (config.limits, config.incarnation) = (limits.clone(), incarnation);
+        config.epoch = start;
         Self {
             core: Core::new(config, Arc::clone(shared)),
             incarnation,
             claims: Vec::new(),
             answers: Vec::new(),
-            unsafe_records: VecDeque::new(),
+            last_record: OpId(0),
+            safe: VecDeque::new(),
             gone: Vec::new(),
         }
     }
@@ -347,6 +415,7 @@ fn limits(scenario: &Scenario) -> CoreLimits {
         receive_maximum: scenario.receive_maximum,
         inflight_messages: scenario.inflight_messages,
         topic_aliases: scenario.topic_aliases,
+        spills: scenario.spills,
         queued_messages: if scenario.tight {
             6
         } else {

@@ -11,7 +11,8 @@ use headgate_codec::{
 };
 use headgate_core::{
     ClientCertificate, Completion, ConnId, Core, CoreConfig, Counters, Frame, Input, Mesh, OpId,
-    Output, Owner, Peer, RetainedLimits, Shared, Time, Transport, WorkerSlot,
+    Output, Owner, Peer, Record, RetainedLimits, SessionId, Shared, Time, Transport, Txn,
+    WorkerSlot,
 };
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -71,6 +72,13 @@ pub struct World {
     pub asked: VecDeque<auth::Asked>,
     /// Penalties that were put on connections and taken off, in their order.
     pub penalties: Vec<(usize, ConnId, Option<u8>)>,
+    /// Parts of transactions, and those that were given up.
+    pub joined: Vec<(Txn, u32)>,
+    pub unjoined: Vec<Txn>,
+    /// Loads that the test has to answer.
+    pub loads: VecDeque<(usize, Output)>,
+    /// Every record, with its worker, session and sequence.
+    pub records: Vec<(usize, SessionId, u64, Record)>,
 }
 
 impl World {
@@ -107,6 +115,10 @@ impl World {
             persisted: 0,
             asked: VecDeque::new(),
             penalties: Vec::new(),
+            joined: Vec::new(),
+            unjoined: Vec::new(),
+            loads: VecDeque::new(),
+            records: Vec::new(),
         }
     }
 
@@ -153,11 +165,21 @@ impl World {
                     .or_default()
                     .push_back(message);
             }
-            Output::Persist { op, .. } => {
+            Output::Persist {
+                op,
+                session,
+                sequence,
+                record,
+                ..
+            } => {
                 assert!(self.nodes[worker].persist < Some(op), "operations count up");
                 self.nodes[worker].persist = Some(op);
                 self.persisted += 1;
+                self.records.push((worker, session, sequence, record));
             }
+            Output::Join { txn, weight } => self.joined.push((txn, weight)),
+            Output::Unjoin { txn } => self.unjoined.push(txn),
+            load @ Output::Load { .. } => self.loads.push_back((worker, load)),
             claim @ Output::Claim { .. } => self.nodes[worker].claims.push_back(claim),
             Output::Authenticate { op, conn, step } => self.ask(worker, (op, conn), step),
             Output::Penalty { conn, class } => self.penalties.push((worker, conn, class)),

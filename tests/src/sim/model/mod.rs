@@ -4,6 +4,7 @@
 mod acks;
 mod deliver;
 mod finish;
+mod restart;
 mod route;
 mod session;
 mod share;
@@ -38,6 +39,8 @@ pub(crate) struct Message {
     pub(crate) is_will: bool,
     /// How often the server has routed it: more than once only if its publisher had to send it again.
     pub(crate) routed: u32,
+    /// The server has acknowledged it.
+    pub(super) is_acknowledged: bool,
     /// Sessions that it was meant for, with the place in their expectations.
     meant_for: Vec<(SessionNo, usize)>,
 }
@@ -176,6 +179,8 @@ struct Conn {
     client: usize,
     worker: usize,
     phase: Phase,
+    /// The session that it has or had.
+    session: Option<SessionNo>,
     version: Version,
     connect: Option<Connect>,
     connect_at: Time,
@@ -234,6 +239,8 @@ pub(crate) struct Model {
     /// One of these had Clean Start, by client.
     clean_ghosts: Vec<bool>,
     retained: BTreeMap<&'static str, Kept>,
+    /// The message that changed a topic's retained message last.
+    last_retained: BTreeMap<&'static str, usize>,
     seq: u64,
     /// By worker.
     persisted: Vec<OpId>,
@@ -262,6 +269,7 @@ impl Model {
             ghosts: vec![0; scenario.clients],
             clean_ghosts: vec![false; scenario.clients],
             retained: BTreeMap::new(),
+            last_retained: BTreeMap::new(),
             seq: 0,
             persisted: vec![OpId(0); scenario.workers],
             queued: BTreeMap::new(),
@@ -320,6 +328,7 @@ impl Message {
             properties: None,
             is_will: false,
             routed: 0,
+            is_acknowledged: false,
             meant_for: Vec::new(),
         }
     }

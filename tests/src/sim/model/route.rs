@@ -93,6 +93,7 @@ impl Model {
     /// [MQTT-3.3.1-5] [MQTT-3.3.1-6] [MQTT-3.3.1-7]
     fn retain(&mut self, n: usize, expires_at: Option<headgate_core::Time>) {
         let (topic, is_clear) = (self.messages[n].topic, self.messages[n].payload.is_empty());
+        self.last_retained.insert(topic, n);
         match is_clear {
             true => self.retained.remove(topic),
             false => self.retained.insert(topic, Kept { n, expires_at }),

@@ -15,6 +15,7 @@ impl Model {
             client,
             worker,
             phase: Phase::New,
+            session: None,
             version,
             connect: None,
             connect_at: self.now,
@@ -183,7 +184,7 @@ impl Model {
         s.will = None;
     }
 
-    fn begin_session(&mut self, client: usize) -> SessionNo {
+    pub(super) fn begin_session(&mut self, client: usize) -> SessionNo {
         self.sessions.push(Session {
             client,
             expiry_s: 0,
@@ -225,7 +226,7 @@ impl Model {
         } = self;
         let (conn, s) = (&mut conns[link], &mut sessions[session]);
         let Some(connect) = &conn.connect else { return };
-        conn.phase = Phase::Up(session);
+        (conn.phase, conn.session) = (Phase::Up(session), Some(session));
         let asked_s = match (connect.version, connect.clean_start) {
             (Version::V5, _) => connect.properties.session_expiry_s.unwrap_or(0),
             (_, true) => 0,

@@ -137,6 +137,13 @@ impl Model {
         granted.is_some_and(|granted| granted.iter().any(fits))
     }
 
+    /// The message may be lost, or come again.
+    pub(super) fn excuse_shares(&mut self, n: usize) {
+        for share in self.shares.iter_mut().filter(|share| share.n == n) {
+            share.must = false;
+        }
+    }
+
     /// Whoever was sent it has left with QoS 1 unacknowledged; QoS 2 stays with its session [MQTT-4.8.2-5].
     fn is_left(&self, (_, former, qos): (SessionNo, LinkId, QoS), link: LinkId) -> bool {
         qos == QoS::AtLeastOnce && former != link && self.session_of(former).is_none()
