@@ -20,7 +20,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use crate::{auth::Method, limits::Limit};
+use crate::{auth::Method, limits::Limit, store::metrics::StoreMetrics};
 
 /// A number that the worker adds to (a counter) or sets (a gauge).
 #[derive(Debug, Default)]
@@ -269,6 +269,7 @@ pub struct Metrics {
     workers: Box<[OnceLock<Arc<WorkerMetrics>>]>,
     kernel: OnceLock<KernelSource>,
     retained: OnceLock<RetainedSource>,
+    store: OnceLock<Arc<StoreMetrics>>,
     started: SystemTime,
 }
 
@@ -279,6 +280,7 @@ impl Metrics {
             workers: (0..=u8::MAX).map(|_| OnceLock::new()).collect(),
             kernel: OnceLock::new(),
             retained: OnceLock::new(),
+            store: OnceLock::new(),
             started: SystemTime::now(),
         })
     }
@@ -316,6 +318,11 @@ impl Metrics {
         let _ = self.retained.set(Box::new(source));
     }
 
+    /// Registers the store's numbers; without one the families are absent. Only the first registration counts.
+    pub fn register_store(&self, numbers: Arc<StoreMetrics>) {
+        let _ = self.store.set(numbers);
+    }
+
     /// The kernel's counters now; `None` without the kernel part.
     pub fn kernel(&self) -> Option<KernelCounters> {
         self.kernel.get().and_then(|source| source())
@@ -328,6 +335,14 @@ impl Metrics {
         render_process(&mut out, self.started, kernel.is_some());
         if let Some(source) = self.retained.get() {
             render_retained(&mut out, source());
+        }
+        if let Some(store) = self.store.get() {
+            for (name, kind, help, value) in store.families() {
+                let _ = writeln!(
+                    out,
+                    "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}"
+                );
+            }
         }
         for family in FAMILIES {
             head(&mut out, family.kind, family.name, family.help);

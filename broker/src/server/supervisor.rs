@@ -2,11 +2,12 @@
 
 use super::{
     affinity,
+    durable::Durable,
     settings::{self, QuicParts, TlsParts},
 };
 use crate::{
     auth::{Chain, desk::Desk, pool::Pool},
-    cluster::Directory,
+    cluster::{Directory, LocalDirectory},
     config::Config,
     keys::Keys,
     limits::Admission,
@@ -18,7 +19,7 @@ use crate::{
         udp::{RecvBatch, UdpSocket},
     },
     quotas::QuotaBook,
-    store::MemoryStore,
+    store::{MemoryStore, Store, WorkerStore},
     worker::{Control, Parts, QuicOwn, Worker},
 };
 use headgate_common::route::Router;
@@ -53,7 +54,9 @@ pub(super) struct Workshop {
     pub shared: Arc<Shared>,
     config: Arc<Config>,
     start: Instant,
+    /// This start's number, for session ids.
     node_epoch: u32,
+    store: Option<Durable>,
     directory: Arc<dyn Directory>,
     chain: Arc<Chain>,
     pool: Option<Arc<Pool>>,
@@ -75,7 +78,7 @@ impl Workshop {
         tls: &TlsParts,
         (start, count): (Instant, usize),
         metrics: Arc<Metrics>,
-        directory: Arc<dyn Directory>,
+        shared: Arc<Shared>,
         quotas: Arc<QuotaBook>,
     ) -> Result<Self, TlsError> {
         let quic = match config.listen.quic {
@@ -86,11 +89,12 @@ impl Workshop {
         Ok(Self {
             metrics,
             mesh: Mesh::new(count),
-            shared: Arc::new(settings::shared(config, keys)),
+            shared,
             config: Arc::clone(config),
             start,
             node_epoch: settings::node_epoch(),
-            directory,
+            store: None,
+            directory: Arc::new(LocalDirectory::default()),
             chain: Arc::default(),
             pool: None,
             admission: Admission::new(settings::admission(config), start),
@@ -101,6 +105,18 @@ impl Workshop {
             incarnations: AtomicU32::new(0),
             controls: (0..count).map(|_| Arc::default()).collect(),
         })
+    }
+
+    /// Keeps sessions in a store.
+    pub fn keep_in(&mut self, store: Durable) {
+        self.node_epoch = store.start_number;
+        self.directory = Arc::clone(&store.directory) as Arc<dyn Directory>;
+        self.store = Some(store);
+    }
+
+    /// The store, if there is one.
+    pub fn store(&self) -> Option<&Durable> {
+        self.store.as_ref()
     }
 
     /// Says who clients are; without, nobody is let in who has to be asked about. Starts the
@@ -130,7 +146,8 @@ impl Workshop {
         let incarnation = self.incarnations.fetch_add(1, Ordering::Relaxed);
         let count = self.mesh.workers();
         let epochs = (self.node_epoch, incarnation);
-        let core = settings::core(&self.config, slot, count, epochs, self.quotas.limits())?;
+        let mut core = settings::core(&self.config, slot, count, epochs, self.quotas.limits())?;
+        core.limits.spills = self.store.is_some();
         let quic = match (&self.quic, &sockets.quic) {
             (Some(parts), Some(socket)) => Some(QuicOwn {
                 endpoint: parts.endpoint(slot),
@@ -151,7 +168,12 @@ impl Workshop {
             slot,
             start: self.start,
             core: Core::new(core, Arc::clone(&self.shared)),
-            store: Box::new(MemoryStore::default()),
+            store: match &self.store {
+                Some(store) => {
+                    Box::new(WorkerStore::new(Arc::clone(&store.lanes), slot)) as Box<dyn Store>
+                }
+                None => Box::new(MemoryStore::default()),
+            },
             directory: Arc::clone(&self.directory),
             desk: Desk::new(
                 slot,
@@ -179,8 +201,12 @@ impl Workshop {
         for &transport in Transport::ALL {
             metrics.connections[transport].store(0);
         }
-        self.directory.forget_worker(slot);
         self.shared.forget_worker(slot);
+        if let Some(store) = &self.store {
+            store.handle.worker_gone(slot);
+        }
+        // From here on the store's sessions come back.
+        let _lost = self.directory.forget_worker(slot);
         for other in (0..self.mesh.workers())
             .map(|n| WorkerSlot(n as u8))
             .filter(|n| *n != slot)

@@ -1,0 +1,122 @@
+//! The server's store and the threads that serve it.
+
+use super::ServerError;
+use crate::{
+    config::{Config, StoreFsync},
+    mesh::Mesh,
+    store::{
+        codec::Calendar,
+        files::{StoreFiles, Wanted},
+        lane::Lanes,
+        metrics::StoreMetrics,
+        restore::{RestoreParts, RestoreThread, RestoringDirectory},
+        space::SpaceLimits,
+        thread::{self, Fsync, StoreHandle, StoreParts},
+    },
+};
+use headgate_core::Shared;
+use std::{
+    fs::File,
+    sync::{Arc, Mutex, PoisonError},
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+/// A store that is open, with its threads.
+pub(super) struct Durable {
+    /// This start's number.
+    pub start_number: u32,
+    /// The workers' ways to the store.
+    pub lanes: Arc<Lanes>,
+    /// The store's thread.
+    pub handle: StoreHandle,
+    /// The directory, which knows what is still to come from the store.
+    pub directory: Arc<RestoringDirectory>,
+    /// What it counts.
+    pub metrics: Arc<StoreMetrics>,
+    threads: Mutex<Option<(RestoreThread, JoinHandle<()>)>>,
+    /// No other process may use the store meanwhile.
+    _lock: Arc<File>,
+}
+
+impl Durable {
+    /// Opens the store of the configuration, and begins to read what is in it.
+    pub fn open(
+        config: &Config,
+        start: Instant,
+        mesh: &Arc<Mesh>,
+        shared: &Arc<Shared>,
+    ) -> Result<Self, ServerError> {
+        let path = config.store_path();
+        let mut files = StoreFiles::open(&path, Wanted::OrNew)?;
+        let metrics = Arc::new(StoreMetrics::default());
+        let torn = files.journals.torn_bytes;
+        if torn > 0 {
+            metrics.repairs.inc();
+            tracing::warn!(
+                path = %path.display(),
+                bytes = torn,
+                "the store ended in a write that was cut off, which nobody had been promised: it was left out"
+            );
+        }
+        let start_number = files.begin()?;
+        let (engine, opener, lock) = files.into_parts();
+        let lanes = Lanes::new(mesh.workers());
+        let directory = RestoringDirectory::new(Arc::clone(&lanes), Arc::clone(mesh));
+        let calendar = Calendar::of(start);
+        let parts = StoreParts {
+            opener,
+            lanes: Arc::clone(&lanes),
+            mesh: Arc::clone(mesh),
+            shared: Arc::clone(shared),
+            calendar,
+            fsync: match config.store.fsync {
+                StoreFsync::Always => Fsync::Always,
+                StoreFsync::Interval => {
+                    let interval_ms = config.store.fsync_interval_ms;
+                    Fsync::Interval(Duration::from_millis(interval_ms.into()))
+                }
+                StoreFsync::Never => Fsync::Never,
+            },
+            limits: SpaceLimits {
+                path,
+                bytes_max: config.store.bytes_max,
+                reserve_bytes: config.store.reserve_bytes,
+            },
+            metrics: Arc::clone(&metrics),
+        };
+        let (handle, store) = thread::start(engine, parts).map_err(ServerError::StoreThread)?;
+        let restore = RestoreThread::start(RestoreParts {
+            directory: Arc::clone(&directory),
+            store: handle.clone(),
+            shared: Arc::clone(shared),
+            calendar,
+            start,
+            metrics: Arc::clone(&metrics),
+        });
+        let restore = restore.map_err(ServerError::StoreThread)?;
+        Ok(Self {
+            start_number,
+            lanes,
+            handle,
+            directory,
+            metrics,
+            threads: Mutex::new(Some((restore, store))),
+            _lock: lock,
+        })
+    }
+
+    /// Commits what the workers have said, and ends the threads.
+    pub fn stop(&self) {
+        let threads = self
+            .threads
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        self.handle.stop();
+        if let Some((restore, store)) = threads {
+            let _ended = store.join();
+            drop(restore);
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! From the workers' units to batches of the engine.
+
+use headgate_core::{Record, Shared, Txn};
+use std::{collections::HashMap, sync::Arc};
+
+use super::{
+    engine::{Batch, Engine, EngineError, Reader},
+    lane::{Item, Unit},
+    writer::Records,
+};
+
+/// What was written.
+pub struct Written {
+    /// In their order.
+    pub batches: Vec<Batch>,
+    /// Records in them.
+    pub records: u64,
+}
+
+/// Collects the changes of a commit. A record that has to look at the store (the end of a session) wants to see what
+/// came before it, so that is written first; but a transaction is never cut by that.
+pub struct Batches<'a> {
+    records: &'a Records,
+    shared: &'a Shared,
+    batch: Batch,
+    written: Written,
+    /// Shows the store with all of `written`, and without `batch`.
+    reader: Option<Arc<dyn Reader>>,
+    open: HashMap<Txn, u32>,
+}
+
+impl<'a> Batches<'a> {
+    /// Nothing yet.
+    pub fn new(records: &'a Records, shared: &'a Shared) -> Self {
+        Self {
+            records,
+            shared,
+            batch: Batch::default(),
+            written: Written {
+                batches: Vec::new(),
+                records: 0,
+            },
+            reader: None,
+            open: HashMap::new(),
+        }
+    }
+
+    /// Adds what a worker said.
+    ///
+    /// # Errors
+    /// The engine's.
+    pub fn add(&mut self, engine: &mut dyn Engine, item: &Item) -> Result<(), EngineError> {
+        let Item::Unit(unit) = item else {
+            return Ok(());
+        };
+        self.note(unit);
+        let looks = |record: &Record| matches!(record, Record::SessionEnded | Record::WillGone);
+        let looks = unit.entries.iter().any(|entry| looks(&entry.record));
+        if looks && self.open.is_empty() && !self.batch.is_empty() {
+            self.write(engine, false)?;
+        }
+        let reader = self.reader.get_or_insert_with(|| engine.reader());
+        for entry in &unit.entries {
+            self.records
+                .add(entry, &self.shared.retained, &**reader, &mut self.batch)?;
+        }
+        self.written.records += unit.entries.len() as u64;
+        Ok(())
+    }
+
+    /// Which transactions have begun and aren't whole.
+    fn note(&mut self, unit: &Unit) {
+        for (txn, weight) in &unit.joins {
+            let sum = self.open.entry(*txn).or_default();
+            *sum = sum.saturating_add(*weight);
+            if *sum >= Txn::WHOLE {
+                self.open.remove(txn);
+            }
+        }
+    }
+
+    fn write(&mut self, engine: &mut dyn Engine, sync: bool) -> Result<(), EngineError> {
+        engine.apply(&self.batch, sync)?;
+        self.written.batches.push(std::mem::take(&mut self.batch));
+        self.reader = None;
+        Ok(())
+    }
+
+    /// Writes the rest.
+    ///
+    /// # Errors
+    /// The engine's.
+    pub fn finish(mut self, engine: &mut dyn Engine, sync: bool) -> Result<Written, EngineError> {
+        match self.batch.is_empty() {
+            false => self.write(engine, sync)?,
+            true if sync && !self.written.batches.is_empty() => engine.sync()?,
+            true => {}
+        }
+        Ok(self.written)
+    }
+}
