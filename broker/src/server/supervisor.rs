@@ -142,8 +142,12 @@ impl Workshop {
         &self.controls[usize::from(slot.0)]
     }
 
-    fn build(&self, slot: WorkerSlot, sockets: &WorkerSockets) -> io::Result<Worker> {
-        let incarnation = self.incarnations.fetch_add(1, Ordering::Relaxed);
+    fn build(
+        &self,
+        slot: WorkerSlot,
+        sockets: &WorkerSockets,
+        incarnation: u32,
+    ) -> io::Result<Worker> {
         let count = self.mesh.workers();
         let epochs = (self.node_epoch, incarnation);
         let mut core = settings::core(&self.config, slot, count, epochs, self.quotas.limits())?;
@@ -195,7 +199,7 @@ impl Workshop {
     }
 
     /// What a worker that panicked has left behind.
-    fn clean_up(&self, slot: WorkerSlot) {
+    fn clean_up(&self, slot: WorkerSlot, incarnation: u32) {
         let metrics = self.metrics.worker(slot.0);
         metrics.restarts.inc();
         for &transport in Transport::ALL {
@@ -203,7 +207,7 @@ impl Workshop {
         }
         self.shared.forget_worker(slot);
         if let Some(store) = &self.store {
-            store.handle.worker_gone(slot);
+            store.handle.worker_gone(slot, incarnation as u8);
         }
         // From here on the store's sessions come back.
         let _lost = self.directory.forget_worker(slot);
@@ -263,9 +267,10 @@ fn supervise(slot: WorkerSlot, sockets: &WorkerSockets, workshop: &Workshop, cpu
     let mut delay = RESTART_DELAY_MIN;
     loop {
         let begun = Instant::now();
+        let incarnation = workshop.incarnations.fetch_add(1, Ordering::Relaxed);
         let ended = catch_unwind(AssertUnwindSafe(|| {
             workshop
-                .build(slot, sockets)
+                .build(slot, sockets, incarnation)
                 .and_then(|mut worker| worker.run())
         }));
         match ended {
@@ -279,7 +284,7 @@ fn supervise(slot: WorkerSlot, sockets: &WorkerSockets, workshop: &Workshop, cpu
                 "a worker panicked and is restarted: a bug, please report it"
             ),
         }
-        workshop.clean_up(slot);
+        workshop.clean_up(slot, incarnation);
         if workshop.control(slot).is_ending() {
             return;
         }

@@ -54,13 +54,9 @@ impl Gathered {
         }
     }
 
-    /// A worker is gone: what it began will not be finished.
-    pub fn give_up(&mut self, worker: WorkerSlot) {
-        let txns = self.waiting.iter().flat_map(|placed| joins(&placed.item));
-        let txns = txns.map(|(txn, _)| *txn).filter(|txn| txn.worker == worker);
-        for txn in txns.collect::<Vec<_>>() {
-            self.given_up.insert(txn);
-        }
+    /// A worker is gone: what this incarnation of it began will not be finished.
+    pub fn give_up(&mut self, worker: WorkerSlot, incarnation: u8) {
+        self.given_up.incarnations.insert(worker, incarnation);
     }
 
     /// Whether nothing waits.
@@ -102,7 +98,7 @@ impl Gathered {
         }
         let mut blocked: HashSet<Txn> = HashSet::new();
         for (txn, weight) in &weights {
-            if *weight < Txn::WHOLE && !self.given_up.set.contains(txn) {
+            if *weight < Txn::WHOLE && !self.given_up.has(txn) {
                 blocked.insert(*txn);
             }
         }
@@ -144,9 +140,17 @@ const GIVEN_UP_MAX: usize = 65_536;
 struct GivenUp {
     set: HashSet<Txn>,
     order: VecDeque<Txn>,
+    /// Of each worker the last incarnation that is gone, and with it all that it began.
+    incarnations: HashMap<WorkerSlot, u8>,
 }
 
 impl GivenUp {
+    fn has(&self, txn: &Txn) -> bool {
+        // Where an operation has its worker's incarnation.
+        let incarnation = (txn.op.0 >> 48) as u8;
+        self.set.contains(txn) || self.incarnations.get(&txn.worker) == Some(&incarnation)
+    }
+
     fn insert(&mut self, txn: Txn) {
         if !self.set.insert(txn) {
             return;
@@ -310,7 +314,7 @@ mod tests {
         assert_eq!(workers.ready(&mut gathered), [half]);
         let half = workers.unit(1, 1, &[(txn(3), HALF)]);
         assert_eq!(workers.ready(&mut gathered), []);
-        gathered.give_up(WorkerSlot(0));
+        gathered.give_up(WorkerSlot(0), 0);
         assert_eq!(workers.ready(&mut gathered), [half]);
     }
 }

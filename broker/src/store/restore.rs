@@ -436,11 +436,12 @@ impl Restorer {
     }
 
     fn retained(&mut self) -> Result<(), Ended> {
-        let mut from: Vec<u8> = Vec::new();
+        let (mut from, mut read): (Vec<u8>, u64) = (Vec::new(), 0);
         loop {
             let (messages, next) =
                 self.read(|reader, parts| retained_after(reader, parts, &from))?;
             let parts = &self.parts;
+            read += messages.len() as u64;
             let now = Time(parts.start.elapsed().as_millis() as u64);
             let restored = parts.shared.retained.restore(messages, now);
             parts.metrics.retained_restored.add(restored as u64);
@@ -449,9 +450,19 @@ impl Restorer {
             }
             match next {
                 Some(next) => from = next,
-                None => return Ok(()),
+                None => break,
             }
         }
+        let restored = self.parts.metrics.retained_restored.get();
+        if restored < read {
+            tracing::warn!(
+                restored,
+                stored = read,
+                "not all retained messages were read back: they had expired, were replaced meanwhile, or there is no room \
+                 (limits.retained_messages, limits.retained_bytes)"
+            );
+        }
+        Ok(())
     }
 
     /// The sessions of workers that are gone.

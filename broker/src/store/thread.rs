@@ -72,7 +72,7 @@ enum Order {
     /// The tables as they are after all that was said until now.
     Read(mpsc::Sender<Arc<dyn Reader>>),
     /// What this worker began will not be finished.
-    WorkerGone(WorkerSlot),
+    WorkerGone(WorkerSlot, u8),
     /// Commit what there is, and end.
     Stop,
 }
@@ -93,9 +93,9 @@ impl StoreHandle {
         reader.recv().ok()
     }
 
-    /// A worker is gone: the parts of its transactions that are there are all that will be.
-    pub fn worker_gone(&self, worker: WorkerSlot) {
-        self.order(Order::WorkerGone(worker));
+    /// A worker is gone: of the transactions that this incarnation of it began, no more parts are waited for.
+    pub fn worker_gone(&self, worker: WorkerSlot, incarnation: u8) {
+        self.order(Order::WorkerGone(worker, incarnation));
     }
 
     /// Ends the thread once it has committed what the workers have said.
@@ -204,9 +204,8 @@ impl StoreThread {
         while let Ok(order) = self.orders.try_recv() {
             match order {
                 Order::Read(reply) => self.readers.push(reply),
-                Order::WorkerGone(worker) => {
-                    self.gathered.take(&self.parts.lanes);
-                    self.gathered.give_up(worker);
+                Order::WorkerGone(worker, incarnation) => {
+                    self.gathered.give_up(worker, incarnation)
                 }
                 Order::Stop => self.stopping = true,
             }
