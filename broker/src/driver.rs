@@ -201,7 +201,8 @@ impl Driver {
             drop(outputs);
             self.executing = executing;
             self.restoring = false;
-            self.completions.extend(std::iter::from_fn(|| self.store.done()));
+            self.completions
+                .extend(std::iter::from_fn(|| self.store.done()));
             if self.completions.is_empty() && self.out.is_empty() && self.refused.is_empty() {
                 return;
             }

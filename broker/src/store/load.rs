@@ -198,6 +198,9 @@ impl Sessions<'_> {
                             last_cost = queued.message.cost().min(u32::MAX - summary.bytes);
                             summary.bytes += last_cost;
                             summary.count += 1;
+                            if summary.count == 1 {
+                                summary.first_packet_id = queued.packet_id.get();
+                            }
                             summary.last_packet_id = queued.packet_id.get();
                             highest = highest.max(sequence);
                         }
