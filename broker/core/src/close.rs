@@ -3,7 +3,7 @@
 use headgate_codec::{Disconnect, Packet, ReasonCode, Version, Will, encoded_len};
 
 use crate::{
-    ConnId, Output, Owner, Record, SessionId, Time,
+    ConnId, Handed, Output, Owner, Record, SessionId, Time,
     conns::{PAUSED_ACKS, PAUSED_QUOTA, State},
     counters::{add, sub},
     hub::Hub,
@@ -162,7 +162,7 @@ impl Hub {
         if let Some(WaitingTakeover { from, takeover }) =
             session.fence.take().and_then(|f| f.takeover)
         {
-            self.answer(from, takeover.op, None, out);
+            self.answer(from, takeover.op, Handed::Ended, out);
         }
     }
 
@@ -239,6 +239,19 @@ impl Hub {
         };
         self.will_due(&mut session);
         self.slots.replace(slot, Slot::Live(session));
+    }
+
+    /// Publishes the will of a session that goes on without it, if its time has come.
+    pub(crate) fn publish_due_will(&mut self, slot: u32, out: &mut Vec<Output>) {
+        let now = self.env.now;
+        let at = self.slots.session(slot).and_then(|s| s.will.as_ref()?.at);
+        if !at.is_some_and(|at| at <= now) {
+            return;
+        }
+        self.publish_will(slot);
+        if let Some(session) = self.slots.session(slot) {
+            session.persist(&mut self.env, Record::WillGone, out);
+        }
     }
 
     /// The will is published at the end of this input \[MQTT-3.1.2-8\].
@@ -321,7 +334,8 @@ impl Hub {
                     .is_some_and(|at| at <= now);
                 let fence = session.fence.as_ref().is_some_and(|f| f.until <= now);
                 let expired = offline && session.expires_at <= now;
-                (will, fence, expired && session.pending.is_none())
+                let is_free = session.pending.is_none();
+                (will && is_free, fence, expired && is_free)
             }
             Some(Slot::Moved(forward)) if forward.until <= now => {
                 self.slots.remove(index);
@@ -331,10 +345,7 @@ impl Hub {
             _ => return,
         };
         if will_due {
-            self.publish_will(index);
-            if let Some(session) = self.slots.session(index) {
-                session.persist(&mut self.env, Record::WillGone, out);
-            }
+            self.publish_due_will(index, out);
         }
         if fence_late {
             self.lift_fence(index, out);
@@ -393,12 +404,15 @@ impl Hub {
 impl Session {
     /// The next time at which something happens by itself.
     fn deadline(&self) -> Time {
-        let offline = if self.conn.is_none() {
+        // The connection that gets it now decides of all that.
+        let is_pending = self.pending.is_some();
+        let offline = if self.conn.is_none() && !is_pending {
             self.expires_at
         } else {
             NEVER
         };
-        let will = self.will.as_ref().and_then(|w| w.at).unwrap_or(NEVER);
+        let will = self.will.as_ref().filter(|_| !is_pending);
+        let will = will.and_then(|w| w.at).unwrap_or(NEVER);
         let fence = self.fence.as_ref().map_or(NEVER, |f| f.until);
         offline.min(will).min(fence)
     }

@@ -11,7 +11,7 @@ use headgate_codec::{
 use std::sync::atomic::Ordering;
 
 use crate::{
-    ConnId, CoreLimits, Mesh, OpId, Output, Owner, Record, Session, SessionId, Shared,
+    ConnId, CoreLimits, Handed, Mesh, OpId, Output, Owner, Record, Session, SessionId, Shared,
     StorageState, Takeover, WorkerSlot,
     close::End,
     conns::{PAUSED_CONNECTING, State},
@@ -62,6 +62,8 @@ pub(crate) struct Acquire {
     attempts: u8,
     /// It goes on when the handshake is complete.
     pub(crate) unconfirmed: bool,
+    /// A session that was there before has ended, which may not be safe yet.
+    ends_recorded: bool,
     /// The next owner, which has to wait.
     pub(crate) takeover: Option<WaitingTakeover>,
 }
@@ -128,6 +130,7 @@ impl Hub {
                 assigned,
                 attempts: 0,
                 unconfirmed: false,
+                ends_recorded: false,
                 takeover,
             }))
         });
@@ -184,7 +187,7 @@ impl Hub {
             return;
         };
         match (result, acquire.former) {
-            (Ok(()), None) => self.acquired(slot, None, out),
+            (Ok(()), None) => self.acquired(slot, (Handed::Nothing, self.config.worker), out),
             (Ok(()), Some(former)) => self.ask(slot, op, former, out),
             (Err(current), _) => {
                 acquire.attempts += 1;
@@ -218,19 +221,15 @@ impl Hub {
         &mut self,
         from: WorkerSlot,
         op: OpId,
-        session: Option<Box<Session>>,
+        handed: Handed,
         out: &mut Vec<Output>,
     ) {
         let slot = self.claims.remove(&op).map(|claim| claim.slot);
-        match (
-            slot.and_then(|s| Some((s, self.slots.get_mut(s)?))),
-            session,
-        ) {
-            (Some((slot, Slot::Acquiring(_))), session) => {
-                self.acquired(slot, session.map(|s| (s, from)), out)
-            }
+        let place = slot.and_then(|s| Some((s, self.slots.get_mut(s)?)));
+        match (place, handed) {
+            (Some((slot, Slot::Acquiring(_))), handed) => self.acquired(slot, (handed, from), out),
             // It was asked for by a former worker in this place, which has lost what it knew.
-            (_, Some(session)) => self.forget_subscriptions(&session),
+            (_, Handed::Session(session)) => self.forget_subscriptions(&session),
             _ => {}
         }
     }
@@ -368,6 +367,8 @@ impl Hub {
         if let Some(former) = former {
             self.close(former, End::TakenOver { resumed: true }, out);
         }
+        // Its time had come before the new connection did.
+        self.publish_due_will(owner.slot, out);
         if let Slot::Acquiring(acquire) = self.slots.remove(slot) {
             if let Some(c) = acquire.conn.and_then(|conn| self.conns.get(conn)) {
                 c.state = State::Connecting(owner.slot);
@@ -381,7 +382,7 @@ impl Hub {
     fn acquired(
         &mut self,
         slot: u32,
-        moved: Option<(Box<Session>, WorkerSlot)>,
+        (handed, from): (Handed, WorkerSlot),
         out: &mut Vec<Output>,
     ) {
         let handle = self.slots.handle(slot);
@@ -389,9 +390,10 @@ impl Hub {
             return;
         };
         let takeover = acquire.takeover.take();
-        let present = moved.is_some();
-        match moved {
-            Some((session, from)) => {
+        let present = matches!(handed, Handed::Session(_));
+        acquire.ends_recorded = matches!(handed, Handed::Ended);
+        match handed {
+            Handed::Session(session) => {
                 self.install(slot, session, (from, acquire.owner.epoch), out);
                 if acquire.conn.is_none()
                     && let Some(session) = self.slots.session(slot)
@@ -401,16 +403,16 @@ impl Hub {
                     self.slots.park_later(slot);
                 }
             }
-            None if acquire.conn.is_none() => {
+            _ if acquire.conn.is_none() => {
                 self.slots.remove(slot);
                 self.release(&acquire.client_id, acquire.owner, out);
                 if let Some(WaitingTakeover { from, takeover }) = takeover {
-                    self.answer(from, takeover.op, None, out);
+                    self.answer(from, takeover.op, Handed::Nothing, out);
                 }
                 return;
             }
             // A session that would be recorded can't begin while the store is full; what there was of the client is gone.
-            None if self.env.storage != StorageState::Ok
+            _ if self.env.storage != StorageState::Ok
                 && Terms::of(&acquire.connect, &self.env.limits).expiry_s > 0 =>
             {
                 self.slots.remove(slot);
@@ -421,12 +423,12 @@ impl Hub {
                     self.refuse(conn, version, ReasonCode::QUOTA_EXCEEDED, out);
                 }
                 if let Some(WaitingTakeover { from, takeover }) = takeover {
-                    self.answer(from, takeover.op, None, out);
+                    self.answer(from, takeover.op, Handed::Nothing, out);
                 }
                 return;
             }
             // [MQTT-3.1.2-6]
-            None => {
+            _ => {
                 let session = Session::new(
                     self.make_session_id(),
                     &acquire.client_id,
@@ -464,15 +466,14 @@ impl Hub {
             return;
         };
         let terms = Terms::of(&acquire.connect, &env.limits);
-        if !session.is_recorded && terms.expiry_s == 0 {
+        let is_recorded = session.is_recorded || terms.expiry_s > 0;
+        if !is_recorded && !acquire.ends_recorded {
             return self.serve(slot, acquire, present, out);
         }
-        let record = Record::SessionOpened {
-            client_id: session.client_id(),
-            expiry_s: terms.expiry_s,
-            version: acquire.connect.version,
-            send_quota: terms.send_quota,
-            will: acquire.connect.will.clone().map(Box::new),
+        // [MQTT-3.1.2-4]: nor may the session come back that another worker has ended. This record is behind that one.
+        let record = match is_recorded {
+            false => Record::SessionEnded,
+            true => opened(session, &acquire.connect, &terms),
         };
         session.put(env, record, out);
         let op = env.last_persist;
@@ -597,6 +598,17 @@ impl Session {
             flow.sent = 0;
         }
         terms.requested_s
+    }
+}
+
+/// What is recorded of a session's new connection.
+fn opened(session: &Session, connect: &Connect, terms: &Terms) -> Record {
+    Record::SessionOpened {
+        client_id: session.client_id(),
+        expiry_s: terms.expiry_s,
+        version: connect.version,
+        send_quota: terms.send_quota,
+        will: connect.will.clone().map(Box::new),
     }
 }
 

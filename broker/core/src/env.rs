@@ -5,8 +5,8 @@ use headgate_codec::{Packet, QoS, Version, encode};
 use std::{collections::VecDeque, sync::Arc};
 
 use crate::{
-    ConnId, CoreConfig, CoreLimits, Counters, OpId, Output, Receipt, Record, RetainedFull, SessionId,
-    StorageState, Time, counters::add, message::Message, quota::Quotas, slots::Handle,
+    ConnId, CoreConfig, CoreLimits, Counters, OpId, Output, Receipt, Record, RetainedFull,
+    SessionId, StorageState, Time, counters::add, message::Message, quota::Quotas, slots::Handle,
 };
 
 /// The time of this input, operation numbers, limits and counters.

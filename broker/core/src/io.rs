@@ -484,6 +484,17 @@ pub struct Takeover {
 pub struct Moved {
     /// The asking worker's operation.
     pub op: OpId,
-    /// The session, if there was one to move.
-    pub session: Option<Box<Session>>,
+    /// What becomes of the session.
+    pub handed: Handed,
+}
+
+/// What a former owner gives of a session.
+#[derive(Debug)]
+pub enum Handed {
+    /// There was none, or it was never recorded.
+    Nothing,
+    /// It has ended, and that is recorded.
+    Ended,
+    /// The session.
+    Session(Box<Session>),
 }

@@ -267,7 +267,7 @@ impl Core {
         match message {
             Mesh::Deliver(delivery) => self.on_delivery(from, &delivery, out),
             Mesh::Takeover(takeover) => self.hub.on_takeover(from, takeover, out),
-            Mesh::Moved(moved) => self.hub.on_moved(from, moved.op, moved.session, out),
+            Mesh::Moved(moved) => self.hub.on_moved(from, moved.op, moved.handed, out),
             Mesh::Fence(fence) => self.hub.on_fence(fence, out),
             Mesh::Stored {
                 receipt,

@@ -36,7 +36,7 @@ impl Session {
         let spill = flow.and_then(|f| f.spill.as_deref());
         let received = flow.map_or(&[][..], |f| &f.received);
         let texts: usize = self.subscriptions.iter().map(|s| s.filter.len() + 7).sum();
-        let spilled = if spill.is_some() { 30 } else { 0 };
+        let spilled = if spill.is_some() { 26 } else { 0 };
         let len = 61 + spilled + 2 * received.len() + self.client_id.len() + texts;
         let mut w = Writer(Vec::with_capacity(len));
         let flags = if spill.is_some() { HAS_SPILL } else { 0 }
@@ -49,7 +49,7 @@ impl Session {
         w.u16(flow.map_or(0, |f| f.last_packet_id));
         if let Some(s) = spill {
             w.u32(s.count).u32(s.bytes).u64(s.after).u64(s.sent_up_to);
-            w.u32(s.maybe_sent).u16(s.first_id);
+            w.u16(s.first_id);
         }
         w.u16(received.len() as u16);
         for id in received {
@@ -81,7 +81,6 @@ impl Session {
                 bytes: r.u32(),
                 after: r.u64(),
                 sent_up_to: r.u64(),
-                maybe_sent: r.u32(),
                 first_id: r.u16(),
                 ..Spill::default()
             })

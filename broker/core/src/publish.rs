@@ -6,7 +6,7 @@ use headgate_topics::Subscriber;
 use std::sync::Arc;
 
 use crate::{
-    ConnId, Core, OpId, Output, Receipt, Record, StorageState,
+    ConnId, Core, Output, Receipt, Record, StorageState,
     acks::Wait,
     close::{DueWill, End},
     conns::AckBody,
@@ -14,7 +14,6 @@ use crate::{
     hub::{Hub, is_reserved},
     message::{Fanout, Message},
     options::Options,
-    session::Flow,
     share::group_of,
     slots::Handle,
 };
@@ -77,10 +76,12 @@ impl Core {
         (publish, packet_id): (&Publish, PacketId),
         out: &mut Vec<Output>,
     ) {
+        // What the store can't take is refused before anything of it is recorded.
         if self.hub.env.storage != StorageState::Ok && self.is_recorded(slot, publish) {
-            return self
-                .hub
-                .refuse_publish(conn, slot, (publish, packet_id), out);
+            let is_repeated = self.hub.refuse_publish(conn, slot, publish, out);
+            if !is_repeated {
+                return add(&mut self.hub.env.counters.storage_refused_publish, 1);
+            }
         }
         let hub = &mut self.hub;
         let before = hub.env.last_persist;
@@ -225,45 +226,6 @@ impl Hub {
             _ => AckBody::PubAck(packet_id, reason),
         };
         self.acknowledge(conn, slot, body, Wait::default(), out);
-    }
-
-    /// A message that the store can't take: nobody gets it, and the client learns so. MQTT 3.x has no word for that:
-    /// the client has to come again.
-    fn refuse_publish(
-        &mut self,
-        conn: ConnId,
-        slot: u32,
-        (publish, packet_id): (&Publish, PacketId),
-        out: &mut Vec<Output>,
-    ) {
-        add(&mut self.env.counters.storage_refused_publish, 1);
-        let Some(session) = self.slots.session(slot) else {
-            return;
-        };
-        if session.version != Version::V5 {
-            return self.close(conn, End::Silent(ReasonCode::QUOTA_EXCEEDED), out);
-        }
-        let is_known = |f: &Flow| f.received.binary_search(&packet_id).is_ok();
-        let is_repeated = session.flow.as_ref().is_some_and(|f| is_known(f));
-        let Some(c) = self.conns.get(conn) else {
-            return;
-        };
-        c.open_publishes = c.open_publishes.saturating_add(1);
-        let body = match publish.qos {
-            // [MQTT-4.3.3-10]: it was taken in before, and its record is on its way or safe.
-            QoS::ExactlyOnce if is_repeated => AckBody::PubRec(packet_id, ReasonCode::SUCCESS),
-            QoS::ExactlyOnce => AckBody::PubRec(packet_id, ReasonCode::QUOTA_EXCEEDED),
-            _ => AckBody::PubAck(packet_id, ReasonCode::QUOTA_EXCEEDED),
-        };
-        let wait = Wait {
-            op: if is_repeated {
-                self.env.last_persist
-            } else {
-                OpId(0)
-            },
-            remote: 0,
-        };
-        self.acknowledge(conn, slot, body, wait, out);
     }
 
     /// Takes a PUBLISH with QoS > 0 in, unless it is too many (then the connection is closed) or

@@ -142,8 +142,13 @@ impl Session {
         });
         let mut received = restored.received.clone();
         received.sort_unstable();
+        // Of a connection that was there, the store doesn't know what was sent on it.
+        let sent_up_to = match restored.is_connected {
+            true => restored.sequence,
+            false => restored.queue.sent_up_to,
+        };
         let spill = (restored.queue.count > 0)
-            .then(|| Box::new(Spill::of_summary(&restored.queue, restored.is_connected)));
+            .then(|| Box::new(Spill::of_summary(&restored.queue, sent_up_to)));
         if spill.is_some() || !received.is_empty() {
             self.flow = Some(Box::new(Flow {
                 received,

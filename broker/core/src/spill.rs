@@ -33,8 +33,6 @@ pub(crate) struct Spill {
     pub(crate) after: u64,
     /// Those up to here were sent to the client.
     pub(crate) sent_up_to: u64,
-    /// As many of the first ones may have been sent.
-    pub(crate) maybe_sent: u32,
     /// Packet Identifier of the first one.
     pub(crate) first_id: u16,
     /// The Load that hasn't been answered; 0 = none.
@@ -45,13 +43,11 @@ pub(crate) struct Spill {
 
 impl Spill {
     /// Of a session that the store has kept.
-    pub(crate) fn of_summary(summary: &QueueSummary, is_connected: bool) -> Self {
+    pub(crate) fn of_summary(summary: &QueueSummary, sent_up_to: u64) -> Self {
         Self {
             count: summary.count,
             bytes: summary.bytes,
-            sent_up_to: summary.sent_up_to,
-            // What the store had not been told: which of them are acknowledged, and which were sent.
-            maybe_sent: if is_connected { summary.count } else { 0 },
+            sent_up_to,
             first_id: summary.first_packet_id,
             ..Self::default()
         }
@@ -120,8 +116,7 @@ impl Flow {
             spill.count = spill.count.saturating_sub(1);
             spill.bytes = spill.bytes.saturating_sub(cost);
             spill.after = loaded.sequence;
-            let is_sent = loaded.sequence <= spill.sent_up_to || spill.maybe_sent > 0;
-            spill.maybe_sent = spill.maybe_sent.saturating_sub(1);
+            let is_sent = loaded.sequence <= spill.sent_up_to;
             self.bytes = self.bytes.saturating_add(cost);
             let group = loaded.group.as_ref().map_or(0, |filter| group_of(filter));
             match loaded.message {
@@ -163,12 +158,12 @@ impl Flow {
 impl Session {
     /// The next message is left to the store: it is recorded, and there are enough in front of it.
     pub(crate) fn spills_next(&self, env: &Env, flow: &Flow, waiting: &Waiting) -> bool {
-        if waiting.queued == 0 || !env.limits.spills {
-            return false;
+        if waiting.queued == 0 || flow.spill.is_some() {
+            return flow.spill.is_some();
         }
         // Members of a group keep what another member may have to get.
         let is_enough = self.conn.is_none() || flow.queue.len() >= HEAD_MESSAGES;
-        flow.spill.is_some() || self.share.is_none() && is_enough
+        env.limits.spills && self.share.is_none() && is_enough
     }
 
     /// Reads on from the store, if the connection has taken what is here.

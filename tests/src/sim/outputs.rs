@@ -28,6 +28,8 @@ impl World {
         self.out = out;
         let unit = std::mem::take(&mut self.unit);
         self.store.push(Unit { worker, ..unit });
+        // It knows what this input has recorded.
+        self.loads.drain(..).for_each(|asked| self.store.ask(asked));
     }
 
     /// A will shows for the first time.
@@ -97,7 +99,7 @@ impl World {
             } => {
                 let limits = (messages_max, bytes_max);
                 let asked = Asked::new(worker, (op, handle), (session, after), limits);
-                self.store.ask(asked);
+                self.loads.push(asked);
             }
             Output::Penalty { .. } => panic!("no class has a rate"),
             // Everybody is let in, some time.

@@ -19,7 +19,7 @@ use super::events::Event;
 use super::model::{Model, SessionNo};
 use super::network::{Link, LinkId};
 use super::operations::{PACKET_BYTES_MAX, Scenario};
-use super::store::{Store, Unit};
+use super::store::{Asked, Store, Unit};
 
 /// A compare-and-set that the directory hasn't done.
 pub(super) struct Claim {
@@ -62,6 +62,7 @@ pub(crate) struct World {
     pub(super) store: Store,
     /// What the worker whose outputs are being done records.
     pub(super) unit: Unit,
+    pub(super) loads: Vec<Asked>,
     /// How often everything was started.
     pub(super) starts: u32,
     pub(super) out: Vec<Output>,
@@ -103,6 +104,7 @@ impl World {
             by_conn: BTreeMap::new(),
             store: Store::new(scenario.syncs),
             unit: Unit::default(),
+            loads: Vec::new(),
             starts: 0,
             out: Vec::new(),
             events: Vec::new(),

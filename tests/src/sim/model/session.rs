@@ -396,6 +396,7 @@ impl Model {
         // It waits somewhere, or nobody has subscribed: from now on it may arrive.
         self.sessions[session].will = None;
         self.route(n, Some(session), None);
+        self.excuse_shares(n);
         for (to, index) in self.messages[n].meant_for.clone() {
             self.sessions[to].expected[index].is_excused = true;
         }
