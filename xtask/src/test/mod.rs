@@ -44,6 +44,12 @@ const SIMULATION_SEEDS: &str = "HEADGATE_SIM_SEEDS";
 /// Seeds in `--full`.
 const SIMULATION_SEEDS_FULL: &str = "100000";
 
+/// How often the broker is killed under load, and how often the power is lost as well; with the numbers for `--full`.
+const CRASHES_FULL: [(&str, &str); 2] = [
+    ("HEADGATE_CRASH_ROUNDS", "50"),
+    ("HEADGATE_POWER_ROUNDS", "50"),
+];
+
 /// Runs the command.
 ///
 /// # Errors
@@ -184,6 +190,11 @@ impl Session {
         test.args(["test", "-p", "headgate-tests", "--test", "simulation"])
             .env(SIMULATION_SEEDS, SIMULATION_SEEDS_FULL);
         self.cargo_test("simulation", &mut test)?;
+        let mut test = shell::cargo();
+        test.args(["test", "-p", "headgate-tests"])
+            .args(["--test", "durability_kill", "--test", "durability_power"])
+            .envs(CRASHES_FULL);
+        self.cargo_test("crashes", &mut test)?;
         self.mutants();
         for outcome in fuzz::run()? {
             match outcome {
