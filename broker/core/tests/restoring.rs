@@ -8,7 +8,7 @@ use headgate_codec::{
 };
 use headgate_core::{
     Completion, Input, Loaded, Message, Output, QueueSummary, Record, RestoredSession,
-    RestoredSubscription, RetainedLimits, SessionId, Time, WorkerSlot,
+    RestoredSubscription, RetainedLimits, SessionId, Shared, Time, WorkerSlot,
 };
 use std::sync::Arc;
 
@@ -289,13 +289,13 @@ fn a_member_that_expires_leaves_what_only_the_store_has() {
 /// A worker begins anew after a panic: handles and sequences of before name nothing of what comes back.
 #[test]
 fn sessions_of_a_worker_that_begins_anew_come_back_to_it() {
-    let shared = std::sync::Arc::new(headgate_core::Shared::new([1, 2], Default::default()));
-    let mut before = World::sharing(1, std::sync::Arc::clone(&shared), |_| {});
+    let shared = Arc::new(Shared::new([1, 2], Default::default()));
+    let mut before = World::sharing(1, Arc::clone(&shared), |_| {});
     let (id, _) = before.connect(0, lasting("c", 60));
     before.subscribe(id, "t", QoS::AtLeastOnce);
     shared.begin_restoring();
     shared.forget_worker(WorkerSlot(0));
-    let mut w = World::sharing(1, std::sync::Arc::clone(&shared), |c| c.incarnation = 1);
+    let mut w = World::sharing(1, Arc::clone(&shared), |c| c.incarnation = 1);
     let session = stored("c", "t");
     let of = session.id;
     w.handle(0, Input::Restore(session));
