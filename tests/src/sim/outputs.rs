@@ -1,7 +1,7 @@
 //! The executor of the cores' outputs, which shows each of them to the model.
 
 use headgate_codec::{Packet, decode};
-use headgate_core::{AuthResult, Completion, ConnId, Granted, Input, Mesh, Output, Record};
+use headgate_core::{AuthResult, Completion, ConnId, Granted, Input, Mesh, OpId, Output, Record};
 use std::hash::Hash;
 
 use super::network::{LinkId, bytes_of};
@@ -78,22 +78,13 @@ impl World {
                 sequence,
                 record,
             } => {
-                assert!(self.workers[worker].last_record < op, "operations count up");
-                self.workers[worker].last_record = op;
-                self.unit.last = Some(op);
-                self.note(|| {
-                    format!(
-                        "  worker {worker} records {} {sequence}: {record:?}",
-                        session.counter
-                    )
-                });
-                self.model.persisting(worker, op, session, &record);
-                self.unit.records.push(Kept {
+                let kept = Kept {
                     session,
                     epoch,
                     sequence,
                     record,
-                });
+                };
+                self.record(worker, op, kept);
             }
             Output::Join { txn, weight } => self.unit.joins.push((txn, weight)),
             Output::Unjoin { txn } => self.store.unjoin(txn),
@@ -133,6 +124,23 @@ impl World {
                 });
             }
         }
+    }
+
+    /// A record joins the others of the same input.
+    fn record(&mut self, worker: usize, op: OpId, kept: Kept) {
+        assert!(self.workers[worker].last_record < op, "operations count up");
+        self.workers[worker].last_record = op;
+        self.unit.last = Some(op);
+        self.note(|| {
+            let (session, sequence) = (kept.session.counter, kept.sequence);
+            format!(
+                "  worker {worker} records {session} {sequence}: {:?}",
+                kept.record
+            )
+        });
+        self.model
+            .persisting(worker, op, kept.session, &kept.record);
+        self.unit.records.push(kept);
     }
 
     pub(super) fn link_of(&self, worker: usize, conn: ConnId) -> Option<LinkId> {

@@ -1,8 +1,8 @@
-//! What is lost with a worker, and what the store has of it.
+//! What is lost with a worker or a connection, and what the store has of it.
 
 use headgate_core::{Completion, Input, RestoredSession};
 
-use super::World;
+use super::{Id, World};
 
 impl World {
     /// Answers a Recover: what the store has of the client.
@@ -17,5 +17,14 @@ impl World {
     /// What is on its way between workers is lost.
     pub fn forget_mesh(&mut self) {
         self.mesh.clear();
+    }
+
+    /// The network drops a connection.
+    pub fn lose(&mut self, id: Id) {
+        let wire = &mut self.wires[id];
+        wire.gone = true;
+        wire.unread.clear();
+        let (worker, conn) = (wire.worker, wire.conn);
+        self.handle(worker, Input::Closed { conn });
     }
 }

@@ -479,15 +479,6 @@ impl World {
         self.handle(worker, Input::Packet { conn, packet });
     }
 
-    /// The network drops a connection.
-    pub fn lose(&mut self, id: Id) {
-        let wire = &mut self.wires[id];
-        wire.gone = true;
-        wire.unread.clear();
-        let (worker, conn) = (wire.worker, wire.conn);
-        self.handle(worker, Input::Closed { conn });
-    }
-
     pub fn malformed(&mut self, id: Id, reason: ReasonCode) {
         let (worker, conn) = (self.wires[id].worker, self.wires[id].conn);
         self.handle(worker, Input::Malformed { conn, reason });
