@@ -6,7 +6,7 @@ use crate::{
     mesh::Mesh,
     store::{
         codec::Calendar,
-        files::{StoreFiles, Wanted},
+        files::{StoreError, StoreFiles, Wanted},
         lane::Lanes,
         metrics::StoreMetrics,
         restore::{RestoreParts, RestoreThread, RestoringDirectory},
@@ -17,7 +17,7 @@ use crate::{
 use headgate_core::Shared;
 use std::{
     fs::File,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     thread::JoinHandle,
     time::{Duration, Instant},
 };
@@ -34,6 +34,8 @@ pub(super) struct Durable {
     pub directory: Arc<RestoringDirectory>,
     /// What it counts.
     pub metrics: Arc<StoreMetrics>,
+    /// Why the server can't go on.
+    pub failure: Arc<OnceLock<StoreError>>,
     threads: Mutex<Option<(RestoreThread, JoinHandle<()>)>>,
     /// No other process may use the store meanwhile.
     _lock: Arc<File>,
@@ -79,14 +81,17 @@ impl Durable {
                 StoreFsync::Never => Fsync::Never,
             },
             limits: SpaceLimits {
-                path,
+                path: path.clone(),
                 bytes_max: config.store.bytes_max,
                 reserve_bytes: config.store.reserve_bytes,
             },
             metrics: Arc::clone(&metrics),
         };
         let (handle, store) = thread::start(engine, parts).map_err(ServerError::StoreThread)?;
+        let failure = Arc::default();
         let restore = RestoreThread::start(RestoreParts {
+            path,
+            failure: Arc::clone(&failure),
             directory: Arc::clone(&directory),
             store: handle.clone(),
             shared: Arc::clone(shared),
@@ -101,6 +106,7 @@ impl Durable {
             handle,
             directory,
             metrics,
+            failure,
             threads: Mutex::new(Some((restore, store))),
             _lock: lock,
         })

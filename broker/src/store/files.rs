@@ -22,6 +22,7 @@ use super::{
     keys,
     thread::Opener,
 };
+use crate::state_file;
 
 const FORMAT_FILE: &str = "format";
 const LOCK_FILE: &str = "lock";
@@ -110,7 +111,7 @@ impl StoreFiles {
             source,
         };
         if wanted == Wanted::OrNew {
-            fs::create_dir_all(path).map_err(failed)?;
+            state_file::make_folder(path).map_err(failed)?;
         } else if !path.join(FORMAT_FILE).exists() {
             return Err(StoreError::Missing(path.to_owned()));
         }
@@ -143,9 +144,14 @@ impl StoreFiles {
             );
             return Err(damaged(path, what, REPAIR_HELP));
         }
-        journal::look_over(&data, true).map_err(|error| refused(path, error))?;
-        let engine = open_engine(&data).map_err(|error| refused(path, error))?;
+        if journals.torn_bytes > 0 {
+            journal::look_over(&data, true).map_err(|error| refused(path, error))?;
+        }
+        let mut engine = open_engine(&data).map_err(|error| refused(path, error))?;
         if is_new {
+            engine.sync().map_err(|error| refused(path, error))?;
+            // The engine syncs what is in the folders of its tables, and not their names.
+            state_file::sync_folder(&data.join(ENGINE_TABLES)).map_err(failed)?;
             write_format(path, &format).map_err(failed)?;
         }
         Ok(Self {
@@ -240,7 +246,7 @@ fn write_format(path: &Path, file: &Path) -> io::Result<()> {
     written.write_all(text.as_bytes())?;
     written.sync_all()?;
     fs::rename(half, file)?;
-    File::open(path)?.sync_all()
+    state_file::sync_folder(path)
 }
 
 /// fjall is trusted to report what is wrong; a panic of it is a report, too.

@@ -11,8 +11,9 @@ use std::{
     collections::{HashMap, HashSet, VecDeque},
     hash::{BuildHasher, BuildHasherDefault, DefaultHasher},
     ops::ControlFlow,
+    path::PathBuf,
     sync::{
-        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     thread::JoinHandle,
@@ -22,6 +23,7 @@ use std::{
 use super::{
     codec::{self, Calendar},
     engine::{EngineError, Reader, Table},
+    files::{self, StoreError},
     keys,
     lane::{Lanes, StoreMail},
     load::{self, Sessions},
@@ -224,6 +226,10 @@ pub struct RestoreParts {
     pub start: Instant,
     /// Progress.
     pub metrics: Arc<StoreMetrics>,
+    /// Where the store is.
+    pub path: PathBuf,
+    /// Set when the store turns out to be damaged: the server can't go on then.
+    pub failure: Arc<OnceLock<StoreError>>,
 }
 
 /// The thread that restores. It goes on for as long as the server: a worker that panics loses its sessions.
@@ -348,6 +354,12 @@ impl Restorer {
             if let Some(reader) = &self.reader {
                 match read(&**reader, &self.parts) {
                     Ok(found) => return Ok(found),
+                    Err(error @ (EngineError::Damaged(_) | EngineError::Newer)) => {
+                        let error = files::refused(&self.parts.path, error);
+                        tracing::error!(%error, "the server can't go on");
+                        let _first = self.parts.failure.set(error);
+                        return Err(Ended);
+                    }
                     Err(error) => {
                         tracing::error!(%error, "sessions can't be read from the store; it is tried again");
                         self.parts.metrics.failures.inc();
@@ -436,12 +448,11 @@ impl Restorer {
     }
 
     fn retained(&mut self) -> Result<(), Ended> {
-        let (mut from, mut read): (Vec<u8>, u64) = (Vec::new(), 0);
+        let mut from = Vec::new();
         loop {
             let (messages, next) =
                 self.read(|reader, parts| retained_after(reader, parts, &from))?;
             let parts = &self.parts;
-            read += messages.len() as u64;
             let now = Time(parts.start.elapsed().as_millis() as u64);
             let restored = parts.shared.retained.restore(messages, now);
             parts.metrics.retained_restored.add(restored as u64);
@@ -453,13 +464,11 @@ impl Restorer {
                 None => break,
             }
         }
-        let restored = self.parts.metrics.retained_restored.get();
-        if restored < read {
+        if self.parts.shared.retained.is_above_limits() {
             tracing::warn!(
-                restored,
-                stored = read,
-                "not all retained messages were read back: they had expired, were replaced meanwhile, or there is no room \
-                 (limits.retained_messages, limits.retained_bytes)"
+                restored = self.parts.metrics.retained_restored.get(),
+                "the store has more retained messages than limits.retained_messages or limits.retained_bytes allow: all are \
+                 kept, and new topics are refused until enough are removed"
             );
         }
         Ok(())
