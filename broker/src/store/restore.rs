@@ -125,7 +125,13 @@ impl RestoringDirectory {
     }
 
     fn settle(&self, state: &State) {
-        self.is_restoring.store(!state.is_idle(), Ordering::Release);
+        let is_idle = state.is_idle();
+        let was_restoring = self.is_restoring.swap(!is_idle, Ordering::AcqRel);
+        if is_idle && was_restoring {
+            for worker in 0..self.lanes.workers() {
+                self.mesh.ring_doorbell(WorkerSlot(worker as u8));
+            }
+        }
     }
 
     /// Gives a session to a worker.
@@ -173,6 +179,10 @@ impl Directory for RestoringDirectory {
         done: &mut Vec<Completion>,
     ) {
         self.inner.claim(from, client_id, None, new, done);
+    }
+
+    fn is_restoring(&self) -> bool {
+        self.is_restoring.load(Ordering::Acquire)
     }
 
     fn restored(&self, client_id: &Text) {
