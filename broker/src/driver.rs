@@ -336,6 +336,11 @@ impl Driver {
                     false => self.directory.claim(from, client_id, expected, new, done),
                 }
             }
+            // Without a store nothing is left of it.
+            Output::Recover { op, .. } => {
+                let session = None;
+                self.completions.push(Completion::Recovered { op, session });
+            }
             // Without the kernel part, what the core itself does about the client has to do.
             Output::Penalty { .. } => {}
             Output::Authenticate { op, conn, step } => {

@@ -83,6 +83,10 @@ impl Hub {
         while self.txns.front().is_some_and(|(op, _)| *op <= up_to) {
             self.txns.pop_front();
         }
+        while let Some((_, client_id, owner)) = self.releasing.pop_front_if(|(op, ..)| *op <= up_to)
+        {
+            self.release(&client_id, owner, out);
+        }
         while let Some((op, waiter)) = self.env.waiters.front().copied() {
             if op > self.env.persisted {
                 return;

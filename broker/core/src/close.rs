@@ -4,7 +4,7 @@ use headgate_codec::{Disconnect, Packet, ReasonCode, Version, Will, encoded_len}
 
 use crate::{
     ConnId, Handed, Output, Owner, Record, SessionId, Time,
-    conns::{PAUSED_ACKS, PAUSED_QUOTA, State},
+    conns::{PAUSED_ACKS, PAUSED_QUOTA, PAUSED_RESTORING, State},
     counters::{add, sub},
     hub::Hub,
     session::{NEVER, Session},
@@ -152,12 +152,19 @@ impl Hub {
         }
         self.count_session_gone(&session);
         // Without any record there is nothing to end in the store.
-        if session.sequence > 0 {
+        let is_recorded = session.sequence > 0;
+        if is_recorded {
             session.put(&mut self.env, Record::SessionEnded, out);
         }
-        if release {
-            let owner = self.owner(slot, session.epoch);
-            self.release(&session.client_id(), owner, out);
+        let (owner, client_id) = (self.owner(slot, session.epoch), session.client_id());
+        match (release, is_recorded) {
+            (true, false) => self.release(&client_id, owner, out),
+            // Until that is safe the session may come back, so whoever asks for it meanwhile has to know of it.
+            (true, true) => {
+                let op = self.env.last_persist;
+                self.releasing.push_back((op, client_id, owner));
+            }
+            (false, _) => {}
         }
         if let Some(WaitingTakeover { from, takeover }) =
             session.fence.take().and_then(|f| f.takeover)
@@ -255,7 +262,7 @@ impl Hub {
     }
 
     /// The will is published at the end of this input \[MQTT-3.1.2-8\].
-    fn will_due(&mut self, session: &mut Session) {
+    pub(crate) fn will_due(&mut self, session: &mut Session) {
         let Some(pending) = session.will.take() else {
             return;
         };
@@ -289,7 +296,7 @@ impl Hub {
         };
         c.armed = NEVER;
         // A client that isn't read, because storage is behind or it was too fast, can't show that it is alive.
-        if c.paused & (PAUSED_ACKS | PAUSED_QUOTA) != 0 {
+        if c.paused & (PAUSED_ACKS | PAUSED_QUOTA | PAUSED_RESTORING) != 0 {
             c.last_seen = now;
         }
         if c.meter.is_some() {

@@ -30,6 +30,8 @@ counters! {
     packets_in,
     /// Packets that had to wait until the handshake was complete: 0-RTT data that a replay could do harm with.
     early_held,
+    /// Packets that had to wait until the sessions of an earlier run were there.
+    restoring_held,
     /// CONNECT packets that were accepted.
     connects_accepted,
     /// CONNECT packets that were refused.

@@ -186,6 +186,9 @@ pub enum Input {
     /// A session of an earlier run, or of a former worker in this place, lives here from now on. Until its
     /// Claim has been answered, no other Claim for the client may be.
     Restore(Box<RestoredSession>),
+    /// All sessions of an earlier run, or of a worker that was lost, are there
+    /// ([`Shared::finish_restoring`](crate::Shared::finish_restoring)): what has waited for that goes on.
+    SessionsRestored,
     /// All retained messages of an earlier run are there ([`Retained::finish_loading`](crate::Retained::finish_loading)).
     RetainedLoaded,
 }
@@ -228,6 +231,13 @@ pub enum Completion {
         more: bool,
         /// The store can't read: nothing is known of the queue.
         failed: bool,
+    },
+    /// The answer to an [`Output::Recover`].
+    Recovered {
+        /// The operation of the Recover.
+        op: OpId,
+        /// What the store has; `None` = no session of this client.
+        session: Option<Box<RestoredSession>>,
     },
     /// The answer to an [`Output::Authenticate`].
     Authenticated {
@@ -315,6 +325,14 @@ pub enum Output {
         messages_max: u16,
         /// No more entries once their messages cost this much, bytes.
         bytes_max: u32,
+    },
+    /// This worker owns a client now, and the worker that had its session was lost: find the session in the store. The
+    /// answer knows every record that any worker, the lost one too, has made before this.
+    Recover {
+        /// This operation.
+        op: OpId,
+        /// Client Identifier.
+        client_id: Text,
     },
     /// Compare-and-set in the directory: `client_id` belongs to `new` if its owner is `expected`.
     Claim {

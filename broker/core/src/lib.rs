@@ -23,7 +23,9 @@
 #![forbid(unsafe_code)]
 
 mod acks;
+mod acquire;
 mod alias;
+mod attach;
 mod auth;
 mod close;
 mod connect;
@@ -58,7 +60,10 @@ mod timers;
 
 use headgate_codec::{Packet, ReasonCode};
 use headgate_topics::{Cache, Subscriber, Table};
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
 
 pub use auth::{AuthResult, AuthStep, Credentials, Granted, Identity};
 pub use counters::Counters;
@@ -72,7 +77,7 @@ pub use session::Session;
 pub use share::ShareStrategy;
 
 use close::End;
-use conns::State;
+use conns::{PAUSED_EARLY, PAUSED_RESTORING, State};
 use counters::add;
 use hub::Hub;
 use share::Shares;
@@ -93,6 +98,8 @@ pub struct Shared {
     shares: Shares,
     /// Connections by quota class.
     classes: quota::ClassCounts,
+    /// Sessions are still to come from the store.
+    restoring: AtomicBool,
 }
 
 impl Shared {
@@ -103,6 +110,7 @@ impl Shared {
             retained: Retained::new(retained),
             shares: Shares::default(),
             classes: quota::ClassCounts::default(),
+            restoring: AtomicBool::new(false),
         }
     }
 
@@ -123,6 +131,23 @@ impl Shared {
     /// Connections of a quota class on these workers.
     pub fn class_connections(&self, workers: &[WorkerSlot], class: u8) -> u64 {
         self.classes.sum(workers, class)
+    }
+
+    /// Sessions will come from the store: all of an earlier run, or those of a worker that was lost. A PUBLISH with QoS
+    /// 1 or 2 waits from now on, because one that is routed before their subscriptions are there would miss them. To be
+    /// said before any worker takes a packet, or before [`Shared::forget_worker`].
+    pub fn begin_restoring(&self) {
+        self.restoring.store(true, Ordering::SeqCst);
+    }
+
+    /// All of them have been taken by their workers, each of which is to get [`Input::SessionsRestored`] after this.
+    pub fn finish_restoring(&self) {
+        self.restoring.store(false, Ordering::SeqCst);
+    }
+
+    /// Sessions are still to come from the store.
+    pub fn is_restoring(&self) -> bool {
+        self.restoring.load(Ordering::Acquire)
     }
 
     /// A worker has lost its sessions: nobody is to find their subscriptions any more.
@@ -180,6 +205,9 @@ impl Core {
             }) => self
                 .hub
                 .on_loaded((op, handle), (messages, more, failed), out),
+            Input::Completed(Completion::Recovered { op, session }) => {
+                self.hub.on_recovered(op, session, out)
+            }
             Input::Completed(Completion::Authenticated { op, conn, result }) => {
                 self.hub.on_authenticated((op, conn), result, out)
             }
@@ -201,6 +229,7 @@ impl Core {
             Input::Storage(state) => self.hub.on_storage(state, out),
             Input::Restore(session) => self.hub.on_restore(session, out),
             Input::RetainedLoaded => self.hub.on_retained_loaded(out),
+            Input::SessionsRestored => self.hub.on_sessions_restored(out),
         }
         if !self.hub.ready.is_empty() {
             self.take_held(out);
@@ -208,7 +237,7 @@ impl Core {
         if !self.hub.left_behind.is_empty() {
             self.hand_on(out);
         }
-        if !self.hub.wills.is_empty() {
+        if !self.hub.wills.is_empty() && !self.hub.shared.is_restoring() {
             self.publish_wills(out);
         }
         if !self.hub.slots.unparked.is_empty() {
@@ -245,7 +274,12 @@ impl Core {
         c.last_seen = hub.env.now;
         add(&mut hub.env.counters.packets_in, 1);
         if c.early && early::must_wait(c, &packet) {
-            return hub.wait_for_handshake(conn, packet, out);
+            return hub.hold_back(conn, packet, PAUSED_EARLY, out);
+        }
+        if (hub.shared.is_restoring() || c.paused & PAUSED_RESTORING != 0)
+            && restore::must_wait(c, &packet)
+        {
+            return hub.hold_back(conn, packet, PAUSED_RESTORING, out);
         }
         match (c.state, packet) {
             (State::Up(slot), Packet::Publish(publish)) => {

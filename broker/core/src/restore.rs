@@ -1,9 +1,10 @@
 //! What comes back from the store after a restart, and what is refused while the store can't take anything.
 
-use headgate_codec::SubscriptionOptions;
+use headgate_codec::{Packet, QoS, SubscriptionOptions};
 
 use crate::{
-    OpId, Output, Owner, RestoredSession, Session, StorageState,
+    Handed, OpId, Output, Owner, Record, RestoredSession, Session, Shared, StorageState,
+    conns::{Conn, PAUSED_RESTORING, State},
     counters::add,
     hub::Hub,
     options::Options,
@@ -36,20 +37,7 @@ impl Hub {
             return;
         };
         session.resume(&restored, env.now);
-        for subscription in &restored.subscriptions {
-            let Ok(of_group) = share::parse(&subscription.filter) else {
-                continue;
-            };
-            let wanted = Wanted {
-                filter: &subscription.filter,
-                of_group,
-                options: options_of(subscription.options),
-                id: subscription.subscription_id.unwrap_or(0),
-            };
-            let existing = session.position_of(&subscription.filter);
-            shared.enter(session, &wanted, existing);
-        }
-        let count = session.subscriptions.len() as u64;
+        let count = shared.enter_all(session, &restored);
         add(&mut env.counters.subscriptions, count);
         // Another restart counts from here, too.
         if restored.is_connected {
@@ -75,6 +63,28 @@ impl Hub {
         self.pump(slot, out);
     }
 
+    /// A session of a lost worker for the connection that waits for it in this place; `discard`: it has to end.
+    pub(crate) fn revive(
+        &mut self,
+        slot: u32,
+        restored: &RestoredSession,
+        (epoch, discard): (u32, bool),
+        out: &mut Vec<Output>,
+    ) -> Handed {
+        let handle = self.slots.handle(slot);
+        let mut session = Session::new(restored.id, &restored.client_id, handle, epoch);
+        session.resume(restored, self.env.now);
+        if discard || session.expires_at <= self.env.now {
+            self.will_due(&mut session);
+            session.put(&mut self.env, Record::SessionEnded, out);
+            return Handed::Ended;
+        }
+        add(&mut self.env.counters.sessions_restored, 1);
+        let mut session = Box::new(session);
+        self.shared.enter_all(&mut session, restored);
+        Handed::Session(session)
+    }
+
     /// The directory knows a session that was restored, or it knows another owner.
     pub(crate) fn on_restore_claimed(&mut self, op: OpId, is_owner: bool) {
         let Some(handle) = self.restoring.remove(&op) else {
@@ -98,6 +108,17 @@ impl Hub {
         }
     }
 
+    /// All sessions are there: what has waited for that goes on.
+    pub(crate) fn on_sessions_restored(&mut self, out: &mut Vec<Output>) {
+        for conn in self.conns.ids() {
+            let c = self.conns.get(conn);
+            if c.is_some_and(|c| c.paused & PAUSED_RESTORING != 0) {
+                self.pause(conn, PAUSED_RESTORING, false, out);
+                self.ready.push(conn);
+            }
+        }
+    }
+
     /// All retained messages are there: subscriptions that were made meanwhile get theirs.
     pub(crate) fn on_retained_loaded(&mut self, out: &mut Vec<Output>) {
         self.pump_where(|flow| !flow.replays.is_empty(), out);
@@ -113,6 +134,33 @@ impl Hub {
         for slot in slots {
             self.pump(slot, out);
         }
+    }
+}
+
+/// Whether a packet has to wait until all sessions are there: a message that is routed before would miss those that
+/// are still to come, although it is acknowledged. QoS 0 is only for who is connected, and so is there.
+pub(crate) fn must_wait(conn: &Conn, packet: &Packet) -> bool {
+    let is_routed = matches!(packet, Packet::Publish(publish) if publish.qos != QoS::AtMostOnce);
+    matches!(conn.state, State::Up(_)) && (is_routed || conn.has_held())
+}
+
+impl Shared {
+    /// Enters all subscriptions of a session that was restored; how many they are.
+    fn enter_all(&self, session: &mut Session, restored: &RestoredSession) -> u64 {
+        for subscription in &restored.subscriptions {
+            let Ok(of_group) = share::parse(&subscription.filter) else {
+                continue;
+            };
+            let wanted = Wanted {
+                filter: &subscription.filter,
+                of_group,
+                options: options_of(subscription.options),
+                id: subscription.subscription_id.unwrap_or(0),
+            };
+            let existing = session.position_of(&subscription.filter);
+            self.enter(session, &wanted, existing);
+        }
+        session.subscriptions.len() as u64
     }
 }
 

@@ -7,7 +7,7 @@ use std::{collections::VecDeque, sync::Arc};
 use crate::{
     ConnId, Delivery, Frame, Mesh, OpId, Output, Record, SessionId, Time, WorkerSlot,
     alias::Aliases,
-    connect::PendingConnack,
+    attach::PendingConnack,
     env::Env,
     message::Message,
     options::Options,

@@ -149,15 +149,15 @@ impl Shares {
         self.retain(topics, group, |m| m.subscriber.id() != member.0);
     }
 
-    /// A member is somewhere else, or has other options.
-    pub(crate) fn replace(&self, group: GroupId, former: Handle, subscriber: Subscriber) {
-        if let Some(group) = self.read().by_id.get(&group) {
-            let mut members = write(&group.members);
-            let member = members.iter_mut().find(|m| m.subscriber.id() == former.0);
-            if let Some(member) = member {
-                member.subscriber = subscriber;
-            }
-        }
+    /// A member is somewhere else, or has other options. `false` = it is no member.
+    pub(crate) fn replace(&self, group: GroupId, former: Handle, subscriber: Subscriber) -> bool {
+        let groups = self.read();
+        let Some(group) = groups.by_id.get(&group) else {
+            return false;
+        };
+        let mut members = write(&group.members);
+        let member = members.iter_mut().find(|m| m.subscriber.id() == former.0);
+        member.map(|m| m.subscriber = subscriber).is_some()
     }
 
     /// A worker has lost its sessions.

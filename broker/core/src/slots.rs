@@ -3,7 +3,7 @@
 
 use headgate_codec::Text;
 
-use crate::{Owner, Session, Takeover, Time, WorkerSlot, connect::Acquire};
+use crate::{Owner, Session, Takeover, Time, WorkerSlot, acquire::Acquire};
 
 /// A session's place in the topic table: worker slot (8 bits), place in the worker's slab (24),
 /// generation of the place (24); 56 bits together, never 0 because generations start at 1.

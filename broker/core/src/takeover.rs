@@ -3,8 +3,8 @@
 
 use crate::{
     Fence, FenceLeg, Handed, Mesh, Moved, OpId, Output, Session, Takeover, WorkerSlot,
+    attach::repoint,
     close::End,
-    connect::repoint,
     counters::add,
     hub::Hub,
     session::{Fenced, NEVER},
@@ -38,7 +38,13 @@ impl Hub {
                 }
             }
             // Its session has ended meanwhile: its owner knew nothing of the claim.
-            _ => self.answer(from, takeover.op, Handed::Nothing, out),
+            _ => {
+                let handed = match self.take_releasing(expected) {
+                    true => Handed::Ended,
+                    false => Handed::Nothing,
+                };
+                self.answer(from, takeover.op, handed, out);
+            }
         }
     }
 
@@ -159,9 +165,9 @@ impl Hub {
             .claims
             .iter()
             .filter(|(_, claim)| claim.asked == Some(worker));
-        let asked: Vec<OpId> = asked.map(|(op, _)| *op).collect();
-        for op in asked {
-            self.on_moved(worker, op, Handed::Nothing, out);
+        let asked: Vec<(OpId, u32)> = asked.map(|(op, claim)| (*op, claim.slot)).collect();
+        for (op, slot) in asked {
+            self.recover(op, slot, out);
         }
         // Nor will its part of what is recorded together.
         out.extend(self.txns.drain(..).map(|(_, txn)| Output::Unjoin { txn }));

@@ -25,6 +25,8 @@ pub(super) enum Event {
     Persist(usize),
     /// A worker gets a part of a queue.
     Load(usize),
+    /// A worker gets a session of a lost one.
+    Recover(usize),
     Gone(usize),
     Backlog(usize),
     Up(LinkId),
@@ -76,6 +78,13 @@ impl World {
             }
             Event::Persist(worker) => self.persist(worker),
             Event::Load(index) => self.load(index),
+            Event::Recover(index) => {
+                let wanted = self.store.wanted.remove(index);
+                let session = self.store.find(&wanted.client_id);
+                let op = wanted.op;
+                let answer = Completion::Recovered { op, session };
+                self.feed(wanted.worker, Input::Completed(answer));
+            }
             Event::Gone(worker) => {
                 let gone = self.workers[worker].gone.remove(0);
                 self.feed(worker, Input::WorkerGone { worker: gone });
@@ -125,6 +134,9 @@ impl World {
         may(store.has_failed, Event::Repair);
         if let Some(index) = store.answerable() {
             may(true, Event::Load(index));
+        }
+        if let Some(index) = store.findable() {
+            may(true, Event::Recover(index));
         }
         if internal {
             return;

@@ -5,7 +5,7 @@ use headgate_core::{AuthResult, Completion, ConnId, Granted, Input, Mesh, Output
 use std::hash::Hash;
 
 use super::network::{LinkId, bytes_of};
-use super::store::{Asked, Kept, Unit};
+use super::store::{Asked, Kept, Unit, Wanted};
 use super::world::{Claim, World};
 
 /// Outputs of one input, at most.
@@ -30,6 +30,8 @@ impl World {
         self.store.push(Unit { worker, ..unit });
         // It knows what this input has recorded.
         self.loads.drain(..).for_each(|asked| self.store.ask(asked));
+        let wanted = self.recoveries.drain(..);
+        wanted.for_each(|wanted| self.store.look_for(wanted));
     }
 
     /// A will shows for the first time.
@@ -100,6 +102,9 @@ impl World {
                 let limits = (messages_max, bytes_max);
                 let asked = Asked::new(worker, (op, handle), (session, after), limits);
                 self.loads.push(asked);
+            }
+            Output::Recover { op, client_id } => {
+                self.recoveries.push(Wanted::new(worker, op, client_id));
             }
             Output::Penalty { .. } => panic!("no class has a rate"),
             // Everybody is let in, some time.

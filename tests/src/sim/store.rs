@@ -1,6 +1,7 @@
 //! The store as a run has it: atomic group commits of what the workers have handed over, on a disk that may lose what
 //! isn't synced, may fail, and may have kept what it has failed to write.
 
+use headgate_codec::Text;
 use headgate_core::{
     Loaded, Message, OpId, QueueSummary, Record, RestoredSession, RestoredSubscription, Retained,
     SessionId, Txn,
@@ -44,6 +45,27 @@ pub(super) struct Asked {
     before: u64,
 }
 
+/// A Recover that hasn't been answered.
+#[derive(Debug)]
+pub(super) struct Wanted {
+    pub(super) worker: usize,
+    pub(super) op: OpId,
+    pub(super) client_id: Text,
+    /// Units that had been handed over before.
+    before: u64,
+}
+
+impl Wanted {
+    pub(super) fn new(worker: usize, op: OpId, client_id: Text) -> Self {
+        Self {
+            worker,
+            op,
+            client_id,
+            before: 0,
+        }
+    }
+}
+
 /// What the store holds.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Db {
@@ -75,6 +97,7 @@ pub(super) struct Store {
     unsynced: Vec<Vec<(usize, Kept)>>,
     pub(super) has_failed: bool,
     pub(super) asked: Vec<Asked>,
+    pub(super) wanted: Vec<Wanted>,
 }
 
 impl Store {
@@ -90,6 +113,7 @@ impl Store {
             unsynced: Vec::new(),
             has_failed: false,
             asked: Vec::new(),
+            wanted: Vec::new(),
         }
     }
 
@@ -107,6 +131,24 @@ impl Store {
     pub(super) fn ask(&mut self, asked: Asked) {
         let before = self.taken + self.queue.len() as u64;
         self.asked.push(Asked { before, ..asked });
+    }
+
+    pub(super) fn look_for(&mut self, wanted: Wanted) {
+        let before = self.taken + self.queue.len() as u64;
+        self.wanted.push(Wanted { before, ..wanted });
+    }
+
+    /// The Recovers that can be answered: everything that was recorded before them is there.
+    pub(super) fn findable(&self) -> Option<usize> {
+        let is_due = |w: &Wanted| !self.has_failed && w.before <= self.taken;
+        self.wanted.iter().position(is_due)
+    }
+
+    /// The session of a client.
+    pub(super) fn find(&self, client_id: &Text) -> Option<Box<RestoredSession>> {
+        let mut all = self.db.sessions.values();
+        let found = all.find(|s| s.restored.client_id == *client_id)?;
+        Some(Box::new(found.to_restore()))
     }
 
     /// How many units from the front can be committed together: no transaction ends at less.
@@ -218,6 +260,7 @@ impl Store {
         self.queue.clear();
         self.awaiting.clear();
         self.asked.clear();
+        self.wanted.clear();
         self.unjoined.clear();
         self.has_failed = false;
     }
@@ -237,6 +280,7 @@ impl Store {
         self.db.sessions.retain(|_, s| s.worker != worker);
         self.durable = self.db.clone();
         self.asked.retain(|asked| asked.worker != worker);
+        self.wanted.retain(|wanted| wanted.worker != worker);
     }
 
     /// The Loads that can be answered: everything that was recorded before them is there.

@@ -19,7 +19,7 @@ use super::events::Event;
 use super::model::{Model, SessionNo};
 use super::network::{Link, LinkId};
 use super::operations::{PACKET_BYTES_MAX, Scenario};
-use super::store::{Asked, Store, Unit};
+use super::store::{Asked, Store, Unit, Wanted};
 
 /// A compare-and-set that the directory hasn't done.
 pub(super) struct Claim {
@@ -63,6 +63,7 @@ pub(crate) struct World {
     /// What the worker whose outputs are being done records.
     pub(super) unit: Unit,
     pub(super) loads: Vec<Asked>,
+    pub(super) recoveries: Vec<Wanted>,
     /// How often everything was started.
     pub(super) starts: u32,
     pub(super) out: Vec<Output>,
@@ -105,6 +106,7 @@ impl World {
             store: Store::new(scenario.syncs),
             unit: Unit::default(),
             loads: Vec::new(),
+            recoveries: Vec::new(),
             starts: 0,
             out: Vec::new(),
             events: Vec::new(),

@@ -6,8 +6,8 @@ mod packets;
 
 use bytes::{Bytes, BytesMut};
 use headgate_codec::{
-    Connect, DisconnectProperties, Packet, QoS, ReasonCode, SubscriptionOptions, Version, decode,
-    frame_len,
+    Connect, DisconnectProperties, Packet, QoS, ReasonCode, SubscriptionOptions, Text, Version,
+    decode, frame_len,
 };
 use headgate_core::{
     ClientCertificate, Completion, ConnId, Core, CoreConfig, Counters, Frame, Input, Mesh, OpId,
@@ -77,6 +77,8 @@ pub struct World {
     pub unjoined: Vec<Txn>,
     /// Loads that the test has to answer.
     pub loads: VecDeque<(usize, Output)>,
+    /// Sessions of lost workers that the test has to find.
+    pub recovers: VecDeque<(usize, OpId, Text)>,
     /// Every record, with its worker, session and sequence.
     pub records: Vec<(usize, SessionId, u64, Record)>,
 }
@@ -118,6 +120,7 @@ impl World {
             joined: Vec::new(),
             unjoined: Vec::new(),
             loads: VecDeque::new(),
+            recovers: VecDeque::new(),
             records: Vec::new(),
         }
     }
@@ -180,6 +183,7 @@ impl World {
             Output::Join { txn, weight } => self.joined.push((txn, weight)),
             Output::Unjoin { txn } => self.unjoined.push(txn),
             load @ Output::Load { .. } => self.loads.push_back((worker, load)),
+            Output::Recover { op, client_id } => self.recovers.push_back((worker, op, client_id)),
             claim @ Output::Claim { .. } => self.nodes[worker].claims.push_back(claim),
             Output::Authenticate { op, conn, step } => self.ask(worker, (op, conn), step),
             Output::Penalty { conn, class } => self.penalties.push((worker, conn, class)),

@@ -78,7 +78,9 @@ impl Model {
                 let is_too_large = size > s.packet_max_ever as usize;
                 // After a restart its publisher had to send it again: one of them is enough.
                 let came_again = message.routed > 1
-                    && s.expected.iter().any(|other| other.n == e.n && other.received > 0);
+                    && s.expected
+                        .iter()
+                        .any(|other| other.n == e.n && other.received > 0);
                 let is_excused = e.is_excused || came_again;
                 if e.received == 0 && !has_expired && !is_lossy && !is_too_large && !is_excused {
                     missing.push(format!(
