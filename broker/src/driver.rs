@@ -8,7 +8,7 @@ use crate::{
     store::{LoadRequest, MAIL_PER_TURN, Store, StoreMail},
     worker::conns::Conns,
 };
-use headgate_codec::{Packet, QoS};
+use headgate_codec::QoS;
 use headgate_core::{
     Completion, ConnId, Core, Counters, Input, Mesh as CoreMessage, Output, Receipt, Time,
     WorkerSlot,
@@ -22,10 +22,6 @@ pub const MESH_STALL_MS_MAX: u64 = 5_000;
 /// Messages that may wait for one worker beyond its ring. The publishers are not read from
 /// meanwhile, so that this is reached only by what they had in flight.
 pub const MESH_SPOOL_MESSAGES_MAX: usize = 16_384;
-
-/// While sessions are being restored, what is due (wills, above all) waits for them, but not longer than this after the
-/// start, milliseconds: a disk that can't be read must not keep connections open that are silent.
-const RESTORE_WAIT_MS_MAX: u64 = 10_000;
 
 /// What waits for room in a ring.
 struct Spooled {
@@ -66,9 +62,6 @@ pub struct Driver {
     origin: Option<ConnId>,
     /// Publishers that are not read from until the store has caught up.
     waiting: Vec<ConnId>,
-    /// Messages that some sessions that are still to be restored may have to keep, one of a connection at most: these aren't
-    /// read from meanwhile.
-    early: Vec<(ConnId, Packet)>,
     /// What is executed is what a session did that was restored.
     restoring: bool,
     metrics: Arc<WorkerMetrics>,
@@ -103,7 +96,6 @@ impl Driver {
             ends: Vec::new(),
             origin: None,
             waiting: Vec::new(),
-            early: Vec::new(),
             restoring: false,
             metrics,
         }
@@ -113,11 +105,7 @@ impl Driver {
     pub fn input(&mut self, conns: &mut Conns, input: Input, now: Time) {
         if let Input::Closed { conn } = input {
             self.desk.forget(conn);
-            self.early.retain(|(of, _)| *of != conn);
         }
-        let Some(input) = self.after_sessions(conns, input) else {
-            return;
-        };
         self.origin = match &input {
             Input::Packet { conn, .. } => Some(*conn),
             _ => None,
@@ -125,39 +113,6 @@ impl Driver {
         self.handle(input, now);
         self.execute(conns, now);
         self.origin = None;
-    }
-
-    /// A message that is acknowledged is kept for every session that it is for. So it waits until all are there.
-    fn after_sessions(&mut self, conns: &mut Conns, input: Input) -> Option<Input> {
-        match input {
-            Input::Packet {
-                conn,
-                packet: Packet::Publish(publish),
-            } if publish.qos != QoS::AtMostOnce && self.directory.is_restoring() => {
-                if let Some(found) = conns.get(conn) {
-                    found.held += 1;
-                    self.early.push((conn, Packet::Publish(publish)));
-                }
-                None
-            }
-            input => Some(input),
-        }
-    }
-
-    /// Goes on with the messages that waited for sessions.
-    fn release(&mut self, conns: &mut Conns, now: Time) {
-        if self.early.is_empty() || self.directory.is_restoring() {
-            return;
-        }
-        for (id, packet) in std::mem::take(&mut self.early) {
-            let Some(conn) = conns.get(id).filter(|conn| conn.closing.is_none()) else {
-                continue;
-            };
-            conn.held = conn.held.saturating_sub(1);
-            let index = conn.id.index;
-            conns.schedule(index);
-            self.input(conns, Input::Packet { conn: id, packet }, now);
-        }
     }
 
     fn handle(&mut self, input: Input, now: Time) {
@@ -180,7 +135,6 @@ impl Driver {
                 self.directory.restored(&client_id);
             }
         }
-        self.release(conns, now);
         if !self.waiting.is_empty() && !self.store.is_full() {
             for id in self.waiting.drain(..) {
                 if let Some(conn) = conns.get(id) {
@@ -192,18 +146,14 @@ impl Driver {
         }
     }
 
-    /// Whether the store has said something, or all sessions are there that somebody waits for.
+    /// Whether the store has said something.
     pub fn has_stored(&self) -> bool {
-        self.store.has_mail() || !self.early.is_empty() && !self.directory.is_restoring()
+        self.store.has_mail()
     }
 
     /// When the core wants [`Input::Timeout`].
     pub fn next_timeout(&self) -> Option<Time> {
-        let at = self.core.next_timeout()?;
-        match self.directory.is_restoring() {
-            true => Some(at.max(Time(RESTORE_WAIT_MS_MAX))),
-            false => Some(at),
-        }
+        self.core.next_timeout()
     }
 
     /// What the core has counted.
@@ -336,11 +286,7 @@ impl Driver {
                     false => self.directory.claim(from, client_id, expected, new, done),
                 }
             }
-            // Without a store nothing is left of it.
-            Output::Recover { op, .. } => {
-                let session = None;
-                self.completions.push(Completion::Recovered { op, session });
-            }
+            Output::Recover { op, client_id } => self.store.recover(op, client_id),
             // Without the kernel part, what the core itself does about the client has to do.
             Output::Penalty { .. } => {}
             Output::Authenticate { op, conn, step } => {

@@ -194,6 +194,8 @@ fn what_is_no_export_is_refused_with_its_line_and_nothing_is_made() {
 fn a_store_in_use_is_refused() {
     let state = folder();
     let broker = start(state.path());
+    // Its listeners are open before its store is.
+    broker.status();
     let path = state.path().join("store");
     for arguments in [&["check"][..], &["export"], &["import"]] {
         let output = store(arguments, &path, &[]);
@@ -249,6 +251,7 @@ fn a_torn_tail_is_repaired_and_reported() {
         .expect("something was written");
     fs::write(&journal, &bytes[..end - 5]).expect("it can be written");
     let broker = start(state.path());
+    broker.status();
     assert!(broker.log().contains("cut off"), "{}", broker.log());
     assert_eq!(broker.metrics().sum("headgate_store_repairs_total"), 1.0);
 }

@@ -36,12 +36,6 @@ pub trait Directory: Send + Sync {
     /// A worker has taken the session that it was given to restore, or could not.
     fn restored(&self, _client_id: &Text) {}
 
-    /// Whether sessions of an earlier run, or of a worker that is gone, are still to come: a message that is accepted now may
-    /// miss them. When that ends, all workers are woken.
-    fn is_restoring(&self) -> bool {
-        false
-    }
-
     /// Forgets everything that `worker` of this node owned, because it was restarted after a panic: of which clients
     /// that were the sessions.
     fn forget_worker(&self, worker: WorkerSlot) -> Vec<Text>;

@@ -64,7 +64,8 @@ impl Durable {
         let start_number = files.begin()?;
         let (engine, opener, lock) = files.into_parts();
         let lanes = Lanes::new(mesh.workers());
-        let directory = RestoringDirectory::new(Arc::clone(&lanes), Arc::clone(mesh));
+        let directory =
+            RestoringDirectory::new(Arc::clone(&lanes), Arc::clone(mesh), Arc::clone(shared));
         let calendar = Calendar::of(start);
         let parts = StoreParts {
             opener,

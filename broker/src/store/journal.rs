@@ -66,10 +66,7 @@ fn read(bytes: &[u8]) -> (Verdict, usize) {
         commits += 1;
     }
     let behind = &bytes[at..];
-    let torn = behind
-        .iter()
-        .rposition(|byte| *byte != 0)
-        .map_or(0, |last| last + 1);
+    let torn = length_without_zeros(behind);
     let ends = behind[..torn].windows(TRAILER.len());
     let verdict = Verdict {
         commits,
@@ -77,6 +74,21 @@ fn read(bytes: &[u8]) -> (Verdict, usize) {
         lost_commits: ends.filter(|window| *window == TRAILER).count() as u64,
     };
     (verdict, at)
+}
+
+/// Length up to the last byte that isn't 0. A journal is mostly room for later commits, so pages are compared at once.
+fn length_without_zeros(bytes: &[u8]) -> usize {
+    const PAGE: [u8; 4_096] = [0; 4_096];
+    let is_empty = |page: &[u8]| *page == PAGE[..page.len()];
+    let mut length = bytes.len();
+    for page in bytes.rchunks(PAGE.len()) {
+        if !is_empty(page) {
+            let last = page.iter().rposition(|byte| *byte != 0);
+            return length - page.len() + last.map_or(0, |last| last + 1);
+        }
+        length -= page.len();
+    }
+    0
 }
 
 /// Length of the commit at the beginning, if it is whole.

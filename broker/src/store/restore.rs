@@ -82,6 +82,7 @@ pub struct RestoringDirectory {
     inner: LocalDirectory,
     lanes: Arc<Lanes>,
     mesh: Arc<Mesh>,
+    shared: Arc<Shared>,
     /// Somebody may have to wait; otherwise the lock below isn't touched.
     is_restoring: AtomicBool,
     state: Mutex<State>,
@@ -90,7 +91,8 @@ pub struct RestoringDirectory {
 
 impl RestoringDirectory {
     /// Claims wait from now on, until the sessions have been read.
-    pub fn new(lanes: Arc<Lanes>, mesh: Arc<Mesh>) -> Arc<Self> {
+    pub fn new(lanes: Arc<Lanes>, mesh: Arc<Mesh>, shared: Arc<Shared>) -> Arc<Self> {
+        shared.begin_restoring();
         let state = State {
             is_scanning: true,
             ..State::default()
@@ -99,6 +101,7 @@ impl RestoringDirectory {
             inner: LocalDirectory::default(),
             lanes,
             mesh,
+            shared,
             is_restoring: AtomicBool::new(true),
             state: Mutex::new(state),
             changed: Condvar::new(),
@@ -128,8 +131,10 @@ impl RestoringDirectory {
         let is_idle = state.is_idle();
         let was_restoring = self.is_restoring.swap(!is_idle, Ordering::AcqRel);
         if is_idle && was_restoring {
-            for worker in 0..self.lanes.workers() {
-                self.mesh.ring_doorbell(WorkerSlot(worker as u8));
+            self.shared.finish_restoring();
+            for worker in (0..self.lanes.workers()).map(|n| WorkerSlot(n as u8)) {
+                self.lanes.send(worker, StoreMail::SessionsRestored);
+                self.mesh.ring_doorbell(worker);
             }
         }
     }
@@ -181,10 +186,6 @@ impl Directory for RestoringDirectory {
         self.inner.claim(from, client_id, None, new, done);
     }
 
-    fn is_restoring(&self) -> bool {
-        self.is_restoring.load(Ordering::Acquire)
-    }
-
     fn restored(&self, client_id: &Text) {
         let mut state = self.state();
         state.handed.remove(client_id);
@@ -193,8 +194,9 @@ impl Directory for RestoringDirectory {
 
     fn forget_worker(&self, worker: WorkerSlot) -> Vec<Text> {
         let mut state = self.state();
-        // First: whoever asks for one of these from now on waits for the lock.
+        // First: whoever asks for one of these from now on waits for the lock, and messages wait for all.
         self.is_restoring.store(true, Ordering::Release);
+        self.shared.begin_restoring();
         let mut lost = self.inner.forget_worker(worker);
         // What it had been given may be in its lane still, or gone with it: it is given again.
         lost.extend(

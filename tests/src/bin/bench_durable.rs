@@ -199,7 +199,8 @@ impl Pair {
             .min(crowd.deliveries(self.subscriber));
         let mut packets = Vec::new();
         while self.published < done + INFLIGHT {
-            packets.extend_from_slice(&publish_qos1(&self.topic, &PAYLOAD, self.next_id()));
+            let id = self.next_id();
+            packets.extend_from_slice(&publish_qos1(&self.topic, &PAYLOAD, id));
         }
         if !packets.is_empty() {
             crowd.send(self.publisher, &packets);
