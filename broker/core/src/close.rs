@@ -3,7 +3,7 @@
 use headgate_codec::{Disconnect, Packet, ReasonCode, Version, Will, encoded_len};
 
 use crate::{
-    ConnId, Handed, Output, Owner, Record, SessionId, Time,
+    ConnId, Handed, Output, Owner, Record, SessionId, StorageState, Time,
     conns::{PAUSED_ACKS, PAUSED_QUOTA, PAUSED_RESTORING, State},
     counters::{add, sub},
     hub::Hub,
@@ -329,7 +329,7 @@ impl Hub {
     fn on_slot_timer(&mut self, index: u32, generation: u32, out: &mut Vec<Output>) {
         let now = self.env.now;
         let handle = Handle::new(self.config.worker, index, generation);
-        let (will_due, fence_late, expired) = match self.slots.by_handle(handle) {
+        let (will_due, fence_late, expired, reads) = match self.slots.by_handle(handle) {
             Some(Slot::Live(session)) => {
                 session.armed = NEVER;
                 session.shrink();
@@ -341,8 +341,12 @@ impl Hub {
                     .is_some_and(|at| at <= now);
                 let fence = session.fence.as_ref().is_some_and(|f| f.until <= now);
                 let expired = offline && session.expires_at <= now;
+                // What other members of its groups have to get is read first.
+                let is_read = session.share.is_none() || !session.has_spilled();
+                let is_read = is_read || self.env.storage == StorageState::Failed;
+                let (expired, reads) = (expired && is_read, expired && !is_read);
                 let is_free = session.pending.is_none();
-                (will && is_free, fence, expired && is_free)
+                (will && is_free, fence, expired && is_free, reads)
             }
             Some(Slot::Moved(forward)) if forward.until <= now => {
                 self.slots.remove(index);
@@ -356,6 +360,9 @@ impl Hub {
         }
         if fence_late {
             self.lift_fence(index, out);
+        }
+        if reads {
+            self.pump(index, out);
         }
         if expired
             && self

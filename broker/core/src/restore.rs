@@ -110,7 +110,8 @@ impl Hub {
 
     /// All sessions are there: what has waited for that goes on.
     pub(crate) fn on_sessions_restored(&mut self, out: &mut Vec<Output>) {
-        for conn in self.conns.ids() {
+        // They are taken from the end.
+        for conn in self.conns.ids().into_iter().rev() {
             let c = self.conns.get(conn);
             if c.is_some_and(|c| c.paused & PAUSED_RESTORING != 0) {
                 self.pause(conn, PAUSED_RESTORING, false, out);

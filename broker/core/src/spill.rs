@@ -156,6 +156,11 @@ impl Flow {
 }
 
 impl Session {
+    /// The store has a part of its queue that isn't here.
+    pub(crate) fn has_spilled(&self) -> bool {
+        self.flow.as_ref().is_some_and(|f| f.spill.is_some())
+    }
+
     /// The next message is left to the store: it is recorded, and there are enough in front of it.
     pub(crate) fn spills_next(&self, env: &Env, flow: &Flow, waiting: &Waiting) -> bool {
         if waiting.queued == 0 || flow.spill.is_some() {
@@ -169,9 +174,9 @@ impl Session {
     /// Reads on from the store, if the connection has taken what is here.
     pub(crate) fn load(&self, env: &mut Env, flow: &mut Flow, out: &mut Vec<Output>) {
         let is_wanted = self.conn.is_some() && flow.queue.is_empty() || self.share.is_some();
-        let is_blocked = self.fence.is_some()
-            || env.storage == StorageState::Failed
-            || flow.inflight.len() > usize::from(self.send_quota);
+        // What other members of a group may have to get is read whatever waits in front of it.
+        let is_enough = flow.inflight.len() > usize::from(self.send_quota) && self.conn.is_some();
+        let is_blocked = self.fence.is_some() || env.storage == StorageState::Failed || is_enough;
         let Some(spill) = &mut flow.spill else { return };
         if !is_wanted || is_blocked || spill.loading != OpId(0) {
             return;

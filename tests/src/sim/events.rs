@@ -28,6 +28,10 @@ pub(super) enum Event {
     /// A worker gets a session of a lost one.
     Recover(usize),
     Gone(usize),
+    /// A session comes from the store.
+    Restore,
+    /// A worker learns that all sessions are there.
+    Restored(usize),
     Backlog(usize),
     Up(LinkId),
     HangUp(LinkId),
@@ -58,7 +62,10 @@ impl World {
                     );
                 }
             }
-            Event::Claim(worker) => self.execute_claim(worker, rng),
+            Event::Claim(worker) => {
+                let open = self.open_claims(worker);
+                self.execute_claim(worker, open[rng.below(open.len())]);
+            }
             Event::Answer(worker) => {
                 let answers = &mut self.workers[worker].answers;
                 let answer = answers.swap_remove(rng.below(answers.len()));
@@ -89,6 +96,8 @@ impl World {
                 let gone = self.workers[worker].gone.remove(0);
                 self.feed(worker, Input::WorkerGone { worker: gone });
             }
+            Event::Restore => self.restore_next(),
+            Event::Restored(worker) => self.tell_restored(worker),
             Event::Backlog(worker) => self.feed(worker, Input::Timeout),
             Event::Up(link) => self.go_up(link, rng),
             Event::HangUp(link) => self.hang_up(link),
@@ -98,8 +107,25 @@ impl World {
         true
     }
 
+    /// Claims that can be answered: of a client whose session is still to come none can.
+    fn open_claims(&self, worker: usize) -> Vec<usize> {
+        let is_coming = |claim: &Claim| {
+            let coming = self.restoring.iter();
+            coming
+                .into_iter()
+                .any(|(_, s)| s.client_id == claim.client_id)
+        };
+        let claims = self.workers[worker].claims.iter().enumerate();
+        let open = claims.filter(|(_, claim)| !is_coming(claim));
+        open.map(|(index, _)| index).collect()
+    }
+
     pub(super) fn list_events(&mut self, internal: bool) {
+        let can_claim: Vec<bool> = (0..self.workers.len())
+            .map(|w| !self.workers[w].claims.is_empty() && !self.open_claims(w).is_empty())
+            .collect();
         let Self {
+            restoring,
             events,
             mesh,
             workers,
@@ -119,7 +145,8 @@ impl World {
         }
         for (i, worker) in workers.iter().enumerate() {
             let mut may = |can: bool, event| events.extend(can.then_some(event));
-            may(!worker.claims.is_empty(), Event::Claim(i));
+            may(can_claim[i], Event::Claim(i));
+            may(worker.is_restored, Event::Restored(i));
             may(!worker.answers.is_empty(), Event::Answer(i));
             may(!worker.safe.is_empty(), Event::Persist(i));
             may(!worker.gone.is_empty(), Event::Gone(i));
@@ -132,6 +159,7 @@ impl World {
         may(store.can_write(), Event::Write);
         may(store.can_sync(), Event::Sync);
         may(store.has_failed, Event::Repair);
+        may(!restoring.is_empty(), Event::Restore);
         if let Some(index) = store.answerable() {
             may(true, Event::Load(index));
         }
@@ -152,14 +180,14 @@ impl World {
         }
     }
 
-    pub(super) fn execute_claim(&mut self, worker: usize, rng: &mut Rng) {
+    pub(super) fn execute_claim(&mut self, worker: usize, index: usize) {
         let claims = &mut self.workers[worker].claims;
         let Claim {
             op,
             client_id,
             expected,
             new,
-        } = claims.remove(rng.below(claims.len()));
+        } = claims.remove(index);
         let current = self.directory.get(&client_id).copied();
         let result = if current == expected {
             match new {

@@ -40,6 +40,8 @@ pub(super) struct Worker {
     pub(super) safe: VecDeque<OpId>,
     /// Other workers that have stopped, which this one doesn't know.
     pub(super) gone: Vec<WorkerSlot>,
+    /// All sessions are there, which this one doesn't know.
+    pub(super) is_restored: bool,
 }
 
 /// Everything of one run.
@@ -60,6 +62,8 @@ pub(crate) struct World {
     pub(super) mesh: Vec<VecDeque<Mesh>>,
     pub(super) by_conn: BTreeMap<(usize, u32), LinkId>,
     pub(super) store: Store,
+    /// Sessions that are still to come from it, each with its worker.
+    pub(super) restoring: VecDeque<(usize, RestoredSession)>,
     /// What the worker whose outputs are being done records.
     pub(super) unit: Unit,
     pub(super) loads: Vec<Asked>,
@@ -104,6 +108,7 @@ impl World {
                 .collect(),
             by_conn: BTreeMap::new(),
             store: Store::new(scenario.syncs),
+            restoring: VecDeque::new(),
             unit: Unit::default(),
             loads: Vec::new(),
             recoveries: Vec::new(),
@@ -229,6 +234,15 @@ impl World {
         if self.unsettled_ms > UNSETTLED_MS_MAX {
             self.settle(true, rng);
         }
+        // It takes no time, so that what is held back is as old as when it came.
+        while !self.restoring.is_empty() {
+            self.restore_next();
+        }
+        for worker in 0..self.workers.len() {
+            if self.workers[worker].is_restored {
+                self.tell_restored(worker);
+            }
+        }
         let until = self.now.after_ms(ms);
         loop {
             let timeouts = self.workers.iter().enumerate();
@@ -312,24 +326,53 @@ impl World {
             .values()
             .map(|s| s.to_restore())
             .collect();
-        for (i, session) in restored.into_iter().enumerate() {
-            self.note(|| format!("  restored: {session:?}"));
-            let worker = i % self.scenario.workers;
-            self.store.place(session.id, worker);
-            self.feed(worker, Input::Restore(Box::new(session)));
-            // Nobody else may claim the client before.
-            while !self.workers[worker].claims.is_empty() {
-                self.execute_claim(worker, rng);
-            }
-            while let Some(answer) = self.workers[worker].answers.pop() {
-                self.feed(worker, Input::Completed(answer));
-            }
+        let workers = self.scenario.workers;
+        self.restoring = restored
+            .into_iter()
+            .enumerate()
+            .map(|(i, session)| (i % workers, session))
+            .collect();
+        for (worker, session) in &self.restoring {
+            self.store.place(session.id, *worker);
         }
+        self.shared.begin_restoring();
+        self.end_restoring();
         self.shared.retained.restore(retained, self.now);
         self.shared.retained.finish_loading();
         for worker in 0..self.workers.len() {
             self.feed(worker, Input::RetainedLoaded);
         }
+    }
+
+    /// A session comes from the store.
+    pub(super) fn restore_next(&mut self) {
+        let Some((worker, session)) = self.restoring.pop_front() else {
+            return;
+        };
+        self.note(|| format!("  restored: {session:?}"));
+        self.feed(worker, Input::Restore(Box::new(session)));
+        // Nobody else may claim the client before.
+        let claim = self.workers[worker].claims.len() - 1;
+        self.execute_claim(worker, claim);
+        self.end_restoring();
+    }
+
+    /// The workers are told when no session is to come any more.
+    fn end_restoring(&mut self) {
+        if self.restoring.is_empty() && self.shared.is_restoring() {
+            self.shared.finish_restoring();
+            self.model.all_restored();
+            self.workers.iter_mut().for_each(|w| w.is_restored = true);
+        }
+    }
+
+    /// A worker learns that all sessions are there.
+    pub(super) fn tell_restored(&mut self, worker: usize) {
+        self.workers[worker].is_restored = false;
+        let of_worker = self.by_conn.iter().filter(|((w, _), _)| *w == worker);
+        let links: Vec<LinkId> = of_worker.map(|(_, link)| *link).collect();
+        self.model.go_on_restored(&links);
+        self.feed(worker, Input::SessionsRestored);
     }
 
     /// Messages that a full queue has cost.
@@ -403,6 +446,7 @@ impl Worker {
             last_record: OpId(0),
             safe: VecDeque::new(),
             gone: Vec::new(),
+            is_restored: false,
         }
     }
 }

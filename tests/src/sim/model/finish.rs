@@ -23,6 +23,7 @@ impl Model {
                 s.home = s.link.map(|link| self.conns[link].worker);
             }
             s.is_doubtful &= s.link.is_none();
+            s.lingers = false;
             s.recent_homes = s.home.into_iter().collect();
             if *is_quiet && s.link.is_some() {
                 self.check_replays(session);

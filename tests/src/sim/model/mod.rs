@@ -11,7 +11,7 @@ mod share;
 mod topics;
 
 use bytes::Bytes;
-use headgate_codec::{Connect, PublishProperties, QoS, ReasonCode, Version};
+use headgate_codec::{Connect, Packet, PublishProperties, QoS, ReasonCode, Version};
 use headgate_core::{OpId, SessionId, Time};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -137,6 +137,8 @@ struct Session {
     link_since: Time,
     expires_at: Option<Time>,
     has_ended: bool,
+    /// It is a member of a group, and what it may leave to others is read before it expires.
+    lingers: bool,
     /// It may have ended: a CONNECT with Clean Start was on its way and its connection is gone, or a worker crashed.
     is_doubtful: bool,
     /// `None`: moved by a CONNECT whose connection is gone.
@@ -188,6 +190,8 @@ struct Conn {
     /// Messages that the client has sent on it and the server hasn't handled.
     publishing: VecDeque<usize>,
     answers: VecDeque<Answer>,
+    /// Packets that wait until all sessions are there.
+    held: VecDeque<Packet>,
     pubrels: VecDeque<(u16, bool)>,
     pings: u32,
     /// PUBLISH packets with QoS > 0 that were sent on it and aren't acknowledged.
@@ -249,6 +253,8 @@ pub(crate) struct Model {
     /// The connection whose packet is being handled, if an answer to it was noted.
     answering: Option<LinkId>,
     has_crashed: bool,
+    /// Sessions are still to come from the store.
+    is_restoring: bool,
     /// What groups are to get.
     shares: Vec<Share>,
     /// Sessions that have ended and whose wills are on their way.
@@ -276,6 +282,7 @@ impl Model {
             core_ids: BTreeMap::new(),
             answering: None,
             has_crashed: false,
+            is_restoring: false,
             shares: Vec::new(),
             ended: Vec::new(),
         }

@@ -1,10 +1,14 @@
 //! What a restart of everything leaves: all that was acknowledged, and of the rest what the disk happens to have kept.
 
-use headgate_core::Time;
+use headgate_codec::{Packet, QoS};
+use headgate_core::{Loaded, Time};
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Kept, Met, Model, PendingWill, Phase, Sent, SessionNo, Subscribed, number_of};
-use crate::sim::store::{Db, Stored};
+use crate::sim::{
+    network::LinkId,
+    store::{Db, Stored},
+};
 
 /// What was on its way when it happened.
 #[derive(Default)]
@@ -25,7 +29,9 @@ impl Model {
         let doubts = self.doubts();
         for conn in &mut self.conns {
             conn.phase = Phase::Gone;
+            conn.held.clear();
         }
+        self.is_restoring = true;
         self.connecting.fill(0);
         self.ghosts.fill(0);
         self.clean_ghosts.fill(false);
@@ -42,6 +48,40 @@ impl Model {
             let s = &mut self.sessions[session];
             let replays = s.replays.iter_mut().flat_map(|r| r.topics.values_mut());
             replays.for_each(|t| t.must = false);
+        }
+    }
+
+    /// No session is to come any more.
+    pub(crate) fn all_restored(&mut self) {
+        self.is_restoring = false;
+    }
+
+    /// A message that is routed before all sessions are there would miss some, and what comes behind it stays there.
+    pub(super) fn must_wait(&self, link: LinkId, packet: &Packet) -> bool {
+        let is_routed = matches!(packet, Packet::Publish(p) if p.qos != QoS::AtMostOnce);
+        !self.conns[link].held.is_empty() || self.is_restoring && is_routed
+    }
+
+    /// A worker learns that all sessions are there: what its connections, in this order, have sent goes on.
+    pub(crate) fn go_on_restored(&mut self, links: &[LinkId]) {
+        self.answering = None;
+        let mut count = 0;
+        for &link in links {
+            for packet in std::mem::take(&mut self.conns[link].held) {
+                let Phase::Up(session) = self.conns[link].phase else {
+                    break;
+                };
+                let faults = self.conns[link].faults.len();
+                self.handled_up(link, session, &packet);
+                count += 1;
+                if self.conns[link].faults.len() > faults {
+                    break;
+                }
+            }
+        }
+        // Which of the answers a record belongs to doesn't show.
+        if count > 1 {
+            self.answering = None;
         }
     }
 
@@ -86,6 +126,14 @@ impl Model {
             );
             let current = self.current[client];
             let kept = stored.map(|s| s.restored.id);
+            let former = self
+                .sessions
+                .iter()
+                .rposition(|s| kept.is_some() && s.core_id == kept);
+            assert!(
+                former.is_none_or(|former| current.is_none_or(|current| former >= current)),
+                "a session that {name} was told to be gone is back"
+            );
             if let Some(session) = current.filter(|s| self.sessions[*s].core_id != kept) {
                 let s = &self.sessions[session];
                 let has_expired = s.link.is_none() && s.expires_at.is_some_and(|at| at <= self.now);
@@ -195,6 +243,7 @@ impl Model {
             (true, expiry_s) => Some(now.after_s(expiry_s)),
             (false, _) => r.expires_at,
         };
+        s.lingers = !s.shared_ever.is_empty();
         s.early_will = None;
         s.will = r.will.as_ref().map(|will| {
             let delay_s = will.delay_s.unwrap_or(0);
@@ -222,9 +271,9 @@ impl Model {
                 let former = s.subscriptions.get(sub.filter.as_str());
                 let subscribed = Subscribed {
                     qos: match sub.options & 3 {
-                        0 => headgate_codec::QoS::AtMostOnce,
-                        1 => headgate_codec::QoS::AtLeastOnce,
-                        _ => headgate_codec::QoS::ExactlyOnce,
+                        0 => QoS::AtMostOnce,
+                        1 => QoS::AtLeastOnce,
+                        _ => QoS::ExactlyOnce,
                     },
                     no_local: sub.options & 4 != 0,
                     retain_as_published: sub.options & 8 != 0,
@@ -276,16 +325,33 @@ impl Model {
             let index = meant
                 .map(|(_, index)| *index)
                 .filter(|_| loaded.group.is_none());
-            let index = index.filter(|_| !loaded.retain || old.is_none());
+            // What was sent to it before is the message itself, and this what is retained of it.
+            let is_other =
+                |index: &usize| old.is_some() || self.sessions[session].expected[*index].is_sent;
+            let index = index.filter(|index| !loaded.retain || !is_other(index));
             let met = old
                 .and_then(|old| old.met.filter(|_| old.n == n))
                 .or(index.map(Met::Own));
+            let met = met.or_else(|| self.take_share(session, n, loaded));
             if let Some(Met::Own(index)) = met {
                 self.sessions[session].expected[index].is_sent = true;
             }
             let sent = Sent::again(n, met, loaded.qos, loaded.message.is_none());
             self.sessions[session].sent.insert(id, sent);
         }
+    }
+
+    /// What only a queue had of a group's message: it is sent for the first time now, as if it were again.
+    fn take_share(&mut self, session: SessionNo, n: usize, loaded: &Loaded) -> Option<Met> {
+        let group = loaded.group.as_ref()?;
+        let link = self
+            .conns
+            .iter()
+            .rposition(|c| c.session == Some(session))?;
+        let mut shares = self.shares.iter();
+        let index = shares.position(|share| share.is_untaken(n, group))?;
+        self.shares[index].take(session, link, loaded.qos);
+        Some(Met::Share(index))
     }
 
     /// Where the last change of a retained message was acknowledged, the store has it; elsewhere it says what is retained.
@@ -311,7 +377,7 @@ impl Model {
 }
 
 impl Sent {
-    fn again(n: usize, met: Option<Met>, qos: headgate_codec::QoS, is_released: bool) -> Self {
+    fn again(n: usize, met: Option<Met>, qos: QoS, is_released: bool) -> Self {
         Self {
             n,
             met,

@@ -26,6 +26,17 @@ pub(super) struct Share {
     received: u32,
 }
 
+impl Share {
+    /// It is of this message, and no member has been sent it.
+    pub(super) fn is_untaken(&self, n: usize, filter: &str) -> bool {
+        self.n == n && self.filter == filter && self.taken.is_empty()
+    }
+
+    pub(super) fn take(&mut self, session: SessionNo, link: LinkId, qos: QoS) {
+        self.taken.push((session, link, qos));
+    }
+}
+
 impl Model {
     /// Notes for each group that one of its members gets a message.
     pub(super) fn route_shared(&mut self, n: usize, expires_at: Option<Time>) -> Matched {
