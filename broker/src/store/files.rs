@@ -26,6 +26,7 @@ use crate::state_file;
 
 const FORMAT_FILE: &str = "format";
 const LOCK_FILE: &str = "lock";
+const SPARE_FILE: &str = "journal.new";
 const DATA: &str = "data";
 const FORMAT_BEGINS: &str = "headgate store ";
 /// fjall's own marker: without it, it takes the folder for a new one.
@@ -188,10 +189,11 @@ impl StoreFiles {
     pub fn into_parts(self) -> (Box<dyn Engine>, Opener, Arc<File>) {
         let lock = Arc::new(self.lock);
         let (data, held) = (self.path.join(DATA), Arc::clone(&lock));
+        let spare = self.path.join(SPARE_FILE);
         let opener = move || {
             let _held = &held;
             // After a failed write the journal's end is torn as after a crash.
-            journal::look_over(&data, true)?;
+            journal::rewrite(&data, &spare)?;
             open_engine(&data)
         };
         (self.engine, Box::new(opener), lock)

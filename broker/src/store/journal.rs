@@ -5,10 +5,11 @@
 //! A journal is a row of commits: start (tag 1, count of items, sequence number), items (tag 2) or clears (tag 4), end
 //! (tag 3, XXH3 of the items, trailer); then zeros.
 
-use std::{fs, path::Path};
+use std::{fs, io::Write, path::Path};
 use xxhash_rust::xxh3::Xxh3;
 
 use super::engine::EngineError;
+use crate::state_file;
 
 const TRAILER: &[u8] = b"FJL\x03";
 
@@ -56,6 +57,34 @@ pub fn look_over(folder: &Path, cut: bool) -> Result<Verdict, EngineError> {
         }
     }
     Ok(sum)
+}
+
+/// Writes what is whole of each journal into a new file that takes its place. After a failed sync a file can be read and
+/// yet have a hole on the disk, and what is appended to it later would lie behind that after a loss of power. `spare` is
+/// where a half-written file may be, on the same filesystem.
+///
+/// # Errors
+/// Reading or writing fails; each journal is then the old one or the new one.
+pub fn rewrite(folder: &Path, spare: &Path) -> Result<(), EngineError> {
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.extension().is_none_or(|extension| extension != "jnl") {
+            continue;
+        }
+        let bytes = fs::read(&path)?;
+        let (_, whole) = read(&bytes);
+        let mut file = fs::File::create(spare)?;
+        let written = file
+            .write_all(&bytes[..whole])
+            .and_then(|()| file.sync_all())
+            .and_then(|()| fs::rename(spare, &path));
+        if written.is_err() {
+            // It takes room that somebody may need; the next attempt replaces it if it stays.
+            let _ = fs::remove_file(spare);
+        }
+        written?;
+    }
+    Ok(state_file::sync_folder(folder)?)
 }
 
 /// What is in a journal, and where its last whole commit ends.
