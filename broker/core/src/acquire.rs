@@ -7,8 +7,8 @@
 use headgate_codec::{Connect, ReasonCode, Text, Version};
 
 use crate::{
-    ConnId, Handed, Mesh, OpId, Output, Owner, RestoredSession, Session, SessionId, StorageState,
-    Takeover, WorkerSlot,
+    ConnId, Handed, Mesh, OpId, Output, Owner, Record, RestoredSession, Session, SessionId,
+    StorageState, Takeover, WorkerSlot,
     attach::PendingConnack,
     close::End,
     connect::Terms,
@@ -234,28 +234,18 @@ impl Hub {
                 }
             }
             _ if acquire.conn.is_none() => {
-                self.slots.remove(slot);
-                self.release(&acquire.client_id, acquire.owner, out);
-                if let Some(WaitingTakeover { from, takeover }) = takeover {
-                    self.answer(from, takeover.op, Handed::Nothing, out);
-                }
-                return;
+                return self.give_back(slot, &acquire, takeover, out);
             }
             // A session that would be recorded can't begin while the store is full; what there was of the client is gone.
             _ if self.env.storage != StorageState::Ok
                 && Terms::of(&acquire.connect, &self.env.limits).expiry_s > 0 =>
             {
-                self.slots.remove(slot);
-                self.release(&acquire.client_id, acquire.owner, out);
                 if let Some(conn) = acquire.conn {
                     add(&mut self.env.counters.storage_refused_connect, 1);
                     let version = acquire.connect.version;
                     self.refuse(conn, version, ReasonCode::QUOTA_EXCEEDED, out);
                 }
-                if let Some(WaitingTakeover { from, takeover }) = takeover {
-                    self.answer(from, takeover.op, Handed::Nothing, out);
-                }
-                return;
+                return self.give_back(slot, &acquire, takeover, out);
             }
             // [MQTT-3.1.2-6]
             _ => {
@@ -274,6 +264,35 @@ impl Hub {
         }
         if let Some(WaitingTakeover { from, takeover }) = takeover {
             self.on_takeover(from, takeover, out);
+        }
+    }
+
+    /// Nobody wants the place any more that was reserved, and there is no session to keep in it.
+    fn give_back(
+        &mut self,
+        slot: u32,
+        acquire: &Acquire,
+        takeover: Option<WaitingTakeover>,
+        out: &mut Vec<Output>,
+    ) {
+        self.slots.remove(slot);
+        let (client_id, owner) = (acquire.client_id.clone(), acquire.owner);
+        let handed = match acquire.ends_recorded {
+            true => Handed::Ended,
+            false => Handed::Nothing,
+        };
+        if acquire.ends_recorded {
+            // It stands for the other worker's: whatever follows this record follows that one.
+            let id = self.make_session_id();
+            let ended = Record::SessionEnded;
+            self.env.persist(id, owner.epoch, 1, ended, out);
+            let op = self.env.last_persist;
+            self.releasing.push_back((op, client_id, owner));
+        } else {
+            self.release(&client_id, owner, out);
+        }
+        if let Some(WaitingTakeover { from, takeover }) = takeover {
+            self.answer(from, takeover.op, handed, out);
         }
     }
 

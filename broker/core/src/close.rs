@@ -252,7 +252,7 @@ impl Hub {
     pub(crate) fn publish_due_will(&mut self, slot: u32, out: &mut Vec<Output>) {
         let now = self.env.now;
         let at = self.slots.session(slot).and_then(|s| s.will.as_ref()?.at);
-        if !at.is_some_and(|at| at <= now) {
+        if at.is_none_or(|at| at > now) {
             return;
         }
         self.publish_will(slot);

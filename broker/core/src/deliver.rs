@@ -252,7 +252,8 @@ impl Session {
         if self.spills_next(env, flow, &waiting) {
             return flow.spill(waiting);
         }
-        if self.conn.is_some() {
+        // Otherwise the connection that comes has to wait for a later record.
+        if self.conn.is_some() || self.pending.is_some() {
             wait_for(env, self.handle, &waiting);
         }
         flow.queue.push_back(waiting);

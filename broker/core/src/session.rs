@@ -290,7 +290,8 @@ impl Session {
 
     /// Gives back what an idle session doesn't need.
     pub(crate) fn shrink(&mut self) {
-        if self.flow.as_ref().is_some_and(|f| f.is_idle()) {
+        // What a fence holds back has its Packet Identifiers already.
+        if self.fence.is_none() && self.flow.as_ref().is_some_and(|f| f.is_idle()) {
             self.flow = None;
         }
         if self.subscriptions.capacity() > self.subscriptions.len() * 2 {

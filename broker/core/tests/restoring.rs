@@ -286,6 +286,32 @@ fn a_member_that_expires_leaves_what_only_the_store_has() {
     assert_eq!(w.payloads(member), ["left"]);
 }
 
+/// [MQTT-2.2.1-4]: the Packet Identifiers of what only the store has are in use.
+#[test]
+fn identifiers_of_what_only_the_store_has_are_not_given_out() {
+    let mut w = World::with(1, RetainedLimits::default(), |c| c.limits.spills = true);
+    let mut session = stored("c", "t");
+    session.queue = QueueSummary {
+        count: 10,
+        bytes: 2_000,
+        first_packet_id: 3,
+        last_packet_id: u16::MAX,
+        ..QueueSummary::default()
+    };
+    w.handle(0, Input::Restore(session));
+    let publisher = w.client(0, "pub");
+    for n in 1..=3 {
+        let acked = publish_acked("t", "x", QoS::AtLeastOnce, n);
+        w.send(publisher, Packet::Publish(acked));
+    }
+    let ids = w.records.iter().filter_map(|(.., record)| match record {
+        Record::Queued { packet_id, .. } => Some(packet_id.get()),
+        _ => None,
+    });
+    assert_eq!(ids.collect::<Vec<_>>(), [1, 2]);
+    assert_eq!(w.counters(0).dropped_queue_full, 1);
+}
+
 /// A worker begins anew after a panic: handles and sequences of before name nothing of what comes back.
 #[test]
 fn sessions_of_a_worker_that_begins_anew_come_back_to_it() {

@@ -341,7 +341,8 @@ sections! {
         sessions_per_worker: u32 = 1_000_000, 1..=16_777_215;
         /// Subscriptions of one session. More: SUBACK 0x97. About 90 bytes each, and the filter.
         subscriptions_per_session: u32 = 1_000, 1..=1_000_000;
-        /// Messages that wait for one session. More: the newest is dropped and counted.
+        /// Messages that wait for one session. More: the newest is dropped and counted. Together with
+        /// inflight_messages_per_session at most 65,000: each has a Packet Identifier of its own.
         queued_messages_per_session: u32 = 1_000, 1..=1_000_000;
         /// Memory of the messages that wait for one session or are on their way to it, bytes.
         /// More: the newest is dropped and counted.

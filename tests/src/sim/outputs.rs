@@ -81,6 +81,12 @@ impl World {
                 assert!(self.workers[worker].last_record < op, "operations count up");
                 self.workers[worker].last_record = op;
                 self.unit.last = Some(op);
+                self.note(|| {
+                    format!(
+                        "  worker {worker} records {} {sequence}: {record:?}",
+                        session.counter
+                    )
+                });
                 self.model.persisting(worker, op, session, &record);
                 self.unit.records.push(Kept {
                     session,

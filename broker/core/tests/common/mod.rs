@@ -2,6 +2,7 @@
 #![expect(dead_code, reason = "each test file uses its part of the harness")]
 
 mod auth;
+mod lost;
 mod packets;
 
 use bytes::{Bytes, BytesMut};
@@ -11,8 +12,8 @@ use headgate_codec::{
 };
 use headgate_core::{
     ClientCertificate, Completion, ConnId, Core, CoreConfig, Counters, Frame, Input, Mesh, OpId,
-    Output, Owner, Peer, Record, RestoredSession, RetainedLimits, SessionId, Shared, Time,
-    Transport, Txn, WorkerSlot,
+    Output, Owner, Peer, Record, RetainedLimits, SessionId, Shared, Time, Transport, Txn,
+    WorkerSlot,
 };
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -476,20 +477,6 @@ impl World {
     pub fn send_at_once(&mut self, id: Id, packet: Packet) {
         let (worker, conn) = (self.wires[id].worker, self.wires[id].conn);
         self.handle(worker, Input::Packet { conn, packet });
-    }
-
-    /// Answers a Recover: what the store has of the client.
-    pub fn recover(&mut self, session: Option<Box<RestoredSession>>) {
-        let (worker, op, _) = self.recovers.pop_front().expect("a session is looked for");
-        self.handle(
-            worker,
-            Input::Completed(Completion::Recovered { op, session }),
-        );
-    }
-
-    /// What is on its way between workers is lost.
-    pub fn forget_mesh(&mut self) {
-        self.mesh.clear();
     }
 
     /// The network drops a connection.

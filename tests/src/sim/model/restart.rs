@@ -306,16 +306,22 @@ impl Model {
         for loaded in stored.sent() {
             let id = loaded.packet_id.get();
             let old = former.remove(&id);
+            // PUBREC has come: which message it was is of no interest.
+            if loaded.message.is_none() {
+                let (n, met) = old.map_or((0, None), |old| (old.n, old.met));
+                let sent = Sent::again(n, met, loaded.qos, true);
+                self.sessions[session].sent.insert(id, sent);
+                continue;
+            }
             let n = loaded.message.as_ref().and_then(|m| number_of(&m.payload));
             let Some(n) = n.or(old.as_ref().map(|old| old.n)).or_else(|| {
                 let message = loaded.message.as_ref()?;
-                let is_it = |m: &super::Message| m.payload.is_empty() && *m.topic == *message.topic;
+                let is_it = |m: &super::Message| {
+                    let expires = m.expiry_s.is_some() == message.expires_at.is_some();
+                    m.payload.is_empty() && *m.topic == *message.topic && expires
+                };
                 self.messages.iter().rposition(is_it)
             }) else {
-                // PUBREC has come: which message it was is of no interest.
-                self.sessions[session]
-                    .sent
-                    .insert(id, Sent::again(0, None, loaded.qos, true));
                 continue;
             };
             let meant = self.messages[n]

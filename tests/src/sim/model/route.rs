@@ -3,7 +3,7 @@
 use headgate_codec::{QoS, ReasonCode, SubscriptionOptions};
 
 use super::{
-    Expected, Kept, Model, Replay, Replayed, SessionNo, Subscribed,
+    Expected, Kept, Model, Replay, Replayed, Session, SessionNo, Subscribed,
     topics::{is_filter, matches, shared},
 };
 use crate::sim::network::LinkId;
@@ -163,7 +163,7 @@ impl Model {
             let topics = found
                 .map(|(topic, kept)| (*topic, replayed(kept)))
                 .collect();
-            s.replays.retain(|r| r.filter != filter);
+            forget_replays(s, filter);
             s.replays.push(Replay {
                 filter: filter.to_owned(),
                 qos: options.qos,
@@ -181,10 +181,17 @@ impl Model {
         }
         let s = &mut self.sessions[session];
         s.changes += 1;
-        s.replays.retain(|r| r.filter != filter);
+        forget_replays(s, filter);
         match s.subscriptions.remove(filter) {
             Some(_) => ReasonCode::SUCCESS,
             None => ReasonCode::NO_SUBSCRIPTION_EXISTED,
         }
     }
+}
+
+/// The retained messages of a former subscription needn't come any more; one that waits already does.
+fn forget_replays(session: &mut Session, filter: &str) {
+    let replays = session.replays.iter_mut().filter(|r| r.filter == filter);
+    let topics = replays.flat_map(|r| r.topics.values_mut());
+    topics.for_each(|t| t.must = false);
 }
