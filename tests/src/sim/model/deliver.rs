@@ -304,7 +304,13 @@ impl Model {
             .as_ref()
             .map_or(&[], |p| &p.subscription_ids);
         let now = self.now;
-        let has_ids = |id: u32| ids.is_empty() || ids == [id];
+        // MQTT 3.x has none.
+        let link = self.sessions[session].link;
+        let is_v5 = link.is_some_and(|link| self.conns[link].version == Version::V5);
+        let has_ids = |id: u32| match id {
+            0 => ids.is_empty(),
+            id => ids == [id] || !is_v5 && ids.is_empty(),
+        };
         for replay in &mut self.sessions[session].replays {
             // §3.3.1.3
             let fits =

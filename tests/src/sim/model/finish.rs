@@ -19,6 +19,9 @@ impl Model {
                 continue;
             };
             let s = &mut self.sessions[session];
+            if let Some(will) = s.will.as_mut().filter(|_| is_ghostly) {
+                will.is_doubtful |= will.may_be_revoked;
+            }
             if is_ghostly && self.connecting[client] == 0 {
                 s.home = s.link.map(|link| self.conns[link].worker);
             }

@@ -127,6 +127,8 @@ struct PendingWill {
     due: Option<Time>,
     /// Another connection was about to go on with the session, and may be gone [MQTT-3.1.3-9].
     may_be_revoked: bool,
+    /// That connection is gone.
+    is_doubtful: bool,
 }
 
 #[derive(Debug)]

@@ -255,6 +255,7 @@ impl Model {
                     false => r.will_at,
                 },
                 may_be_revoked: false,
+                is_doubtful: false,
             }
         });
         self.take_sent(session, stored);
@@ -320,7 +321,16 @@ impl Model {
                     let expires = m.expiry_s.is_some() == message.expires_at.is_some();
                     m.payload.is_empty() && *m.topic == *message.topic && expires
                 };
-                self.messages.iter().rposition(is_it)
+                let awaits = |m: &super::Message| {
+                    let mut meant = m.meant_for.iter().filter(|(to, _)| *to == session);
+                    meant.any(|(_, index)| {
+                        let e = &self.sessions[session].expected[*index];
+                        e.qos == loaded.qos && e.received == 0
+                    })
+                };
+                let mut all = self.messages.iter();
+                let best = all.rposition(|m| is_it(m) && awaits(m));
+                best.or_else(|| self.messages.iter().rposition(is_it))
             }) else {
                 continue;
             };

@@ -25,6 +25,8 @@ impl Model {
     ) -> Matched {
         let seq = self.next_seq();
         self.messages[n].routed += 1;
+        // Not yet, if it comes once more.
+        self.messages[n].is_acknowledged = false;
         let message = self.messages[n].clone();
         let expires_at = message.expiry_s.map(|s| self.now.after_s(s));
         if message.retain {

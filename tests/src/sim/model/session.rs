@@ -150,7 +150,8 @@ impl Model {
         }
         let offline_until = s.expires_at.filter(|_| s.link.is_none());
         let is_over = offline_until.is_some_and(|at| at.after_ms(LATE_MS) < conn.connect_at);
-        let is_surely_gone = is_over && !s.lingers;
+        // Another CONNECT may have come in time, and its connection is gone.
+        let is_surely_gone = is_over && !s.lingers && !self.is_in_limbo(conn.client);
         let may_be_gone = s.is_doubtful
             || self.is_in_limbo(conn.client)
             || offline_until.is_some_and(|at| at <= self.now);
@@ -266,6 +267,7 @@ impl Model {
             delay_s: will.delay_s.unwrap_or(0),
             due: None,
             may_be_revoked: false,
+            is_doubtful: false,
         });
     }
 
@@ -385,7 +387,7 @@ impl Model {
         if !is_due {
             return;
         }
-        if s.is_unordered || will.may_be_revoked {
+        if s.is_unordered || will.may_be_revoked || will.is_doubtful {
             return;
         }
         let (n, due) = (will.n, will.due.unwrap_or(until).min(until));
