@@ -7,6 +7,7 @@ use crate::{
     store::{
         codec::Calendar,
         files::{StoreError, StoreFiles, Wanted},
+        journal::Verdict,
         lane::Lanes,
         metrics::StoreMetrics,
         restore::{RestoreParts, RestoreThread, RestoringDirectory},
@@ -17,6 +18,7 @@ use crate::{
 use headgate_core::Shared;
 use std::{
     fs::File,
+    path::Path,
     sync::{Arc, Mutex, OnceLock, PoisonError},
     thread::JoinHandle,
     time::{Duration, Instant},
@@ -41,6 +43,27 @@ pub(super) struct Durable {
     _lock: Arc<File>,
 }
 
+/// What was repaired.
+fn report(path: &Path, journals: &Verdict, metrics: &StoreMetrics) {
+    let (path, bytes) = (path.display(), journals.torn_bytes);
+    if bytes == 0 {
+        return;
+    }
+    metrics.repairs.inc();
+    if journals.is_damaged() {
+        let commits = journals.lost_commits;
+        tracing::error!(
+            %path, bytes, commits,
+            "the store's journal has a hole, as after a loss of power without fsync = \"always\": what lay behind it is lost"
+        );
+    } else {
+        tracing::warn!(
+            %path, bytes,
+            "the store ended in a write that was cut off, which nobody had been promised: it was left out"
+        );
+    }
+}
+
 impl Durable {
     /// Opens the store of the configuration, and begins to read what is in it.
     pub fn open(
@@ -50,17 +73,13 @@ impl Durable {
         shared: &Arc<Shared>,
     ) -> Result<Self, ServerError> {
         let path = config.store_path();
-        let mut files = StoreFiles::open(&path, Wanted::OrNew)?;
+        let wanted = match config.store.fsync {
+            StoreFsync::Always => Wanted::OrNew,
+            StoreFsync::Interval | StoreFsync::Never => Wanted::OrNewUnsynced,
+        };
+        let mut files = StoreFiles::open(&path, wanted)?;
         let metrics = Arc::new(StoreMetrics::default());
-        let torn = files.journals.torn_bytes;
-        if torn > 0 {
-            metrics.repairs.inc();
-            tracing::warn!(
-                path = %path.display(),
-                bytes = torn,
-                "the store ended in a write that was cut off, which nobody had been promised: it was left out"
-            );
-        }
+        report(&path, &files.journals, &metrics);
         let start_number = files.begin()?;
         let (engine, opener, lock) = files.into_parts();
         let lanes = Lanes::new(mesh.workers());

@@ -84,6 +84,9 @@ const REPAIR_HELP: &str = "`headgate store check --repair` cuts it there and tel
 pub enum Wanted {
     /// Make one, if there is none.
     OrNew,
+    /// The same, of a broker that doesn't wait for the disk: a loss of power may have left holes in what wasn't synced, and
+    /// what lies behind them is cut off.
+    OrNewUnsynced,
     /// It has to be there.
     Existing,
     /// It has to be there; what can't be read at the end of its journals is cut off, whatever lies behind.
@@ -111,7 +114,7 @@ impl StoreFiles {
             path: path.to_owned(),
             source,
         };
-        if wanted == Wanted::OrNew {
+        if matches!(wanted, Wanted::OrNew | Wanted::OrNewUnsynced) {
             state_file::make_folder(path).map_err(failed)?;
         } else if !path.join(FORMAT_FILE).exists() {
             return Err(StoreError::Missing(path.to_owned()));
@@ -138,7 +141,7 @@ impl StoreFiles {
             }
         }
         let journals = journal::look_over(&data, false).map_err(|error| refused(path, error))?;
-        if journals.is_damaged() && wanted != Wanted::Repaired {
+        if journals.is_damaged() && !matches!(wanted, Wanted::Repaired | Wanted::OrNewUnsynced) {
             let what = format!(
                 "a journal can't be read behind its commit {}, and at least {} commits lie behind that",
                 journals.commits, journals.lost_commits

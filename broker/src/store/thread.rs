@@ -262,11 +262,12 @@ impl StoreThread {
             return Err(EngineError::Stopped);
         };
         let begun = Instant::now();
-        let mut batches = Batches::new(&self.records, &self.parts.shared);
+        let sync = self.parts.fsync == Fsync::Always;
+        let mut batches = Batches::new(&self.records, &self.parts.shared, sync);
         for placed in &self.committing {
             batches.add(&mut **engine, &placed.item)?;
         }
-        let written = batches.finish(&mut **engine, self.parts.fsync == Fsync::Always)?;
+        let written = batches.finish(&mut **engine)?;
         let metrics = &self.parts.metrics;
         if written.records > 0 {
             metrics.records.add(written.records);
