@@ -286,11 +286,7 @@ impl Driver {
                     false => self.directory.claim(from, client_id, expected, new, done),
                 }
             }
-            // Without a store nothing is left of it.
-            Output::Recover { op, .. } => {
-                let session = None;
-                self.completions.push(Completion::Recovered { op, session });
-            }
+            Output::Recover { op, client_id } => self.store.recover(op, client_id),
             // Without the kernel part, what the core itself does about the client has to do.
             Output::Penalty { .. } => {}
             Output::Authenticate { op, conn, step } => {

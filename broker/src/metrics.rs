@@ -6,7 +6,9 @@
 
 mod labels;
 
-pub use labels::{DatagramDrop, Label, MessageDrop, Qos, QuotaRate, Refusal, Transport};
+pub use labels::{
+    DatagramDrop, Label, MessageDrop, Qos, QuotaRate, Refusal, StoreRefusal, Transport,
+};
 
 use std::{
     fmt,
@@ -170,6 +172,8 @@ worker_metrics! {
     Counter accept_errors: Number = "headgate_accept_errors_total",
     /// What a limit refused, by the limit's key in the configuration.
     Counter refused: PerLabel<Limit> = "headgate_refused_total",
+    /// What was refused because the store has too little room or doesn't work.
+    Counter store_refused: PerLabel<StoreRefusal> = "headgate_store_refused_total",
     /// CONNECT packets that were refused, by the reason that CONNACK gives.
     Counter connects_refused: PerLabel<Refusal> = "headgate_connects_refused_total",
     /// Authentications that failed, by what was to tell who the client is. (Passwords that could not be checked

@@ -21,7 +21,7 @@ use crate::{
         udp::{UdpOptions, UdpSocket},
     },
     quotas::QuotaBook,
-    state_file::StateError,
+    state_file::{self, StateError},
     store::{files::StoreError, metrics::StoreStatus},
 };
 use durable::Durable;
@@ -161,7 +161,7 @@ impl Server {
     pub fn start(config: Arc<Config>, metrics: Arc<Metrics>) -> Result<Self, ServerError> {
         let start = Instant::now();
         let state_dir = &config.node.state_dir;
-        std::fs::create_dir_all(state_dir).map_err(|source| ServerError::State {
+        state_file::make_folder(state_dir).map_err(|source| ServerError::State {
             path: state_dir.clone(),
             source,
         })?;
@@ -238,6 +238,11 @@ impl Server {
             store: self.workshop.store().map(|store| store.metrics.status()),
             kernel: self.kernel.status(),
         }
+    }
+
+    /// Why it can't go on: the store is damaged where that shows only while it is read. It has to be shut down.
+    pub fn failure(&self) -> Option<&StoreError> {
+        self.workshop.store()?.failure.get()
     }
 
     /// What it listens on.

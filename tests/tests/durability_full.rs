@@ -197,8 +197,10 @@ fn a_small_filesystem_fills_up_and_gets_room_again() {
     publish_until_refused(&broker, &mut next, &mut acknowledged);
     assert!(!acknowledged.is_empty());
     wait_for_state(&broker, FULL);
-    let metrics = broker.metrics();
-    assert!(metrics.sum("headgate_store_refused_total") > 0.0);
+    // Each worker says now and then what it has counted.
+    wait_for("a count of refusals", &broker, || {
+        broker.metrics().sum("headgate_store_refused_total") > 0.0
+    });
     check_refusals(&broker);
 
     // A full disk is no reason not to start, and what is on it is served.

@@ -46,6 +46,12 @@ fn leave(mut client: TcpClient) {
     assert_eq!(client.receive(), None);
 }
 
+/// Nothing answers PUBACK, PUBCOMP and DISCONNECT, so that a client can't know when they are recorded. What is
+/// recorded now comes behind them.
+fn record_all(broker: &Broker) {
+    leave(open(broker, lasting("witness")).0);
+}
+
 fn crash(broker: &mut Broker) {
     broker.kill();
     broker.restart();
@@ -154,6 +160,7 @@ fn subscriptions_and_what_waits_for_them() {
     leave(client);
 
     // All was acknowledged, so nothing waits after the next crash.
+    record_all(&broker);
     crash(&mut broker);
     let mut client = resume(&broker, "sleeper");
     nothing_waits(&mut client);
@@ -312,6 +319,7 @@ fn a_will_is_published_after_its_delay() {
     // It says goodbye, so its will is gone [MQTT-3.1.2-10].
     let (polite, _) = open(&broker, with_will("polite", 2));
     leave(polite);
+    record_all(&broker);
     crash(&mut broker);
     drop((lost, returning));
     let mut heir = resume(&broker, "heir");

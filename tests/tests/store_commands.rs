@@ -194,6 +194,8 @@ fn what_is_no_export_is_refused_with_its_line_and_nothing_is_made() {
 fn a_store_in_use_is_refused() {
     let state = folder();
     let broker = start(state.path());
+    // Its listeners are open before its store is.
+    broker.status();
     let path = state.path().join("store");
     for arguments in [&["check"][..], &["export"], &["import"]] {
         let output = store(arguments, &path, &[]);
@@ -249,6 +251,7 @@ fn a_torn_tail_is_repaired_and_reported() {
         .expect("something was written");
     fs::write(&journal, &bytes[..end - 5]).expect("it can be written");
     let broker = start(state.path());
+    broker.status();
     assert!(broker.log().contains("cut off"), "{}", broker.log());
     assert_eq!(broker.metrics().sum("headgate_store_repairs_total"), 1.0);
 }
@@ -279,6 +282,51 @@ fn a_flipped_bit_is_an_error_until_it_is_repaired_by_command() {
         "{text}"
     );
     drop(start(state.path()));
+}
+
+/// In the engine's tables damage shows only when it is read, and by then the broker has begun.
+#[test]
+fn a_flipped_bit_in_a_table_ends_the_broker_with_what_to_do() {
+    let state = folder();
+    let path = state.path().join("store");
+    let mut lines = r#"{"kind":"store","format":1,"by":"a test"}"#.to_owned();
+    let payload = "eHh4".repeat(300);
+    for n in 0..100 {
+        lines.push_str(&format!(
+            r#"
+{{"kind":"retained","message":{{"topic":"t/{n}","payload":"{payload}","qos":1,"retain":true,"expires_at_ms":null,"properties":null}}}}"#
+        ));
+    }
+    let imported = store(&["import"], &path, lines.as_bytes());
+    assert!(imported.status.success(), "{}", said(&imported));
+    let table = largest_file(&path.join("data/keyspaces"));
+    let mut bytes = fs::read(&table).expect("it can be read");
+    let middle = bytes.len() / 2;
+    assert_eq!(bytes[middle], b'x', "it is a payload");
+    bytes[middle] ^= 1;
+    fs::write(&table, &bytes).expect("it can be written");
+    let output = store(&["check"], &path, &[]);
+    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+    for text in [said(&output), refused(state.path())] {
+        assert!(
+            text.contains("damaged") && text.contains("Put a copy of it back"),
+            "{text}"
+        );
+    }
+}
+
+fn largest_file(folder: &Path) -> PathBuf {
+    let (mut folders, mut largest) = (vec![folder.to_owned()], (0, PathBuf::new()));
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).expect("it is a folder").flatten() {
+            let data = entry.metadata().expect("it is there");
+            match data.is_dir() {
+                true => folders.push(entry.path()),
+                false => largest = largest.max((data.len(), entry.path())),
+            }
+        }
+    }
+    largest.1
 }
 
 #[test]

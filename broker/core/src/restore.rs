@@ -20,7 +20,7 @@ impl Hub {
     pub(crate) fn on_restore(&mut self, restored: Box<RestoredSession>, out: &mut Vec<Output>) {
         let epoch = self.next_epoch.max(restored.epoch.wrapping_add(1));
         self.next_epoch = epoch.wrapping_add(1);
-        let placed = self.slots.insert_with(|_, handle| {
+        let placed = self.slots.restore_with(|_, handle| {
             let session = Session::new(restored.id, &restored.client_id, handle, epoch);
             Slot::Live(Box::new(session))
         });

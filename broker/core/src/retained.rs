@@ -76,8 +76,8 @@ impl Retained {
         self.is_loading.store(true, Ordering::Release);
     }
 
-    /// Puts back messages of an earlier run, as many as there is room for: how many of these. Where a message was set
-    /// or removed meanwhile, that stays.
+    /// Puts back messages of an earlier run: how many of these. They were acknowledged once, so a lower limit than
+    /// before takes none of them away; it only refuses new ones. Where a message was set or removed meanwhile, that stays.
     pub fn restore(&self, messages: impl IntoIterator<Item = Arc<Message>>, now: Time) -> usize {
         let mut inner = self.inner.write().unwrap_or_else(PoisonError::into_inner);
         let mut restored = 0;
@@ -89,13 +89,16 @@ impl Retained {
             if is_removed || message.is_expired(now) || inner.get(&message.topic).is_some() {
                 continue;
             }
-            let usage = inner.usage_with(&message);
-            if usage.messages <= self.limits.messages && usage.bytes <= self.limits.bytes {
-                inner.insert(&message);
-                restored += 1;
-            }
+            inner.insert(&message);
+            restored += 1;
         }
         restored
+    }
+
+    /// Whether clients have more messages or bytes here than the limits allow, as they can after a restart with lower ones.
+    pub fn is_above_limits(&self) -> bool {
+        let inner = self.inner.read().unwrap_or_else(PoisonError::into_inner);
+        inner.clients.messages > self.limits.messages || inner.clients.bytes > self.limits.bytes
     }
 
     /// All messages of an earlier run are there.
@@ -130,10 +133,11 @@ impl Retained {
         }
         let usage = inner.usage_with(message);
         if !is_reserved(&message.topic) {
-            if usage.messages > self.limits.messages {
+            // Above a limit since a restart, what doesn't grow is still taken.
+            if usage.messages > self.limits.messages.max(inner.clients.messages) {
                 return Err(RetainedFull::Messages);
             }
-            if usage.bytes > self.limits.bytes {
+            if usage.bytes > self.limits.bytes.max(inner.clients.bytes) {
                 return Err(RetainedFull::Bytes);
             }
         }
@@ -482,6 +486,29 @@ mod tests {
         store.set(&message("c", "", None), Time(0)).unwrap();
         store.set(&message("never", "", None), Time(0)).unwrap();
         assert_eq!((store.len(), store.bytes()), (0, 0));
+    }
+
+    #[test]
+    fn a_restore_is_not_cut_and_what_does_not_grow_is_taken_above_the_limits() {
+        let limits = RetainedLimits {
+            messages: 1,
+            bytes: 10_000,
+        };
+        let store = Retained::new(limits);
+        store.begin_loading();
+        let all = ["a", "b", "c"].map(|topic| message(topic, "12", None));
+        assert_eq!(store.restore(all, Time(0)), 3);
+        store.finish_loading();
+        assert!(store.is_above_limits());
+        assert_eq!(topics(&store, "#", 9), ["a", "b", "c"]);
+        let new = message("d", "1", None);
+        assert_eq!(store.set(&new, Time(0)), Err(RetainedFull::Messages));
+        store.set(&message("b", "21", None), Time(0)).unwrap();
+        for topic in ["a", "b", "c"] {
+            store.set(&message(topic, "", None), Time(0)).unwrap();
+        }
+        assert!(!store.is_above_limits());
+        store.set(&new, Time(0)).unwrap();
     }
 
     /// A full store neither keeps the server from telling its state, nor do its topics take the clients' room.

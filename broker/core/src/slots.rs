@@ -94,7 +94,16 @@ impl Slots {
 
     /// Takes a place and puts what `make` makes of its number and handle there; `None` = full.
     pub(crate) fn insert_with(&mut self, make: impl FnOnce(u32, Handle) -> Slot) -> Option<u32> {
-        if self.used >= self.max {
+        self.place_with(self.max, make)
+    }
+
+    /// Takes a place for what was promised one before, whatever the limit says now; `None` = there are no more numbers.
+    pub(crate) fn restore_with(&mut self, make: impl FnOnce(u32, Handle) -> Slot) -> Option<u32> {
+        self.place_with(PART_MAX, make)
+    }
+
+    fn place_with(&mut self, max: u32, make: impl FnOnce(u32, Handle) -> Slot) -> Option<u32> {
+        if self.used >= max {
             return None;
         }
         let index = match self.free {

@@ -279,6 +279,8 @@ fn import(path: &Path, input: &Path) -> Result<ExitCode, Failure> {
         store.engine.apply(batch, false).map_err(failed)?;
     }
     store.engine.sync().map_err(failed)?;
+    // A start needn't read a long journal then.
+    store.engine.settle().map_err(failed)?;
     say(&format!("{}: {count} entries imported\n", shown(path)));
     Ok(ExitCode::SUCCESS)
 }

@@ -6,7 +6,8 @@ use crate::{
     mesh::Mesh,
     store::{
         codec::Calendar,
-        files::{StoreFiles, Wanted},
+        files::{StoreError, StoreFiles, Wanted},
+        journal::Verdict,
         lane::Lanes,
         metrics::StoreMetrics,
         restore::{RestoreParts, RestoreThread, RestoringDirectory},
@@ -17,7 +18,8 @@ use crate::{
 use headgate_core::Shared;
 use std::{
     fs::File,
-    sync::{Arc, Mutex, PoisonError},
+    path::Path,
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     thread::JoinHandle,
     time::{Duration, Instant},
 };
@@ -34,9 +36,32 @@ pub(super) struct Durable {
     pub directory: Arc<RestoringDirectory>,
     /// What it counts.
     pub metrics: Arc<StoreMetrics>,
+    /// Why the server can't go on.
+    pub failure: Arc<OnceLock<StoreError>>,
     threads: Mutex<Option<(RestoreThread, JoinHandle<()>)>>,
     /// No other process may use the store meanwhile.
     _lock: Arc<File>,
+}
+
+/// What was repaired.
+fn report(path: &Path, journals: &Verdict, metrics: &StoreMetrics) {
+    let (path, bytes) = (path.display(), journals.torn_bytes);
+    if bytes == 0 {
+        return;
+    }
+    metrics.repairs.inc();
+    if journals.is_damaged() {
+        let commits = journals.lost_commits;
+        tracing::error!(
+            %path, bytes, commits,
+            "the store's journal has a hole, as after a loss of power without fsync = \"always\": what lay behind it is lost"
+        );
+    } else {
+        tracing::warn!(
+            %path, bytes,
+            "the store ended in a write that was cut off, which nobody had been promised: it was left out"
+        );
+    }
 }
 
 impl Durable {
@@ -48,21 +73,18 @@ impl Durable {
         shared: &Arc<Shared>,
     ) -> Result<Self, ServerError> {
         let path = config.store_path();
-        let mut files = StoreFiles::open(&path, Wanted::OrNew)?;
+        let wanted = match config.store.fsync {
+            StoreFsync::Always => Wanted::OrNew,
+            StoreFsync::Interval | StoreFsync::Never => Wanted::OrNewUnsynced,
+        };
+        let mut files = StoreFiles::open(&path, wanted)?;
         let metrics = Arc::new(StoreMetrics::default());
-        let torn = files.journals.torn_bytes;
-        if torn > 0 {
-            metrics.repairs.inc();
-            tracing::warn!(
-                path = %path.display(),
-                bytes = torn,
-                "the store ended in a write that was cut off, which nobody had been promised: it was left out"
-            );
-        }
+        report(&path, &files.journals, &metrics);
         let start_number = files.begin()?;
         let (engine, opener, lock) = files.into_parts();
         let lanes = Lanes::new(mesh.workers());
-        let directory = RestoringDirectory::new(Arc::clone(&lanes), Arc::clone(mesh));
+        let directory =
+            RestoringDirectory::new(Arc::clone(&lanes), Arc::clone(mesh), Arc::clone(shared));
         let calendar = Calendar::of(start);
         let parts = StoreParts {
             opener,
@@ -79,14 +101,17 @@ impl Durable {
                 StoreFsync::Never => Fsync::Never,
             },
             limits: SpaceLimits {
-                path,
+                path: path.clone(),
                 bytes_max: config.store.bytes_max,
                 reserve_bytes: config.store.reserve_bytes,
             },
             metrics: Arc::clone(&metrics),
         };
         let (handle, store) = thread::start(engine, parts).map_err(ServerError::StoreThread)?;
+        let failure = Arc::default();
         let restore = RestoreThread::start(RestoreParts {
+            path,
+            failure: Arc::clone(&failure),
             directory: Arc::clone(&directory),
             store: handle.clone(),
             shared: Arc::clone(shared),
@@ -101,6 +126,7 @@ impl Durable {
             handle,
             directory,
             metrics,
+            failure,
             threads: Mutex::new(Some((restore, store))),
             _lock: lock,
         })

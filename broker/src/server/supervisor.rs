@@ -205,12 +205,12 @@ impl Workshop {
         for &transport in Transport::ALL {
             metrics.connections[transport].store(0);
         }
-        self.shared.forget_worker(slot);
         if let Some(store) = &self.store {
             store.handle.worker_gone(slot, incarnation as u8);
         }
-        // From here on the store's sessions come back.
+        // From here on the store's sessions come back, and messages that they may miss wait for that.
         let _lost = self.directory.forget_worker(slot);
+        self.shared.forget_worker(slot);
         for other in (0..self.mesh.workers())
             .map(|n| WorkerSlot(n as u8))
             .filter(|n| *n != slot)

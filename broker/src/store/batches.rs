@@ -27,11 +27,13 @@ pub struct Batches<'a> {
     /// Shows the store with all of `written`, and without `batch`.
     reader: Option<Arc<dyn Reader>>,
     open: HashMap<Txn, u32>,
+    /// Each batch is synced before the next is written: a journal then has a hole only if it is damaged.
+    sync: bool,
 }
 
 impl<'a> Batches<'a> {
     /// Nothing yet.
-    pub fn new(records: &'a Records, shared: &'a Shared) -> Self {
+    pub fn new(records: &'a Records, shared: &'a Shared, sync: bool) -> Self {
         Self {
             records,
             shared,
@@ -42,6 +44,7 @@ impl<'a> Batches<'a> {
             },
             reader: None,
             open: HashMap::new(),
+            sync,
         }
     }
 
@@ -57,7 +60,7 @@ impl<'a> Batches<'a> {
         let looks = |record: &Record| matches!(record, Record::SessionEnded | Record::WillGone);
         let looks = unit.entries.iter().any(|entry| looks(&entry.record));
         if looks && self.open.is_empty() && !self.batch.is_empty() {
-            self.write(engine, false)?;
+            self.write(engine)?;
         }
         let reader = self.reader.get_or_insert_with(|| engine.reader());
         for entry in &unit.entries {
@@ -79,8 +82,8 @@ impl<'a> Batches<'a> {
         }
     }
 
-    fn write(&mut self, engine: &mut dyn Engine, sync: bool) -> Result<(), EngineError> {
-        engine.apply(&self.batch, sync)?;
+    fn write(&mut self, engine: &mut dyn Engine) -> Result<(), EngineError> {
+        engine.apply(&self.batch, self.sync)?;
         self.written.batches.push(std::mem::take(&mut self.batch));
         self.reader = None;
         Ok(())
@@ -90,11 +93,9 @@ impl<'a> Batches<'a> {
     ///
     /// # Errors
     /// The engine's.
-    pub fn finish(mut self, engine: &mut dyn Engine, sync: bool) -> Result<Written, EngineError> {
-        match self.batch.is_empty() {
-            false => self.write(engine, sync)?,
-            true if sync && !self.written.batches.is_empty() => engine.sync()?,
-            true => {}
+    pub fn finish(mut self, engine: &mut dyn Engine) -> Result<Written, EngineError> {
+        if !self.batch.is_empty() {
+            self.write(engine)?;
         }
         Ok(self.written)
     }

@@ -22,9 +22,11 @@ use super::{
     keys,
     thread::Opener,
 };
+use crate::state_file;
 
 const FORMAT_FILE: &str = "format";
 const LOCK_FILE: &str = "lock";
+const SPARE_FILE: &str = "journal.new";
 const DATA: &str = "data";
 const FORMAT_BEGINS: &str = "headgate store ";
 /// fjall's own marker: without it, it takes the folder for a new one.
@@ -82,6 +84,9 @@ const REPAIR_HELP: &str = "`headgate store check --repair` cuts it there and tel
 pub enum Wanted {
     /// Make one, if there is none.
     OrNew,
+    /// The same, of a broker that doesn't wait for the disk: a loss of power may have left holes in what wasn't synced, and
+    /// what lies behind them is cut off.
+    OrNewUnsynced,
     /// It has to be there.
     Existing,
     /// It has to be there; what can't be read at the end of its journals is cut off, whatever lies behind.
@@ -109,8 +114,8 @@ impl StoreFiles {
             path: path.to_owned(),
             source,
         };
-        if wanted == Wanted::OrNew {
-            fs::create_dir_all(path).map_err(failed)?;
+        if matches!(wanted, Wanted::OrNew | Wanted::OrNewUnsynced) {
+            state_file::make_folder(path).map_err(failed)?;
         } else if !path.join(FORMAT_FILE).exists() {
             return Err(StoreError::Missing(path.to_owned()));
         }
@@ -136,16 +141,21 @@ impl StoreFiles {
             }
         }
         let journals = journal::look_over(&data, false).map_err(|error| refused(path, error))?;
-        if journals.is_damaged() && wanted != Wanted::Repaired {
+        if journals.is_damaged() && !matches!(wanted, Wanted::Repaired | Wanted::OrNewUnsynced) {
             let what = format!(
                 "a journal can't be read behind its commit {}, and at least {} commits lie behind that",
                 journals.commits, journals.lost_commits
             );
             return Err(damaged(path, what, REPAIR_HELP));
         }
-        journal::look_over(&data, true).map_err(|error| refused(path, error))?;
-        let engine = open_engine(&data).map_err(|error| refused(path, error))?;
+        if journals.torn_bytes > 0 {
+            journal::look_over(&data, true).map_err(|error| refused(path, error))?;
+        }
+        let mut engine = open_engine(&data).map_err(|error| refused(path, error))?;
         if is_new {
+            engine.sync().map_err(|error| refused(path, error))?;
+            // The engine syncs what is in the folders of its tables, and not their names.
+            state_file::sync_folder(&data.join(ENGINE_TABLES)).map_err(failed)?;
             write_format(path, &format).map_err(failed)?;
         }
         Ok(Self {
@@ -182,10 +192,11 @@ impl StoreFiles {
     pub fn into_parts(self) -> (Box<dyn Engine>, Opener, Arc<File>) {
         let lock = Arc::new(self.lock);
         let (data, held) = (self.path.join(DATA), Arc::clone(&lock));
+        let spare = self.path.join(SPARE_FILE);
         let opener = move || {
             let _held = &held;
             // After a failed write the journal's end is torn as after a crash.
-            journal::look_over(&data, true)?;
+            journal::rewrite(&data, &spare)?;
             open_engine(&data)
         };
         (self.engine, Box::new(opener), lock)
@@ -240,7 +251,7 @@ fn write_format(path: &Path, file: &Path) -> io::Result<()> {
     written.write_all(text.as_bytes())?;
     written.sync_all()?;
     fs::rename(half, file)?;
-    File::open(path)?.sync_all()
+    state_file::sync_folder(path)
 }
 
 /// fjall is trusted to report what is wrong; a panic of it is a report, too.

@@ -71,6 +71,15 @@ impl Gathered {
             .is_some_and(|placed| placed.stamp >= self.cut)
     }
 
+    /// Whether nothing waits any more of what was said before this stamp was given out.
+    pub fn is_past(&self, stamp: u64) -> bool {
+        self.cut >= stamp
+            && self
+                .waiting
+                .first()
+                .is_none_or(|placed| placed.stamp >= stamp)
+    }
+
     /// How much waits.
     pub fn len(&self) -> usize {
         self.waiting.len()
@@ -181,15 +190,19 @@ struct Behind {
 
 impl Behind {
     fn sessions(item: &Item) -> impl Iterator<Item = SessionId> {
-        let entries: &[_] = match item {
-            Item::Unit(Unit { entries, .. }) => entries,
-            _ => &[],
+        let (entries, read): (&[_], _) = match item {
+            Item::Unit(Unit { entries, .. }) => (entries, None),
+            Item::Load(request) => (&[], Some(request.session)),
+            Item::Recover(..) | Item::Unjoin(_) => (&[], None),
         };
-        entries.iter().map(|entry| entry.session)
+        entries.iter().map(|entry| entry.session).chain(read)
     }
 
     fn holds(&self, placed: &Placed) -> bool {
-        self.workers.contains(&placed.worker)
+        // Whose session is looked for isn't known: nothing may be missing.
+        let looks = matches!(placed.item, Item::Recover(..));
+        looks && !self.places.is_empty()
+            || self.workers.contains(&placed.worker)
             || Self::sessions(&placed.item).any(|session| self.sessions.contains(&session))
     }
 

@@ -5,10 +5,11 @@
 //! A journal is a row of commits: start (tag 1, count of items, sequence number), items (tag 2) or clears (tag 4), end
 //! (tag 3, XXH3 of the items, trailer); then zeros.
 
-use std::{fs, path::Path};
+use std::{fs, io::Write, path::Path};
 use xxhash_rust::xxh3::Xxh3;
 
 use super::engine::EngineError;
+use crate::state_file;
 
 const TRAILER: &[u8] = b"FJL\x03";
 
@@ -58,6 +59,34 @@ pub fn look_over(folder: &Path, cut: bool) -> Result<Verdict, EngineError> {
     Ok(sum)
 }
 
+/// Writes what is whole of each journal into a new file that takes its place. After a failed sync a file can be read and
+/// yet have a hole on the disk, and what is appended to it later would lie behind that after a loss of power. `spare` is
+/// where a half-written file may be, on the same filesystem.
+///
+/// # Errors
+/// Reading or writing fails; each journal is then the old one or the new one.
+pub fn rewrite(folder: &Path, spare: &Path) -> Result<(), EngineError> {
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.extension().is_none_or(|extension| extension != "jnl") {
+            continue;
+        }
+        let bytes = fs::read(&path)?;
+        let (_, whole) = read(&bytes);
+        let mut file = fs::File::create(spare)?;
+        let written = file
+            .write_all(&bytes[..whole])
+            .and_then(|()| file.sync_all())
+            .and_then(|()| fs::rename(spare, &path));
+        if written.is_err() {
+            // It takes room that somebody may need; the next attempt replaces it if it stays.
+            let _ = fs::remove_file(spare);
+        }
+        written?;
+    }
+    Ok(state_file::sync_folder(folder)?)
+}
+
 /// What is in a journal, and where its last whole commit ends.
 fn read(bytes: &[u8]) -> (Verdict, usize) {
     let (mut at, mut commits) = (0, 0);
@@ -66,10 +95,7 @@ fn read(bytes: &[u8]) -> (Verdict, usize) {
         commits += 1;
     }
     let behind = &bytes[at..];
-    let torn = behind
-        .iter()
-        .rposition(|byte| *byte != 0)
-        .map_or(0, |last| last + 1);
+    let torn = length_without_zeros(behind);
     let ends = behind[..torn].windows(TRAILER.len());
     let verdict = Verdict {
         commits,
@@ -77,6 +103,21 @@ fn read(bytes: &[u8]) -> (Verdict, usize) {
         lost_commits: ends.filter(|window| *window == TRAILER).count() as u64,
     };
     (verdict, at)
+}
+
+/// Length up to the last byte that isn't 0. A journal is mostly room for later commits, so pages are compared at once.
+fn length_without_zeros(bytes: &[u8]) -> usize {
+    const PAGE: [u8; 4_096] = [0; 4_096];
+    let is_empty = |page: &[u8]| *page == PAGE[..page.len()];
+    let mut length = bytes.len();
+    for page in bytes.rchunks(PAGE.len()) {
+        if !is_empty(page) {
+            let last = page.iter().rposition(|byte| *byte != 0);
+            return length - page.len() + last.map_or(0, |last| last + 1);
+        }
+        length -= page.len();
+    }
+    0
 }
 
 /// Length of the commit at the beginning, if it is whole.

@@ -1,6 +1,7 @@
 //! Between a worker and the store's thread: what the worker wants recorded, and what it hears.
 
 use crossbeam_queue::SegQueue;
+use headgate_codec::Text;
 use headgate_core::{
     Completion, Input, OpId, Record, RestoredSession, SessionId, StorageState, Txn, WorkerSlot,
 };
@@ -69,6 +70,8 @@ pub enum Item {
     Unjoin(Txn),
     /// To be answered from what was committed.
     Load(LoadRequest),
+    /// The session of a client whose worker is gone, to be found in what was committed.
+    Recover(OpId, Text),
 }
 
 /// What a worker hears from the store.
@@ -80,6 +83,8 @@ pub enum StoreMail {
     State(StorageState),
     /// A session to take over.
     Restore(Box<RestoredSession>),
+    /// All sessions are there.
+    SessionsRestored,
     /// All retained messages are there.
     RetainedLoaded,
 }
@@ -90,6 +95,7 @@ impl From<StoreMail> for Input {
             StoreMail::Completion(completion) => Self::Completed(completion),
             StoreMail::State(state) => Self::Storage(state),
             StoreMail::Restore(session) => Self::Restore(session),
+            StoreMail::SessionsRestored => Self::SessionsRestored,
             StoreMail::RetainedLoaded => Self::RetainedLoaded,
         }
     }
@@ -264,6 +270,11 @@ impl Store for WorkerStore {
         // What was recorded before it comes first.
         self.end_unit();
         self.lanes.push(self.worker, Item::Load(request));
+    }
+
+    fn recover(&mut self, op: OpId, client_id: Text) {
+        self.end_unit();
+        self.lanes.push(self.worker, Item::Recover(op, client_id));
     }
 
     fn mail(&mut self) -> Option<StoreMail> {

@@ -27,6 +27,7 @@ pub mod space;
 pub mod thread;
 pub mod writer;
 
+use headgate_codec::Text;
 use headgate_core::{Completion, OpId, Record, SessionId, Txn};
 pub use lane::{LoadRequest, MAIL_PER_TURN, StoreMail, WorkerStore};
 
@@ -46,6 +47,9 @@ pub trait Store: Send {
 
     /// Reads a part of a queue.
     fn load(&mut self, request: LoadRequest);
+
+    /// Finds the session of a client.
+    fn recover(&mut self, op: OpId, client_id: Text);
 
     /// What is over already, for a store that answers at once.
     fn done(&mut self) -> Option<Completion> {
@@ -71,6 +75,7 @@ pub struct MemoryStore {
     last: Option<OpId>,
     records: u64,
     loads: Vec<LoadRequest>,
+    recovers: Vec<OpId>,
 }
 
 impl Store for MemoryStore {
@@ -94,7 +99,14 @@ impl Store for MemoryStore {
         self.loads.push(request);
     }
 
+    fn recover(&mut self, op: OpId, _: Text) {
+        self.recovers.push(op);
+    }
+
     fn done(&mut self) -> Option<Completion> {
+        if let Some(op) = self.recovers.pop() {
+            return Some(Completion::Recovered { op, session: None });
+        }
         if let Some(up_to) = self.last.take() {
             return Some(Completion::Persisted { up_to });
         }

@@ -11,8 +11,9 @@ use std::{
     collections::{HashMap, HashSet, VecDeque},
     hash::{BuildHasher, BuildHasherDefault, DefaultHasher},
     ops::ControlFlow,
+    path::PathBuf,
     sync::{
-        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     thread::JoinHandle,
@@ -22,6 +23,7 @@ use std::{
 use super::{
     codec::{self, Calendar},
     engine::{EngineError, Reader, Table},
+    files::{self, StoreError},
     keys,
     lane::{Lanes, StoreMail},
     load::{self, Sessions},
@@ -80,6 +82,7 @@ pub struct RestoringDirectory {
     inner: LocalDirectory,
     lanes: Arc<Lanes>,
     mesh: Arc<Mesh>,
+    shared: Arc<Shared>,
     /// Somebody may have to wait; otherwise the lock below isn't touched.
     is_restoring: AtomicBool,
     state: Mutex<State>,
@@ -88,7 +91,8 @@ pub struct RestoringDirectory {
 
 impl RestoringDirectory {
     /// Claims wait from now on, until the sessions have been read.
-    pub fn new(lanes: Arc<Lanes>, mesh: Arc<Mesh>) -> Arc<Self> {
+    pub fn new(lanes: Arc<Lanes>, mesh: Arc<Mesh>, shared: Arc<Shared>) -> Arc<Self> {
+        shared.begin_restoring();
         let state = State {
             is_scanning: true,
             ..State::default()
@@ -97,6 +101,7 @@ impl RestoringDirectory {
             inner: LocalDirectory::default(),
             lanes,
             mesh,
+            shared,
             is_restoring: AtomicBool::new(true),
             state: Mutex::new(state),
             changed: Condvar::new(),
@@ -123,7 +128,15 @@ impl RestoringDirectory {
     }
 
     fn settle(&self, state: &State) {
-        self.is_restoring.store(!state.is_idle(), Ordering::Release);
+        let is_idle = state.is_idle();
+        let was_restoring = self.is_restoring.swap(!is_idle, Ordering::AcqRel);
+        if is_idle && was_restoring {
+            self.shared.finish_restoring();
+            for worker in (0..self.lanes.workers()).map(|n| WorkerSlot(n as u8)) {
+                self.lanes.send(worker, StoreMail::SessionsRestored);
+                self.mesh.ring_doorbell(worker);
+            }
+        }
     }
 
     /// Gives a session to a worker.
@@ -181,8 +194,9 @@ impl Directory for RestoringDirectory {
 
     fn forget_worker(&self, worker: WorkerSlot) -> Vec<Text> {
         let mut state = self.state();
-        // First: whoever asks for one of these from now on waits for the lock.
+        // First: whoever asks for one of these from now on waits for the lock, and messages wait for all.
         self.is_restoring.store(true, Ordering::Release);
+        self.shared.begin_restoring();
         let mut lost = self.inner.forget_worker(worker);
         // What it had been given may be in its lane still, or gone with it: it is given again.
         lost.extend(
@@ -224,6 +238,10 @@ pub struct RestoreParts {
     pub start: Instant,
     /// Progress.
     pub metrics: Arc<StoreMetrics>,
+    /// Where the store is.
+    pub path: PathBuf,
+    /// Set when the store turns out to be damaged: the server can't go on then.
+    pub failure: Arc<OnceLock<StoreError>>,
 }
 
 /// The thread that restores. It goes on for as long as the server: a worker that panics loses its sessions.
@@ -348,6 +366,12 @@ impl Restorer {
             if let Some(reader) = &self.reader {
                 match read(&**reader, &self.parts) {
                     Ok(found) => return Ok(found),
+                    Err(error @ (EngineError::Damaged(_) | EngineError::Newer)) => {
+                        let error = files::refused(&self.parts.path, error);
+                        tracing::error!(%error, "the server can't go on");
+                        let _first = self.parts.failure.set(error);
+                        return Err(Ended);
+                    }
                     Err(error) => {
                         tracing::error!(%error, "sessions can't be read from the store; it is tried again");
                         self.parts.metrics.failures.inc();
@@ -436,12 +460,11 @@ impl Restorer {
     }
 
     fn retained(&mut self) -> Result<(), Ended> {
-        let (mut from, mut read): (Vec<u8>, u64) = (Vec::new(), 0);
+        let mut from = Vec::new();
         loop {
             let (messages, next) =
                 self.read(|reader, parts| retained_after(reader, parts, &from))?;
             let parts = &self.parts;
-            read += messages.len() as u64;
             let now = Time(parts.start.elapsed().as_millis() as u64);
             let restored = parts.shared.retained.restore(messages, now);
             parts.metrics.retained_restored.add(restored as u64);
@@ -453,13 +476,11 @@ impl Restorer {
                 None => break,
             }
         }
-        let restored = self.parts.metrics.retained_restored.get();
-        if restored < read {
+        if self.parts.shared.retained.is_above_limits() {
             tracing::warn!(
-                restored,
-                stored = read,
-                "not all retained messages were read back: they had expired, were replaced meanwhile, or there is no room \
-                 (limits.retained_messages, limits.retained_bytes)"
+                restored = self.parts.metrics.retained_restored.get(),
+                "the store has more retained messages than limits.retained_messages or limits.retained_bytes allow: all are \
+                 kept, and new topics are refused until enough are removed"
             );
         }
         Ok(())

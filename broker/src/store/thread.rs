@@ -13,7 +13,7 @@ use super::{
     engine::{Batch, Engine, EngineError, Reader},
     gather::{Gathered, Placed},
     lane::{Item, Lanes, StoreMail},
-    load,
+    load::{self, Sessions},
     metrics::StoreMetrics,
     space::{Space, SpaceLimits},
     writer::Records,
@@ -136,7 +136,8 @@ struct StoreThread {
     gathered: Gathered,
     /// What is being committed; stays until it is.
     committing: Vec<Placed>,
-    readers: Vec<mpsc::Sender<Arc<dyn Reader>>>,
+    /// Who wants to read, and everything that had been said before this stamp.
+    readers: Vec<(u64, mpsc::Sender<Arc<dyn Reader>>)>,
     /// What was committed after the last sync, at `fsync = "interval"`.
     unsynced: Vec<Batch>,
     unsynced_bytes: usize,
@@ -203,7 +204,7 @@ impl StoreThread {
     fn take_orders(&mut self) {
         while let Ok(order) = self.orders.try_recv() {
             match order {
-                Order::Read(reply) => self.readers.push(reply),
+                Order::Read(reply) => self.readers.push((self.parts.lanes.stamp(), reply)),
                 Order::WorkerGone(worker, incarnation) => {
                     self.gathered.give_up(worker, incarnation)
                 }
@@ -230,23 +231,30 @@ impl StoreThread {
             self.gathered.take(&self.parts.lanes);
             self.committing = self.gathered.ready(COMMIT_ITEMS_MAX);
         }
-        self.parts
-            .metrics
-            .pending
-            .store(self.parts.lanes.pending() as u64);
-        if !self.committing.is_empty()
-            && let Err(error) = self.commit()
-        {
-            return self.failed(&error);
+        self.count_pending();
+        if !self.committing.is_empty() {
+            if let Err(error) = self.commit() {
+                return self.failed(&error);
+            }
+            self.count_pending();
         }
-        if !self.gathered.has_later()
-            && !self.readers.is_empty()
+        if !self.readers.is_empty()
+            && self.committing.is_empty()
             && let Some(engine) = &self.engine
         {
-            for reply in self.readers.drain(..) {
+            let gathered = &self.gathered;
+            for (_, reply) in self
+                .readers
+                .extract_if(.., |(stamp, _)| gathered.is_past(*stamp))
+            {
                 let _gone = reply.send(engine.reader());
             }
         }
+    }
+
+    fn count_pending(&self) {
+        let pending = self.parts.lanes.pending();
+        self.parts.metrics.pending.store(pending as u64);
     }
 
     fn commit(&mut self) -> Result<(), EngineError> {
@@ -254,11 +262,12 @@ impl StoreThread {
             return Err(EngineError::Stopped);
         };
         let begun = Instant::now();
-        let mut batches = Batches::new(&self.records, &self.parts.shared);
+        let sync = self.parts.fsync == Fsync::Always;
+        let mut batches = Batches::new(&self.records, &self.parts.shared, sync);
         for placed in &self.committing {
             batches.add(&mut **engine, &placed.item)?;
         }
-        let written = batches.finish(&mut **engine, self.parts.fsync == Fsync::Always)?;
+        let written = batches.finish(&mut **engine)?;
         let metrics = &self.parts.metrics;
         if written.records > 0 {
             metrics.records.add(written.records);
@@ -274,15 +283,15 @@ impl StoreThread {
             self.unsynced.extend(written.batches);
         }
         let reader = engine.reader();
-        self.tell(&*reader);
-        Ok(())
+        self.tell(&*reader)
     }
 
-    /// What was committed is over for the workers.
-    fn tell(&mut self, reader: &dyn Reader) {
+    /// What was committed is over for the workers. What can't be answered because of an error stays.
+    fn tell(&mut self, reader: &dyn Reader) -> Result<(), EngineError> {
         let lanes = &self.parts.lanes;
+        let (mut unanswered, mut result) = (Vec::new(), Ok(()));
         let mut done: Vec<(Option<OpId>, usize, bool)> = vec![(None, 0, false); lanes.workers()];
-        for placed in self.committing.drain(..) {
+        for placed in std::mem::take(&mut self.committing) {
             let (last, units, heard) = &mut done[usize::from(placed.worker.0)];
             match placed.item {
                 Item::Unit(unit) => {
@@ -295,9 +304,23 @@ impl StoreThread {
                     lanes.send(placed.worker, StoreMail::Completion(loaded));
                     *heard = true;
                 }
+                Item::Recover(op, client_id) => match self.sessions(reader).of_client(&client_id) {
+                    Ok(session) => {
+                        let session = session.map(Box::new);
+                        let found = Completion::Recovered { op, session };
+                        lanes.send(placed.worker, StoreMail::Completion(found));
+                        *heard = true;
+                    }
+                    Err(error) => {
+                        let item = Item::Recover(op, client_id);
+                        unanswered.push(Placed { item, ..placed });
+                        result = Err(error);
+                    }
+                },
                 Item::Unjoin(_) => {}
             }
         }
+        self.committing = unanswered;
         for (n, (last, units, heard)) in done.into_iter().enumerate() {
             let worker = WorkerSlot(n as u8);
             lanes.committed(worker, units);
@@ -310,6 +333,15 @@ impl StoreThread {
             if last.is_some() || units > 0 || heard {
                 self.parts.mesh.ring_doorbell(worker);
             }
+        }
+        result
+    }
+
+    fn sessions<'a>(&'a self, reader: &'a dyn Reader) -> Sessions<'a> {
+        Sessions {
+            reader,
+            calendar: self.parts.calendar,
+            metrics: &self.parts.metrics,
         }
     }
 
