@@ -204,6 +204,16 @@ worker_metrics! {
     /// UDP datagrams sent without a connection: Version Negotiation, Retry, stateless reset and
     /// refusals (RFC 9000 §5.2.2, §6, §8.1.2, §10.3).
     Counter stateless_responses: Number = "headgate_stateless_responses_total",
+    /// Retry packets sent by user space (those of the kernel are answers of XDP).
+    Counter retries: Number = "headgate_retries_total",
+    /// Connections that were refused because they began with a connection ID of ours and no token.
+    Counter initials_to_own_cids: Number = "headgate_initials_to_own_cids_total",
+    /// QUIC packets of connections that didn't decrypt.
+    Counter packets_forged: Number = "headgate_packets_forged_total",
+    /// QUIC datagrams with a connection ID of ours whose connection is gone.
+    Counter packets_orphaned: Number = "headgate_packets_orphaned_total",
+    /// Times that connection IDs were given to the kernel to be policed.
+    Counter penalties: Number = "headgate_penalties_total",
     /// UDP datagrams dropped in user space.
     Counter datagrams_dropped: PerLabel<DatagramDrop> = "headgate_datagrams_dropped_total",
     /// PUBLISH packets that were sent again after a reconnect.

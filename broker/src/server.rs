@@ -26,8 +26,8 @@ use crate::{
 use headgate_core::{Drain, Input, WorkerSlot};
 use serde::Serialize;
 use settings::TlsParts;
-use shield::KernelPart;
 pub use shield::{InterfaceStatus, KernelStatus};
+use shield::{Keeper, KernelPart};
 use socket2::Type;
 use std::{
     io,
@@ -144,6 +144,7 @@ pub struct Server {
     workshop: Arc<Workshop>,
     kernel: Arc<KernelPart>,
     sys: Option<SysThread>,
+    keeper: Option<Keeper>,
 }
 
 impl Server {
@@ -166,12 +167,23 @@ impl Server {
         let sockets = bind(&config, count)?;
         let listeners = listeners(&sockets);
         let kernel = Arc::new(start_kernel(&config, &keys, (&sockets, &listeners), &cpus)?);
+        let keeper = Keeper::spawn(Arc::clone(&kernel))
+            .map_err(|source| ServerError::Worker { slot: 0, source })?;
         let reader = Arc::clone(&kernel);
         metrics.register_kernel(move || reader.counters());
         let directory = Arc::new(LocalDirectory::default());
         let quotas = Arc::new(QuotaBook::load(&config.quota, state_dir)?);
         let parts = (start, count);
-        let mut workshop = Workshop::new(&config, &keys, &tls, parts, metrics, directory, quotas)?;
+        let limits_and_kernel = (quotas, Arc::clone(&kernel));
+        let mut workshop = Workshop::new(
+            &config,
+            &keys,
+            &tls,
+            parts,
+            metrics,
+            directory,
+            limits_and_kernel,
+        )?;
         workshop.authenticate_by(chain).map_err(ServerError::Auth)?;
         let workshop = Arc::new(workshop);
         let shared = Arc::clone(&workshop.shared);
@@ -199,6 +211,7 @@ impl Server {
         Ok(Self {
             start,
             sys,
+            keeper: Some(keeper),
             node: config.node.id,
             listeners,
             workers,
@@ -268,6 +281,7 @@ impl Server {
     pub fn shutdown(mut self, grace: Duration) -> u64 {
         let deadline = Instant::now() + grace;
         drop(self.sys.take());
+        drop(self.keeper.take());
         for worker in &self.workers {
             self.workshop.control(worker.slot).drain();
             self.workshop.mesh.ring_doorbell(worker.slot);

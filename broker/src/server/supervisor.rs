@@ -3,6 +3,7 @@
 use super::{
     affinity,
     settings::{self, QuicParts, TlsParts},
+    shield::KernelPart,
 };
 use crate::{
     auth::{Chain, desk::Desk, pool::Pool},
@@ -13,6 +14,7 @@ use crate::{
     mesh::Mesh,
     metrics::{Label, Metrics, Transport},
     net::{
+        quic::guard::{Guard, Issued, Police},
         tcp::{Bound, TcpSettings},
         tls::TlsError,
         udp::{RecvBatch, UdpSocket},
@@ -24,6 +26,7 @@ use crate::{
 use headgate_common::route::Router;
 use headgate_core::{Core, Input, Shared, WorkerSlot};
 use std::{
+    cell::Cell,
     io,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
@@ -59,6 +62,7 @@ pub(super) struct Workshop {
     pool: Option<Arc<Pool>>,
     admission: Arc<Admission>,
     pub quotas: Arc<QuotaBook>,
+    kernel: Arc<KernelPart>,
     router: Arc<Router>,
     quic: Option<QuicParts>,
     tcp: TcpSettings,
@@ -76,7 +80,7 @@ impl Workshop {
         (start, count): (Instant, usize),
         metrics: Arc<Metrics>,
         directory: Arc<dyn Directory>,
-        quotas: Arc<QuotaBook>,
+        (quotas, kernel): (Arc<QuotaBook>, Arc<KernelPart>),
     ) -> Result<Self, TlsError> {
         let quic = match config.listen.quic {
             Some(_) => QuicParts::new(config, keys, tls, count)?,
@@ -93,6 +97,7 @@ impl Workshop {
             directory,
             chain: Arc::default(),
             pool: None,
+            kernel,
             admission: Admission::new(settings::admission(config), start),
             quotas,
             router: Arc::new(settings::router(keys, config.node.id, &slots)),
@@ -132,12 +137,28 @@ impl Workshop {
         let epochs = (self.node_epoch, incarnation);
         let core = settings::core(&self.config, slot, count, epochs, self.quotas.limits())?;
         let quic = match (&self.quic, &sockets.quic) {
-            (Some(parts), Some(socket)) => Some(QuicOwn {
-                endpoint: parts.endpoint(slot),
-                settings: parts.side.clone(),
-                socket: Arc::clone(socket),
-                recv: RecvBatch::new(socket),
-            }),
+            (Some(parts), Some(socket)) => {
+                let issued = Issued::default();
+                let endpoint = parts.endpoint(slot, &issued);
+                let guard = Guard {
+                    cids: parts.cids,
+                    node: parts.node,
+                    slot: slot.0,
+                    issued,
+                    retry: Arc::clone(&self.kernel.retry),
+                    police: Arc::clone(&self.kernel) as Arc<dyn Police>,
+                    metrics: Arc::clone(self.metrics.worker(slot.0)),
+                    start: self.start,
+                    dead_debt: Cell::new(0),
+                };
+                Some(QuicOwn {
+                    endpoint,
+                    settings: parts.side.clone(),
+                    socket: Arc::clone(socket),
+                    recv: RecvBatch::new(socket),
+                    guard,
+                })
+            }
             _ => None,
         };
         let again = |bound: &Bound| {

@@ -18,7 +18,7 @@ use crate::{
     mesh::{ForeignDatagram, Mesh, Post},
     metrics::{DatagramDrop, WorkerMetrics},
     net::{
-        quic::{Arrival, QuicSide, QuicSideSettings},
+        quic::{Arrival, QuicSide, QuicSideSettings, guard::Guard},
         tcp::{Bound, TcpSettings, TcpSide},
         timer::Wheel,
         udp::{RecvBatch, UdpSocket},
@@ -172,6 +172,8 @@ pub struct QuicOwn {
     pub socket: Arc<UdpSocket>,
     /// What it receives into.
     pub recv: RecvBatch,
+    /// Who may connect.
+    pub guard: Guard,
 }
 
 const WAKER: Token = Token(0);
@@ -251,6 +253,7 @@ impl Worker {
                         own.endpoint,
                         own.settings,
                         Arc::clone(&socket),
+                        own.guard,
                     )),
                     Some((own.recv, socket)),
                 )
@@ -394,7 +397,7 @@ impl Worker {
                                 clock,
                             );
                             self.opened.extend(new);
-                            quic.deliver(&mut self.conns);
+                            quic.deliver(&mut self.conns, clock);
                         }
                         self.accepted(clock);
                     }
@@ -456,7 +459,7 @@ impl Worker {
                 }
             }
         });
-        quic.deliver(&mut self.conns);
+        quic.deliver(&mut self.conns, clock);
         self.accepted(clock);
         match received {
             Ok(0) => self.udp_readable = false,
