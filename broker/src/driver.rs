@@ -8,12 +8,12 @@ use crate::{
     store::Store,
     worker::conns::Conns,
 };
-use headgate_codec::QoS;
+use headgate_codec::{QoS, ReasonCode};
 use headgate_core::{
-    Completion, ConnId, Core, Counters, Input, Mesh as CoreMessage, Output, Receipt, Time,
-    WorkerSlot,
+    AuthResult, Completion, ConnId, Core, Counters, Input, Mesh as CoreMessage, Output, Receipt,
+    Time, WorkerSlot,
 };
-use std::{collections::VecDeque, sync::Arc};
+use std::{collections::VecDeque, net::IpAddr, sync::Arc};
 
 /// How long deliveries to a worker that takes nothing are kept before those with QoS 0 are
 /// dropped, milliseconds.
@@ -53,6 +53,8 @@ pub struct Driver {
     spooled: usize,
     /// Deliveries that were dropped although somebody waits for their receipt.
     refused: Vec<(WorkerSlot, Receipt)>,
+    /// Where clients are that failed to authenticate.
+    failed: Vec<IpAddr>,
     metrics: Arc<WorkerMetrics>,
 }
 
@@ -81,6 +83,7 @@ impl Driver {
             spools,
             spooled: 0,
             refused: Vec::new(),
+            failed: Vec::new(),
             metrics,
         }
     }
@@ -117,6 +120,11 @@ impl Driver {
         self.desk.has_answers()
     }
 
+    /// The addresses of clients that have failed to authenticate since.
+    pub fn take_failed(&mut self) -> Vec<IpAddr> {
+        std::mem::take(&mut self.failed)
+    }
+
     /// Whether something waits for room in another worker's ring.
     pub fn has_spooled(&self) -> bool {
         self.spooled > 0
@@ -145,6 +153,14 @@ impl Driver {
                     .handle(Input::Mesh { from, message }, now, &mut self.out);
             }
             for completion in std::mem::take(&mut self.completions) {
+                if let Completion::Authenticated { conn, result, .. } = &completion
+                    && is_failure(result)
+                    && let Some(conn) = conns.get(*conn)
+                    // 0-RTT data may come from anywhere.
+                    && !conn.early
+                {
+                    self.failed.push(conn.peer.ip());
+                }
                 self.core
                     .handle(Input::Completed(completion), now, &mut self.out);
             }
@@ -285,6 +301,16 @@ impl Driver {
             }
         }
     }
+}
+
+/// Whether a client has shown something wrong; that the broker is busy is not its fault.
+fn is_failure(result: &AuthResult) -> bool {
+    let wrong = [
+        ReasonCode::BAD_USER_NAME_OR_PASSWORD,
+        ReasonCode::NOT_AUTHORIZED,
+        ReasonCode::BAD_AUTHENTICATION_METHOD,
+    ];
+    matches!(result, AuthResult::Refused(reason) if wrong.contains(reason))
 }
 
 fn is_qos0(post: &Post) -> bool {

@@ -20,7 +20,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use crate::{auth::Method, limits::Limit};
+use crate::{auth::Method, limits::Limit, lists::ListCounts};
 
 /// A number that the worker adds to (a counter) or sets (a gauge).
 #[derive(Debug, Default)]
@@ -272,6 +272,8 @@ pub struct KernelCounters {
 /// Retained messages, and the memory that they take in bytes.
 type RetainedSource = Box<dyn Fn() -> (u64, u64) + Send + Sync>;
 
+type ListsSource = Box<dyn Fn() -> ListCounts + Send + Sync>;
+
 type KernelSource = Box<dyn Fn() -> Option<KernelCounters> + Send + Sync>;
 
 /// All metrics of the process.
@@ -279,6 +281,7 @@ pub struct Metrics {
     workers: Box<[OnceLock<Arc<WorkerMetrics>>]>,
     kernel: OnceLock<KernelSource>,
     retained: OnceLock<RetainedSource>,
+    lists: OnceLock<ListsSource>,
     started: SystemTime,
 }
 
@@ -289,6 +292,7 @@ impl Metrics {
             workers: (0..=u8::MAX).map(|_| OnceLock::new()).collect(),
             kernel: OnceLock::new(),
             retained: OnceLock::new(),
+            lists: OnceLock::new(),
             started: SystemTime::now(),
         })
     }
@@ -326,6 +330,11 @@ impl Metrics {
         let _ = self.retained.set(Box::new(source));
     }
 
+    /// Registers where the numbers of the lists come from. Only the first registration counts.
+    pub fn register_lists(&self, source: impl Fn() -> ListCounts + Send + Sync + 'static) {
+        let _ = self.lists.set(Box::new(source));
+    }
+
     /// The kernel's counters now; `None` without the kernel part.
     pub fn kernel(&self) -> Option<KernelCounters> {
         self.kernel.get().and_then(|source| source())
@@ -338,6 +347,9 @@ impl Metrics {
         render_process(&mut out, self.started, kernel.is_some());
         if let Some(source) = self.retained.get() {
             render_retained(&mut out, source());
+        }
+        if let Some(source) = self.lists.get() {
+            render_lists(&mut out, &source());
         }
         for family in FAMILIES {
             head(&mut out, family.kind, family.name, family.help);
@@ -426,6 +438,38 @@ fn render_retained(out: &mut String, (messages, bytes): (u64, u64)) {
     for (name, help, value) in gauges {
         head(out, Kind::Gauge, name, help);
         let _ = writeln!(out, "{name} {value}");
+    }
+}
+
+fn render_lists(out: &mut String, counts: &ListCounts) {
+    let name = "headgate_listed_prefixes";
+    let help = "Prefixes on the deny and the allow list.";
+    head(out, Kind::Gauge, name, help);
+    let _ = writeln!(out, "{name}{{list=\"deny\"}} {}", counts.denied);
+    let _ = writeln!(out, "{name}{{list=\"allow\"}} {}", counts.allowed);
+    let families = [
+        (
+            "headgate_denied_automatically_total",
+            "Sources that were denied automatically, by what they did too often.",
+            [
+                ("malformed_packets", counts.automatic_malformed),
+                ("failed_authentications", counts.automatic_failed),
+            ],
+        ),
+        (
+            "headgate_not_denied_total",
+            "Offences of sources that were let be, because of lists.automatic_max, or because too many are watched.",
+            [
+                ("automatic_max", counts.automatic_full),
+                ("sources", counts.unwatched),
+            ],
+        ),
+    ];
+    for (name, help, counts) in families {
+        head(out, Kind::Counter, name, help);
+        for (reason, count) in counts {
+            let _ = writeln!(out, "{name}{{reason=\"{reason}\"}} {count}");
+        }
     }
 }
 

@@ -2,6 +2,8 @@
 
 mod affinity;
 mod ctl;
+mod housekeeping;
+mod load;
 mod settings;
 mod shield;
 mod supervisor;
@@ -14,6 +16,7 @@ use crate::{
     config::{Config, UdpGro},
     kernel::KernelError,
     keys::{KeyError, Keys},
+    lists::{ListCounts, Lists},
     metrics::{Label, Metrics},
     net::{
         tcp::{self, Bound},
@@ -24,6 +27,8 @@ use crate::{
     state_file::StateError,
 };
 use headgate_core::{Drain, Input, WorkerSlot};
+use housekeeping::Housekeeping;
+pub use load::{PrefixStatus, WorkerLoad};
 use serde::Serialize;
 use settings::TlsParts;
 pub use shield::{InterfaceStatus, KernelStatus};
@@ -37,7 +42,7 @@ use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
-use supervisor::{Supervised, WorkerSockets, Workshop};
+use supervisor::{Guards, Supervised, WorkerSockets, Workshop};
 use sys::{SysSource, SysThread};
 
 /// Why the server did not start.
@@ -131,6 +136,12 @@ pub struct ServerStatus {
     pub sessions: u64,
     /// Subscriptions in the topic table.
     pub subscriptions: u64,
+    /// Prefixes that are denied and allowed, and sources that were denied automatically.
+    pub lists: ListCounts,
+    /// The source prefixes with the most connections.
+    pub prefixes: Vec<PrefixStatus>,
+    /// What each worker does.
+    pub load: Vec<WorkerLoad>,
     /// The kernel part.
     pub kernel: KernelStatus,
 }
@@ -145,6 +156,7 @@ pub struct Server {
     kernel: Arc<KernelPart>,
     sys: Option<SysThread>,
     keeper: Option<Keeper>,
+    housekeeping: Option<Housekeeping>,
 }
 
 impl Server {
@@ -172,20 +184,21 @@ impl Server {
         let reader = Arc::clone(&kernel);
         metrics.register_kernel(move || reader.counters());
         let directory = Arc::new(LocalDirectory::default());
-        let quotas = Arc::new(QuotaBook::load(&config.quota, state_dir)?);
+        let guards = Guards {
+            quotas: Arc::new(QuotaBook::load(&config.quota, state_dir)?),
+            lists: Arc::new(Lists::load(
+                &config.lists,
+                state_dir,
+                housekeeping::unix_s(),
+            )?),
+            kernel: Arc::clone(&kernel),
+        };
         let parts = (start, count);
-        let limits_and_kernel = (quotas, Arc::clone(&kernel));
-        let mut workshop = Workshop::new(
-            &config,
-            &keys,
-            &tls,
-            parts,
-            metrics,
-            directory,
-            limits_and_kernel,
-        )?;
+        let mut workshop = Workshop::new(&config, &keys, &tls, parts, metrics, directory, guards)?;
         workshop.authenticate_by(chain).map_err(ServerError::Auth)?;
         let workshop = Arc::new(workshop);
+        let counted = Arc::clone(&workshop.lists);
+        workshop.metrics.register_lists(move || counted.counts());
         let shared = Arc::clone(&workshop.shared);
         workshop
             .metrics
@@ -208,10 +221,14 @@ impl Server {
             workers.push(worker);
         }
         let sys = start_sys(&workshop, start, config.mqtt.sys_interval_s)?;
+        let housekeeping = Housekeeping::spawn(Arc::clone(&workshop));
+        let housekeeping =
+            Some(housekeeping.map_err(|source| ServerError::Worker { slot: 0, source })?);
         Ok(Self {
             start,
             sys,
             keeper: Some(keeper),
+            housekeeping,
             node: config.node.id,
             listeners,
             workers,
@@ -232,6 +249,9 @@ impl Server {
             connections: metrics.sum(|m| m.connections.sum()),
             sessions: metrics.sum(|m| m.sessions.get()),
             subscriptions: self.workshop.shared.topics.len() as u64,
+            lists: self.workshop.lists.counts(),
+            prefixes: load::prefixes(&self.workshop.admission),
+            load: load::workers(metrics),
             kernel: self.kernel.status(),
         }
     }
@@ -282,6 +302,7 @@ impl Server {
         let deadline = Instant::now() + grace;
         drop(self.sys.take());
         drop(self.keeper.take());
+        drop(self.housekeeping.take());
         for worker in &self.workers {
             self.workshop.control(worker.slot).drain();
             self.workshop.mesh.ring_doorbell(worker.slot);

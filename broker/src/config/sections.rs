@@ -458,6 +458,26 @@ sections! {
         /// memory of one hash, 19 MiB for those that `headgate passwd` makes.
         threads: u16 = 2, 1..=64;
     }
+    /// Sources that are let in or turned away; the longest prefix decides. The XDP program drops what is
+    /// denied; without it, connections are refused and counted (headgate_refused_total{limit="denied"}).
+    /// `headgate ctl deny` and `headgate ctl allow` change the lists while the broker runs.
+    lists: ListsConfig {
+        /// Prefixes that are denied, such as ["203.0.113.0/24", "2001:db8::/32"].
+        deny: Vec<String> = Vec::new();
+        /// Prefixes that no budget by source applies to, and that are never denied automatically.
+        allow: Vec<String> = Vec::new();
+        /// A source (an IPv4 address, an IPv6 /64) is denied automatically when it sent so many malformed
+        /// packets within a minute. Only what comes over a connection counts: nobody else's address can be
+        /// denied by forging it. Many devices may share an address behind a NAT; allow such ones. 0 = off.
+        malformed_per_minute: u32 = 100;
+        /// The same for authentications that failed. 0 = off.
+        failed_authentications_per_minute: u32 = 100;
+        /// How long it is denied, seconds.
+        deny_for_s: u32 = 600, 1..=604_800;
+        /// Sources that are denied automatically, at most; further ones are let in and counted.
+        /// Worst case: 100 bytes here and 130 in the kernel for each.
+        automatic_max: u32 = 4_096, 0..=32_768;
+    }
     /// How the broker is looked after.
     admin: AdminConfig {
         /// Unix socket of `headgate status`, mode 0600: it answers root and the broker's own user.

@@ -1,8 +1,10 @@
 //! What `headgate ctl` changes while the server runs.
 
-use super::Server;
+use super::{Server, housekeeping};
+use crate::lists::{Action, ListError, Prefix};
 use headgate_core::{Input, WorkerSlot};
 use serde_json::{Value, json};
+use std::time::Duration;
 
 impl Server {
     /// Answers a question of `headgate ctl`.
@@ -20,6 +22,15 @@ impl Server {
             Some("quota_reset") => {
                 let reset = self.workshop.quotas.reset(name(question)?);
                 self.quotas_changed(reset)
+            }
+            Some("lists") => Ok(self.lists(action(question)?)),
+            Some("list_add") => self.list_add(question),
+            Some("list_del") => {
+                let removed = self
+                    .workshop
+                    .lists
+                    .remove(prefix(question)?, action(question)?);
+                self.lists_changed(removed)
             }
             _ => Err("this command is for nobody".to_owned()),
         }
@@ -43,6 +54,45 @@ impl Server {
         classes.collect()
     }
 
+    fn list_add(&self, question: &Value) -> Result<Value, String> {
+        let lasts = question["for_s"].as_u64().map(Duration::from_secs);
+        let what = (action(question)?, question["reason"].as_str().unwrap_or(""));
+        let now_s = housekeeping::unix_s();
+        let added = self
+            .workshop
+            .lists
+            .add(prefix(question)?, what, lasts, now_s);
+        self.lists_changed(added)
+    }
+
+    /// The entries of one list, and how long they last.
+    fn lists(&self, action: Action) -> Value {
+        let now_s = housekeeping::unix_s();
+        let entries = self.workshop.lists.entries().into_iter();
+        let of_list = entries.filter(|(_, entry)| entry.action == action);
+        of_list
+            .map(|(prefix, entry)| {
+                let expires = (entry.expires_s != 0).then_some(entry.expires_s);
+                json!({
+                    "prefix": prefix.to_string(),
+                    "by": entry.by,
+                    "reason": entry.text,
+                    "since_s": entry.since_s,
+                    "left_s": expires.map(|at| at.saturating_sub(now_s)),
+                })
+            })
+            .collect()
+    }
+
+    fn lists_changed(&self, changed: Result<(), ListError>) -> Result<Value, String> {
+        changed.map_err(|error| error.to_string())?;
+        self.workshop
+            .lists
+            .save()
+            .map_err(|error| error.to_string())?;
+        Ok(json!(true))
+    }
+
     fn quotas_changed<E: std::fmt::Display>(
         &self,
         changed: Result<(), E>,
@@ -64,6 +114,21 @@ impl super::supervisor::Workshop {
             self.mesh.ring_doorbell(slot);
         }
         all
+    }
+}
+
+fn prefix(question: &Value) -> Result<Prefix, String> {
+    let text = question["prefix"].as_str().unwrap_or_default();
+    text.parse().map_err(|error| {
+        format!("`{text}` is no prefix: {error}; it looks like 203.0.113.0/24 or 2001:db8::/32")
+    })
+}
+
+fn action(question: &Value) -> Result<Action, String> {
+    match question["list"].as_str() {
+        Some("deny") => Ok(Action::Deny),
+        Some("allow") => Ok(Action::Allow),
+        _ => Err("the question names no list: deny or allow".to_owned()),
     }
 }
 

@@ -11,6 +11,7 @@ use crate::{
     config::Config,
     keys::Keys,
     limits::Admission,
+    lists::Lists,
     mesh::Mesh,
     metrics::{Label, Metrics, Transport},
     net::{
@@ -49,6 +50,13 @@ pub(super) struct WorkerSockets {
     pub tcp: Vec<Bound>,
 }
 
+/// What decides who may do how much, and may change while the server runs.
+pub(super) struct Guards {
+    pub quotas: Arc<QuotaBook>,
+    pub lists: Arc<Lists>,
+    pub kernel: Arc<KernelPart>,
+}
+
 /// What all workers are built from.
 pub(super) struct Workshop {
     pub metrics: Arc<Metrics>,
@@ -60,9 +68,10 @@ pub(super) struct Workshop {
     directory: Arc<dyn Directory>,
     chain: Arc<Chain>,
     pool: Option<Arc<Pool>>,
-    admission: Arc<Admission>,
+    pub admission: Arc<Admission>,
     pub quotas: Arc<QuotaBook>,
     kernel: Arc<KernelPart>,
+    pub lists: Arc<Lists>,
     router: Arc<Router>,
     quic: Option<QuicParts>,
     tcp: TcpSettings,
@@ -80,7 +89,7 @@ impl Workshop {
         (start, count): (Instant, usize),
         metrics: Arc<Metrics>,
         directory: Arc<dyn Directory>,
-        (quotas, kernel): (Arc<QuotaBook>, Arc<KernelPart>),
+        guards: Guards,
     ) -> Result<Self, TlsError> {
         let quic = match config.listen.quic {
             Some(_) => QuicParts::new(config, keys, tls, count)?,
@@ -97,9 +106,14 @@ impl Workshop {
             directory,
             chain: Arc::default(),
             pool: None,
-            kernel,
-            admission: Admission::new(settings::admission(config), start),
-            quotas,
+            kernel: guards.kernel,
+            admission: Admission::with_lists(
+                settings::admission(config),
+                Arc::clone(&guards.lists),
+                start,
+            ),
+            quotas: guards.quotas,
+            lists: guards.lists,
             router: Arc::new(settings::router(keys, config.node.id, &slots)),
             quic,
             tcp: settings::tcp(config, tls)?,

@@ -15,6 +15,7 @@ use crate::{
     cluster::Directory,
     driver::Driver,
     limits::Admission,
+    lists::Offence,
     mesh::{ForeignDatagram, Mesh, Post},
     metrics::{DatagramDrop, WorkerMetrics},
     net::{
@@ -333,6 +334,10 @@ impl Worker {
             self.serve_round(clock);
         }
         self.driver.drain_spools(&mut self.conns, clock.time());
+        for address in self.driver.take_failed() {
+            self.admission
+                .report(address, Offence::FailedAuthentication);
+        }
         if let Some(quic) = &mut self.quic {
             quic.flush();
         }

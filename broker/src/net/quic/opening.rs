@@ -53,8 +53,9 @@ impl QuicSide {
                 Ok(permit) => return Some((incoming, permit)),
                 Err(limit) => {
                     metrics.refused[limit].inc();
-                    if limit == Limit::HandshakesPerSecond {
-                        // The client repeats its Initial: silence delays it, an answer turns it away.
+                    if matches!(limit, Limit::HandshakesPerSecond | Limit::Denied) {
+                        // The client repeats its Initial: silence delays it, an answer turns it away. Who is denied is
+                        // not even told that there is a broker.
                         self.endpoint.ignore(incoming);
                         return None;
                     }
