@@ -132,7 +132,7 @@ impl View {
     fn counters(&self, frame: &mut Frame<'_>, area: Rect, title: &str, keys: &[&str]) {
         let lines = self.counted(keys);
         if lines.is_empty() {
-            let text = "nothing is counted in the kernel: the shield is off";
+            let text = "the shield is off";
             frame.render_widget(Paragraph::new(text).block(boxed(title)), area);
             return;
         }
@@ -190,22 +190,22 @@ impl View {
             let count = grouped(worker["connections"].as_u64().unwrap_or(0));
             Row::new([
                 worker["worker"].to_string(),
-                format!("{:>7}", cpu.unwrap_or_else(|| "-".to_owned())),
-                format!("{count:>12}"),
-                format!("{:>12}", messages.unwrap_or_else(|| "-".to_owned())),
+                format!("{:>6}", cpu.unwrap_or_else(|| "-".to_owned())),
+                format!("{count:>11}"),
+                format!("{:>10}", messages.unwrap_or_else(|| "-".to_owned())),
             ])
         });
         let widths = [
-            Constraint::Length(7),
-            Constraint::Length(7),
-            Constraint::Length(12),
-            Constraint::Length(12),
+            Constraint::Length(6),
+            Constraint::Length(6),
+            Constraint::Length(11),
+            Constraint::Length(10),
         ];
         let header = Row::new([
             "worker".to_owned(),
-            format!("{:>7}", "CPU"),
-            format!("{:>12}", "connections"),
-            format!("{:>12}", "messages/s"),
+            format!("{:>6}", "CPU"),
+            format!("{:>11}", "connections"),
+            format!("{:>10}", "messages/s"),
         ]);
         frame.render_widget(table(rows, &widths, header, "workers"), area);
     }
@@ -351,6 +351,7 @@ mod tests {
             screen.contains("the broker doesn't answer: no broker answers"),
             "{screen}"
         );
-        assert!(screen.contains("shield is off"), "{screen}");
+        assert!(screen.contains("the shield is off"), "{screen}");
+        assert!(screen.contains("connections messages/s "), "{screen}");
     }
 }
