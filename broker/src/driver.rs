@@ -53,6 +53,8 @@ pub struct Driver {
     spooled: usize,
     /// Deliveries that were dropped although somebody waits for their receipt.
     refused: Vec<(WorkerSlot, Receipt)>,
+    /// What the kernel is to do about clients above their quota.
+    penalties: Vec<(ConnId, Option<u8>)>,
     /// Where clients are that failed to authenticate.
     failed: Vec<IpAddr>,
     metrics: Arc<WorkerMetrics>,
@@ -83,6 +85,7 @@ impl Driver {
             spools,
             spooled: 0,
             refused: Vec::new(),
+            penalties: Vec::new(),
             failed: Vec::new(),
             metrics,
         }
@@ -118,6 +121,11 @@ impl Driver {
     /// Whether those threads have answered something.
     pub fn has_authenticated(&self) -> bool {
         self.desk.has_answers()
+    }
+
+    /// Penalties that the core has put on connections or taken off since.
+    pub fn take_penalties(&mut self) -> Vec<(ConnId, Option<u8>)> {
+        std::mem::take(&mut self.penalties)
     }
 
     /// The addresses of clients that have failed to authenticate since.
@@ -212,8 +220,7 @@ impl Driver {
                 self.directory
                     .claim(op, client_id, expected, new, &mut self.completions);
             }
-            // Without the kernel part, what the core itself does about the client has to do.
-            Output::Penalty { .. } => {}
+            Output::Penalty { conn, class } => self.penalties.push((conn, class)),
             Output::Authenticate { op, conn, step } => {
                 self.completions.extend(self.desk.step(op, conn, step));
             }

@@ -3,6 +3,7 @@
 mod affinity;
 mod ctl;
 mod housekeeping;
+mod live;
 mod load;
 mod settings;
 mod shield;
@@ -138,6 +139,8 @@ pub struct ServerStatus {
     pub subscriptions: u64,
     /// Prefixes that are denied and allowed, and sources that were denied automatically.
     pub lists: ListCounts,
+    /// Quotas that somebody has changed in the map `quotas`, such as `default.connections = 5`.
+    pub quotas_edited: Vec<String>,
     /// The source prefixes with the most connections.
     pub prefixes: Vec<PrefixStatus>,
     /// What each worker does.
@@ -178,21 +181,15 @@ impl Server {
         let chain = Chain::load(&config, keys.scram_secret())?;
         let sockets = bind(&config, count)?;
         let listeners = listeners(&sockets);
-        let kernel = Arc::new(start_kernel(&config, &keys, (&sockets, &listeners), &cpus)?);
+        let quotas = Arc::new(QuotaBook::load(&config.quota, state_dir)?);
+        let bound = (&*sockets, &*listeners);
+        let kernel = Arc::new(start_kernel(&config, &keys, bound, &cpus, &quotas)?);
         let keeper = Keeper::spawn(Arc::clone(&kernel))
             .map_err(|source| ServerError::Worker { slot: 0, source })?;
         let reader = Arc::clone(&kernel);
         metrics.register_kernel(move || reader.counters());
         let directory = Arc::new(LocalDirectory::default());
-        let guards = Guards {
-            quotas: Arc::new(QuotaBook::load(&config.quota, state_dir)?),
-            lists: Arc::new(Lists::load(
-                &config.lists,
-                state_dir,
-                housekeeping::unix_s(),
-            )?),
-            kernel: Arc::clone(&kernel),
-        };
+        let guards = guards(&config, quotas, &kernel)?;
         let parts = (start, count);
         let mut workshop = Workshop::new(&config, &keys, &tls, parts, metrics, directory, guards)?;
         workshop.authenticate_by(chain).map_err(ServerError::Auth)?;
@@ -221,7 +218,7 @@ impl Server {
             workers.push(worker);
         }
         let sys = start_sys(&workshop, start, config.mqtt.sys_interval_s)?;
-        let housekeeping = Housekeeping::spawn(Arc::clone(&workshop));
+        let housekeeping = Housekeeping::spawn(Arc::clone(&workshop), Arc::clone(&kernel));
         let housekeeping =
             Some(housekeeping.map_err(|source| ServerError::Worker { slot: 0, source })?);
         Ok(Self {
@@ -250,6 +247,7 @@ impl Server {
             sessions: metrics.sum(|m| m.sessions.get()),
             subscriptions: self.workshop.shared.topics.len() as u64,
             lists: self.workshop.lists.counts(),
+            quotas_edited: self.workshop.quotas.edited_in_map(),
             prefixes: load::prefixes(&self.workshop.admission),
             load: load::workers(metrics),
             kernel: self.kernel.status(),
@@ -404,6 +402,7 @@ fn start_kernel(
     keys: &Keys,
     (sockets, listeners): (&[WorkerSockets], &[Listener]),
     cpus: &[u32],
+    quotas: &QuotaBook,
 ) -> Result<KernelPart, KernelError> {
     let (quic, over_tcp): (Vec<_>, Vec<_>) = listeners.iter().partition(|l| l.transport == "quic");
     let port = |listener: &&Listener| listener.address.port();
@@ -417,7 +416,32 @@ fn start_kernel(
         quic.first().map(port),
         over_tcp.iter().map(port).collect::<Vec<_>>(),
     );
-    KernelPart::start(config, keys, settings::KEY_EPOCH, ports, &workers)
+    let told = (ports, quotas);
+    KernelPart::start(config, keys, settings::KEY_EPOCH, told, &workers)
+}
+
+/// What may change while the server runs; the kernel's lists become those of the configuration and the state folder.
+fn guards(
+    config: &Config,
+    quotas: Arc<QuotaBook>,
+    kernel: &Arc<KernelPart>,
+) -> Result<Guards, ServerError> {
+    quotas.save()?;
+    let state_dir = &config.node.state_dir;
+    let lists = Arc::new(Lists::load(
+        &config.lists,
+        state_dir,
+        housekeeping::unix_s(),
+    )?);
+    kernel.forget_former_lists(&lists);
+    if let Err(error) = kernel.follow_lists(&lists) {
+        tracing::warn!(%error, "the kernel doesn't take all of the lists");
+    }
+    Ok(Guards {
+        quotas,
+        lists,
+        kernel: Arc::clone(kernel),
+    })
 }
 
 /// Starts to publish below `$SYS`, unless that is off.

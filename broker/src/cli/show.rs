@@ -117,6 +117,10 @@ pub(super) fn status(status: &Value) -> String {
         ),
     );
     line("refused", counts(&status["refused"], false));
+    for edit in status["quotas_edited"].as_array().into_iter().flatten() {
+        let edit = edit.as_str().unwrap_or_default();
+        line("quota", format!("{edit} (written into the map; not kept)"));
+    }
     if let Some(bytes) = status["resident_bytes"].as_u64() {
         line("memory", format!("{:.1} MB resident", bytes as f64 / 1e6));
     }

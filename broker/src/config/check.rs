@@ -6,7 +6,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 
 use crate::{
     auth::users::{Users, UsersError},
-    lists::Prefix,
+    kernel::Prefix,
     net::tls::TlsIdentity,
 };
 

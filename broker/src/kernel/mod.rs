@@ -7,6 +7,7 @@
 mod attach;
 mod debug_log;
 mod error;
+mod found;
 mod link;
 mod lists;
 mod live;
@@ -19,6 +20,7 @@ mod settings;
 mod status;
 
 pub use error::KernelError;
+pub use found::pinned_quotas;
 pub use lists::{Listed, Prefix};
 pub use loader::{Shield, TestRun};
 pub use penalties::{PenaltyId, PenaltyOrder};

@@ -5,15 +5,14 @@
 //! Without the kernel part, connections are refused.
 
 mod offences;
-mod prefix;
 #[cfg(test)]
 mod tests;
 
 pub use offences::Offence;
-pub use prefix::{Prefix, PrefixError};
 
 use crate::{
     config::ListsConfig,
+    kernel::Prefix,
     state_file::{self, StateError},
 };
 use offences::Offences;

@@ -1,6 +1,6 @@
 //! What is counted against sources: within a minute, and for a bounded number of them.
 
-use super::Prefix;
+use crate::kernel::Prefix;
 use std::collections::HashMap;
 
 /// Sources that something is counted against. Worst case: about 60 bytes each. What further ones do is not counted,

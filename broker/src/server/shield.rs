@@ -4,11 +4,12 @@ use crate::{
     config::{Config, KernelMode, RetryMode as ConfiguredRetry, Steering as ConfiguredSteering},
     kernel::{
         Adoption, KernelError, KernelSettings, Mode, PenaltyId, PenaltyOrder, RetrySettings,
-        Shield, Steering,
+        Shield, Steering, pinned_quotas,
     },
     keys::Keys,
     metrics::KernelCounters,
     net::{quic::guard::Police, token::RetryGate},
+    quotas::QuotaBook,
 };
 use headgate_common::{
     cid::CID_LEN,
@@ -79,10 +80,14 @@ impl KernelPart {
         config: &Config,
         keys: &Keys,
         epoch: u32,
-        ports: (Option<u16>, Vec<u16>),
+        (ports, quotas): ((Option<u16>, Vec<u16>), &QuotaBook),
         workers: &[(BorrowedFd<'_>, u32)],
     ) -> Result<Self, KernelError> {
-        let settings = settings(config, ports);
+        let mut settings = settings(config, ports);
+        settings.classes = quotas.records();
+        for edit in quotas.found(&pinned_quotas(&settings.pin_dir)) {
+            tracing::warn!(%edit, "a quota was changed in the map that an earlier broker left; it is not kept");
+        }
         if settings.mode == Mode::Off && !settings.steering.sockets() {
             match Shield::clear(&settings.pin_dir) {
                 Ok(false) => {}
@@ -128,7 +133,7 @@ impl KernelPart {
         }
     }
 
-    fn shield(&self) -> MutexGuard<'_, Option<Shield>> {
+    pub(super) fn shield(&self) -> MutexGuard<'_, Option<Shield>> {
         self.shield.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

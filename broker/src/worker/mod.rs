@@ -6,6 +6,7 @@
 
 pub mod conns;
 mod open;
+mod police;
 pub(crate) mod prefetch;
 mod publish;
 mod serve;
@@ -334,6 +335,7 @@ impl Worker {
             self.serve_round(clock);
         }
         self.driver.drain_spools(&mut self.conns, clock.time());
+        self.police(clock);
         for address in self.driver.take_failed() {
             self.admission
                 .report(address, Offence::FailedAuthentication);
