@@ -5,7 +5,7 @@ use std::net::{SocketAddr, UdpSocket};
 use headgate_codec::{Packet, QoS};
 use headgate_tests::broker::{Broker, Metrics, Settings, kernel_available};
 use headgate_tests::clients;
-use headgate_tests::netns::{self, Namespace, address, passing_xdp, veth};
+use headgate_tests::netns::{self, Namespace, address, bench_xdp, veth};
 use headgate_tests::quic_client::{Client, Error, endpoint};
 use headgate_tests::skip;
 
@@ -110,7 +110,7 @@ fn figures(metrics: &Metrics) -> String {
 /// Everybody gets in by the kernel's Retry, and user space sends none.
 fn through_the_kernel(mode: &str, listen: &str, paths: &[(&'static str, &'static str)]) {
     let net = Net::new();
-    let _peer = (mode == "native").then(|| passing_xdp(&net.clients, "c0"));
+    let _peer = (mode == "native").then(|| bench_xdp(&net.clients, "c0", "nothing"));
     let broker = net.broker(listen, &format!("mode = \"{mode}\"\ninterfaces = [\"s0\"]"));
     for (number, &(from, to)) in paths.iter().enumerate() {
         net.connect(from, to)

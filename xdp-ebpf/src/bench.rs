@@ -8,7 +8,7 @@
     reason = "as in the shield, a map's name is what bpftool shows"
 )]
 
-use aya_ebpf::bindings::xdp_action::{XDP_ABORTED, XDP_PASS};
+use aya_ebpf::bindings::xdp_action::{XDP_ABORTED, XDP_DROP, XDP_PASS};
 use aya_ebpf::btf_maps::{Array, PerCpuArray, ProgramArray};
 use aya_ebpf::helpers::generated::{
     bpf_get_prandom_u32, bpf_xdp_adjust_tail, bpf_xdp_get_buff_len,
@@ -56,6 +56,12 @@ const PAYLOAD: usize = 14 + 20 + 8;
 #[xdp(frags)]
 pub fn nothing(_ctx: XdpContext) -> u32 {
     XDP_PASS
+}
+
+/// Drops everything: what a flood costs at least.
+#[xdp(frags)]
+pub fn drop_all(_ctx: XdpContext) -> u32 {
+    XDP_DROP
 }
 
 /// Reads what the other programs have written, and nothing else. That their last stores have to reach the next loads is
