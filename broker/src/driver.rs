@@ -5,7 +5,7 @@ use crate::{
     cluster::Directory,
     mesh::{Mesh, Post},
     metrics::{MessageDrop, WorkerMetrics},
-    store::Store,
+    store::{LoadRequest, MAIL_PER_TURN, Store, StoreMail},
     worker::conns::Conns,
 };
 use headgate_codec::QoS;
@@ -52,7 +52,18 @@ pub struct Driver {
     spools: Vec<Spool>,
     spooled: usize,
     /// Deliveries that were dropped although somebody waits for their receipt.
-    refused: Vec<(WorkerSlot, Receipt)>,
+    refused: Vec<(WorkerSlot, Receipt, u32)>,
+    /// What goes to other workers once the records of the same input are in the store's lane: what follows from it there
+    /// comes behind them.
+    posts: Vec<(WorkerSlot, Option<ConnId>, CoreMessage)>,
+    /// Where in `out` the outputs of each input end.
+    ends: Vec<usize>,
+    /// The connection whose packet is being handled.
+    origin: Option<ConnId>,
+    /// Publishers that are not read from until the store has caught up.
+    waiting: Vec<ConnId>,
+    /// What is executed is what a session did that was restored.
+    restoring: bool,
     metrics: Arc<WorkerMetrics>,
 }
 
@@ -81,6 +92,11 @@ impl Driver {
             spools,
             spooled: 0,
             refused: Vec::new(),
+            posts: Vec::new(),
+            ends: Vec::new(),
+            origin: None,
+            waiting: Vec::new(),
+            restoring: false,
             metrics,
         }
     }
@@ -90,8 +106,49 @@ impl Driver {
         if let Input::Closed { conn } = input {
             self.desk.forget(conn);
         }
-        self.core.handle(input, now, &mut self.out);
+        self.origin = match &input {
+            Input::Packet { conn, .. } => Some(*conn),
+            _ => None,
+        };
+        self.handle(input, now);
         self.execute(conns, now);
+        self.origin = None;
+    }
+
+    fn handle(&mut self, input: Input, now: Time) {
+        self.core.handle(input, now, &mut self.out);
+        self.ends.push(self.out.len());
+    }
+
+    /// Takes what the store has to say.
+    pub fn stored(&mut self, conns: &mut Conns, now: Time) {
+        for _ in 0..MAIL_PER_TURN {
+            let Some(mail) = self.store.mail() else { break };
+            let client_id = match &mail {
+                StoreMail::Restore(session) => Some(session.client_id.clone()),
+                _ => None,
+            };
+            self.restoring = client_id.is_some();
+            self.handle(mail.into(), now);
+            self.execute(conns, now);
+            if let Some(client_id) = client_id {
+                self.directory.restored(&client_id);
+            }
+        }
+        if !self.waiting.is_empty() && !self.store.is_full() {
+            for id in self.waiting.drain(..) {
+                if let Some(conn) = conns.get(id) {
+                    conn.held = conn.held.saturating_sub(1);
+                    let index = conn.id.index;
+                    conns.schedule(index);
+                }
+            }
+        }
+    }
+
+    /// Whether the store has said something.
+    pub fn has_stored(&self) -> bool {
+        self.store.has_mail()
     }
 
     /// When the core wants [`Input::Timeout`].
@@ -126,32 +183,44 @@ impl Driver {
         loop {
             std::mem::swap(&mut self.out, &mut self.executing);
             let mut executing = std::mem::take(&mut self.executing);
-            for output in executing.drain(..) {
-                self.perform(conns, output, now);
+            let mut outputs = executing.drain(..);
+            let mut done = 0;
+            for end in std::mem::take(&mut self.ends) {
+                for output in outputs.by_ref().take(end - done) {
+                    self.perform(conns, output);
+                }
+                done = end;
+                self.store.end_unit();
+                let mut posts = std::mem::take(&mut self.posts);
+                for (to, origin, message) in posts.drain(..) {
+                    self.post(conns, to, origin, message, now);
+                }
+                self.posts = posts;
             }
+            debug_assert!(outputs.next().is_none(), "each input has its end");
+            drop(outputs);
             self.executing = executing;
-            if let Some(up_to) = self.store.persisted_up_to() {
-                self.completions.push(Completion::Persisted { up_to });
-            }
+            self.restoring = false;
+            self.completions
+                .extend(std::iter::from_fn(|| self.store.done()));
             if self.completions.is_empty() && self.out.is_empty() && self.refused.is_empty() {
                 return;
             }
-            for (from, receipt) in std::mem::take(&mut self.refused) {
+            for (from, receipt, weight) in std::mem::take(&mut self.refused) {
                 let message = CoreMessage::Stored {
                     receipt,
+                    weight,
                     stored: false,
                 };
-                self.core
-                    .handle(Input::Mesh { from, message }, now, &mut self.out);
+                self.handle(Input::Mesh { from, message }, now);
             }
             for completion in std::mem::take(&mut self.completions) {
-                self.core
-                    .handle(Input::Completed(completion), now, &mut self.out);
+                self.handle(Input::Completed(completion), now);
             }
         }
     }
 
-    fn perform(&mut self, conns: &mut Conns, output: Output, now: Time) {
+    fn perform(&mut self, conns: &mut Conns, output: Output) {
         match output {
             Output::Send { conn, frame } => conns.send(conn, frame),
             Output::Close { conn, reason } => {
@@ -177,7 +246,7 @@ impl Driver {
                 to,
                 origin,
                 message,
-            } => self.post(conns, to, origin, message, now),
+            } => self.posts.push((to, origin, message)),
             Output::Persist {
                 op,
                 session,
@@ -186,16 +255,38 @@ impl Driver {
                 record,
             } => {
                 self.store.persist(op, session, epoch, sequence, record);
+                self.wait_for_store(conns);
             }
+            Output::Join { txn, weight } => self.store.join(txn, weight),
+            Output::Unjoin { txn } => self.store.unjoin(txn),
+            Output::Load {
+                op,
+                session,
+                handle,
+                after,
+                messages_max,
+                bytes_max,
+            } => self.store.load(LoadRequest {
+                op,
+                session,
+                handle,
+                after,
+                messages_max,
+                bytes_max,
+            }),
             Output::Claim {
                 op,
                 client_id,
                 expected,
                 new,
             } => {
-                self.directory
-                    .claim(op, client_id, expected, new, &mut self.completions);
+                let (from, done) = ((self.slot, op), &mut self.completions);
+                match self.restoring {
+                    true => self.directory.claim_restored(from, client_id, new, done),
+                    false => self.directory.claim(from, client_id, expected, new, done),
+                }
             }
+            Output::Recover { op, client_id } => self.store.recover(op, client_id),
             // Without the kernel part, what the core itself does about the client has to do.
             Output::Penalty { .. } => {}
             Output::Authenticate { op, conn, step } => {
@@ -239,13 +330,28 @@ impl Driver {
         self.spooled += 1;
     }
 
+    /// A publisher that causes records is not read from while too many wait.
+    fn wait_for_store(&mut self, conns: &mut Conns) {
+        if let Some(origin) = self.origin
+            && self.store.is_full()
+            && self.waiting.last() != Some(&origin)
+            && let Some(conn) = conns.get(origin)
+        {
+            conn.held += 1;
+            self.waiting.push(origin);
+        }
+    }
+
     /// A delivery that is dropped here answers for its receiver, so that the publisher's
     /// acknowledgement does not wait for ever.
     fn refuse(&mut self, by: WorkerSlot, post: Post) {
-        if let Post::Core(CoreMessage::Deliver(delivery)) = post
-            && let Some(receipt) = delivery.receipt
-        {
-            self.refused.push((by, receipt));
+        if let Post::Core(CoreMessage::Deliver(delivery)) = post {
+            if let Some(txn) = delivery.txn {
+                self.store.unjoin(txn);
+            }
+            if let Some(receipt) = delivery.receipt {
+                self.refused.push((by, receipt, delivery.weight));
+            }
         }
     }
 

@@ -4,15 +4,17 @@
 //! Every other key is HKDF-SHA256 of it (RFC 5869) under a label of its own, so that a restart keeps the connection
 //! IDs that it made before, and a key that leaks doesn't give away the others.
 
-use std::fs::{DirBuilder, File, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use headgate_common::cid::ROTATIONS;
 use headgate_common::{CidKeys, Secrets, SipKey};
 use ring::rand::SecureRandom as _;
 use ring::{hkdf, hmac, rand};
+
+use crate::state_file;
 
 /// Name of the master secret's file in the state folder.
 pub const MASTER_SECRET_FILE: &str = "master-secret";
@@ -93,15 +95,11 @@ impl Keys {
     /// When the secret can't be read or made, or when others can read it.
     pub fn load_or_create(state_dir: &Path) -> Result<Self, KeyError> {
         let path = state_dir.join(MASTER_SECRET_FILE);
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(state_dir)
-            .map_err(|source| KeyError::Io {
-                action: "make",
-                path: state_dir.to_owned(),
-                source,
-            })?;
+        state_file::make_folder(state_dir).map_err(|source| KeyError::Io {
+            action: "make",
+            path: state_dir.to_owned(),
+            source,
+        })?;
         let file = match File::open(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 create(state_dir, &path)?;
@@ -230,12 +228,14 @@ fn create(state_dir: &Path, path: &Path) -> Result<(), KeyError> {
         written
             .map_err(failed)
             .and_then(|()| match std::fs::hard_link(&temporary, path) {
-                Err(source) if source.kind() != io::ErrorKind::AlreadyExists => Err(KeyError::Io {
-                    action: "make",
-                    path: path.to_owned(),
-                    source,
-                }),
-                _ => Ok(()),
+                Err(source) if source.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+                made => made
+                    .and_then(|()| state_file::sync_entry(path))
+                    .map_err(|source| KeyError::Io {
+                        action: "make",
+                        path: path.to_owned(),
+                        source,
+                    }),
             });
     // A left-over copy of the secret is as private as the file itself.
     let _ = std::fs::remove_file(&temporary);

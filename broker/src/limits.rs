@@ -15,7 +15,7 @@ use std::{
 
 use crate::metrics::Label;
 
-/// Every limit, by its key in the section `[limits]` of the configuration, or in that of a quota class.
+/// Every limit, by its key in the sections `[limits]` and `[store]` of the configuration, or in that of a quota class.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Limit {
     /// Network connections in all.
@@ -50,6 +50,8 @@ pub enum Limit {
     PasswordChecks,
     /// TLS sessions that QUIC clients can resume, all workers together.
     ResumableSessions,
+    /// Bytes of one session's queue in the store.
+    SessionStoreBytes,
 }
 
 impl Limit {
@@ -75,7 +77,8 @@ impl Limit {
             | Self::MemoryPerConnectionBytes
             | Self::RetainedMessages
             | Self::RetainedBytes
-            | Self::ResumableSessions => ReasonCode::QUOTA_EXCEEDED,
+            | Self::ResumableSessions
+            | Self::SessionStoreBytes => ReasonCode::QUOTA_EXCEEDED,
         }
     }
 }
@@ -99,6 +102,7 @@ impl Label for Limit {
         Self::RetainedBytes,
         Self::PasswordChecks,
         Self::ResumableSessions,
+        Self::SessionStoreBytes,
     ];
 
     fn text(self) -> &'static str {
@@ -119,6 +123,7 @@ impl Label for Limit {
             Self::RetainedBytes => "retained_bytes",
             Self::PasswordChecks => "password_checks",
             Self::ResumableSessions => "resumable_sessions",
+            Self::SessionStoreBytes => "session_bytes_max",
         }
     }
 

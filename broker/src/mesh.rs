@@ -187,7 +187,7 @@ mod tests {
         let control = || {
             Post::Core(CoreMessage::Moved(Box::new(headgate_core::Moved {
                 op: headgate_core::OpId(1),
-                session: None,
+                handed: headgate_core::Handed::Nothing,
             })))
         };
         for _ in 0..RING_CONTROL_RESERVE {

@@ -6,7 +6,9 @@
 
 mod labels;
 
-pub use labels::{DatagramDrop, Label, MessageDrop, Qos, QuotaRate, Refusal, Transport};
+pub use labels::{
+    DatagramDrop, Label, MessageDrop, Qos, QuotaRate, Refusal, StoreRefusal, Transport,
+};
 
 use std::{
     fmt,
@@ -20,7 +22,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use crate::{auth::Method, limits::Limit};
+use crate::{auth::Method, limits::Limit, store::metrics::StoreMetrics};
 
 /// A number that the worker adds to (a counter) or sets (a gauge).
 #[derive(Debug, Default)]
@@ -170,6 +172,8 @@ worker_metrics! {
     Counter accept_errors: Number = "headgate_accept_errors_total",
     /// What a limit refused, by the limit's key in the configuration.
     Counter refused: PerLabel<Limit> = "headgate_refused_total",
+    /// What was refused because the store has too little room or doesn't work.
+    Counter store_refused: PerLabel<StoreRefusal> = "headgate_store_refused_total",
     /// CONNECT packets that were refused, by the reason that CONNACK gives.
     Counter connects_refused: PerLabel<Refusal> = "headgate_connects_refused_total",
     /// Authentications that failed, by what was to tell who the client is. (Passwords that could not be checked
@@ -269,6 +273,7 @@ pub struct Metrics {
     workers: Box<[OnceLock<Arc<WorkerMetrics>>]>,
     kernel: OnceLock<KernelSource>,
     retained: OnceLock<RetainedSource>,
+    store: OnceLock<Arc<StoreMetrics>>,
     started: SystemTime,
 }
 
@@ -279,6 +284,7 @@ impl Metrics {
             workers: (0..=u8::MAX).map(|_| OnceLock::new()).collect(),
             kernel: OnceLock::new(),
             retained: OnceLock::new(),
+            store: OnceLock::new(),
             started: SystemTime::now(),
         })
     }
@@ -316,6 +322,11 @@ impl Metrics {
         let _ = self.retained.set(Box::new(source));
     }
 
+    /// Registers the store's numbers; without one the families are absent. Only the first registration counts.
+    pub fn register_store(&self, numbers: Arc<StoreMetrics>) {
+        let _ = self.store.set(numbers);
+    }
+
     /// The kernel's counters now; `None` without the kernel part.
     pub fn kernel(&self) -> Option<KernelCounters> {
         self.kernel.get().and_then(|source| source())
@@ -328,6 +339,14 @@ impl Metrics {
         render_process(&mut out, self.started, kernel.is_some());
         if let Some(source) = self.retained.get() {
             render_retained(&mut out, source());
+        }
+        if let Some(store) = self.store.get() {
+            for (name, kind, help, value) in store.families() {
+                let _ = writeln!(
+                    out,
+                    "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}"
+                );
+            }
         }
         for family in FAMILIES {
             head(&mut out, family.kind, family.name, family.help);

@@ -2,6 +2,7 @@
 
 mod affinity;
 mod ctl;
+mod durable;
 mod settings;
 mod shield;
 mod supervisor;
@@ -10,7 +11,6 @@ mod vacant;
 
 use crate::{
     auth::{Chain, users::UsersError},
-    cluster::LocalDirectory,
     config::{Config, UdpGro},
     kernel::KernelError,
     keys::{KeyError, Keys},
@@ -21,8 +21,10 @@ use crate::{
         udp::{UdpOptions, UdpSocket},
     },
     quotas::QuotaBook,
-    state_file::StateError,
+    state_file::{self, StateError},
+    store::{files::StoreError, metrics::StoreStatus},
 };
+use durable::Durable;
 use headgate_core::{Drain, Input, WorkerSlot};
 use serde::Serialize;
 use settings::TlsParts;
@@ -87,6 +89,12 @@ pub enum ServerError {
     /// A thread that checks passwords could not be started.
     #[error("can't start the threads that check passwords: {0}")]
     Auth(io::Error),
+    /// The store can't be used.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A thread of the store could not be started.
+    #[error("can't start the threads of the store: {0}")]
+    StoreThread(io::Error),
     /// Nothing to listen on.
     #[error("no listener is configured: set one of those in [listen]")]
     NoListener,
@@ -131,6 +139,8 @@ pub struct ServerStatus {
     pub sessions: u64,
     /// Subscriptions in the topic table.
     pub subscriptions: u64,
+    /// The store; `None` = nothing is kept beyond the process.
+    pub store: Option<StoreStatus>,
     /// The kernel part.
     pub kernel: KernelStatus,
 }
@@ -151,7 +161,7 @@ impl Server {
     pub fn start(config: Arc<Config>, metrics: Arc<Metrics>) -> Result<Self, ServerError> {
         let start = Instant::now();
         let state_dir = &config.node.state_dir;
-        std::fs::create_dir_all(state_dir).map_err(|source| ServerError::State {
+        state_file::make_folder(state_dir).map_err(|source| ServerError::State {
             path: state_dir.clone(),
             source,
         })?;
@@ -168,10 +178,16 @@ impl Server {
         let kernel = Arc::new(start_kernel(&config, &keys, (&sockets, &listeners), &cpus)?);
         let reader = Arc::clone(&kernel);
         metrics.register_kernel(move || reader.counters());
-        let directory = Arc::new(LocalDirectory::default());
+        let shared = Arc::new(settings::shared(&config, &keys));
         let quotas = Arc::new(QuotaBook::load(&config.quota, state_dir)?);
         let parts = (start, count);
-        let mut workshop = Workshop::new(&config, &keys, &tls, parts, metrics, directory, quotas)?;
+        let mut workshop = Workshop::new(&config, &keys, &tls, parts, metrics, shared, quotas)?;
+        if config.store.enabled {
+            let store = Durable::open(&config, start, &workshop.mesh, &workshop.shared)?;
+            let numbers = Arc::clone(&store.metrics);
+            workshop.metrics.register_store(numbers);
+            workshop.keep_in(store);
+        }
         workshop.authenticate_by(chain).map_err(ServerError::Auth)?;
         let workshop = Arc::new(workshop);
         let shared = Arc::clone(&workshop.shared);
@@ -219,8 +235,14 @@ impl Server {
             connections: metrics.sum(|m| m.connections.sum()),
             sessions: metrics.sum(|m| m.sessions.get()),
             subscriptions: self.workshop.shared.topics.len() as u64,
+            store: self.workshop.store().map(|store| store.metrics.status()),
             kernel: self.kernel.status(),
         }
+    }
+
+    /// Why it can't go on: the store is damaged where that shows only while it is read. It has to be shut down.
+    pub fn failure(&self) -> Option<&StoreError> {
+        self.workshop.store()?.failure.get()
     }
 
     /// What it listens on.
@@ -282,6 +304,9 @@ impl Server {
         }
         for worker in self.workers.drain(..) {
             worker.join();
+        }
+        if let Some(store) = self.workshop.store() {
+            store.stop();
         }
         if let Err(error) = self.kernel.stop() {
             tracing::warn!(%error, "the kernel part could not be taken down entirely");

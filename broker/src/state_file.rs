@@ -1,10 +1,11 @@
-//! Small files of the state folder: read whole, replaced at once.
+//! The state folder: folders and files that are still there after a loss of power, and small files that are read whole
+//! and replaced at once.
 
 use serde::{Deserialize, Serialize};
 use std::{
-    fs::{self, OpenOptions},
+    fs::{self, DirBuilder, File, OpenOptions},
     io::{self, Write},
-    os::unix::fs::OpenOptionsExt,
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
 
@@ -80,5 +81,50 @@ pub fn write(path: &Path, value: &impl Serialize) -> Result<(), StateError> {
     let mut file = options.open(&new).map_err(failed)?;
     file.write_all(&text).map_err(failed)?;
     file.sync_all().map_err(failed)?;
-    fs::rename(&new, path).map_err(failed)
+    fs::rename(&new, path)
+        .and_then(|()| sync_entry(path))
+        .map_err(failed)
+}
+
+/// Makes a folder that only its owner may enter, and those above it, if they are missing. When this returns, a loss of
+/// power doesn't take it away.
+///
+/// # Errors
+/// When it can't be made, or what was made can't be synced.
+pub fn make_folder(path: &Path) -> io::Result<()> {
+    let is_missing = |folder: &&Path| !folder.as_os_str().is_empty() && !folder.exists();
+    let missing: Vec<&Path> = path.ancestors().take_while(is_missing).collect();
+    DirBuilder::new().recursive(true).mode(0o700).create(path)?;
+    for made in missing.iter().rev() {
+        sync_entry(made)?;
+    }
+    // One that is there may be left by a broker that was killed before it came to this.
+    match sync_entry(path) {
+        Err(error) if missing.is_empty() && error.kind() == io::ErrorKind::PermissionDenied => {
+            Ok(())
+        }
+        synced => synced,
+    }
+}
+
+/// Syncs the folder that a file or folder is in, so that its name survives a loss of power.
+///
+/// # Errors
+/// When the folder above it can't be opened or synced.
+pub fn sync_entry(path: &Path) -> io::Result<()> {
+    let above = match path.parent() {
+        Some(above) if above.as_os_str().is_empty() => Path::new("."),
+        Some(above) => above,
+        // The root has no name.
+        None => return Ok(()),
+    };
+    sync_folder(above)
+}
+
+/// Syncs the names in a folder.
+///
+/// # Errors
+/// When it can't be opened or synced.
+pub fn sync_folder(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
 }

@@ -1,4 +1,4 @@
-//! Replays the corpora of the fuzz targets framing and session.
+//! Replays the corpora of the fuzz targets framing, session and store_values.
 
 use headgate_tests::sim;
 use std::{fs, path::Path};
@@ -7,6 +7,8 @@ use std::{fs, path::Path};
 mod framing_check;
 #[path = "../fuzz/checks/session.rs"]
 mod session_check;
+#[path = "../fuzz/checks/store_values.rs"]
+mod store_values_check;
 
 fn replay(target: &str, check: fn(&[u8])) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -30,4 +32,9 @@ fn the_corpus_of_framing_passes() {
 #[test]
 fn the_corpus_of_session_passes() {
     replay("session", session_check::check);
+}
+
+#[test]
+fn the_corpus_of_store_values_passes() {
+    replay("store_values", store_values_check::check);
 }

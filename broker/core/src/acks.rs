@@ -3,10 +3,12 @@
 use headgate_codec::{Ack, Packet, PacketId, ReasonCode, Version};
 
 use crate::{
-    ConnId, Mesh, OpId, Output, Receipt,
+    ConnId, Mesh, OpId, Output, Receipt, Record,
     close::End,
     conns::{AckBody, PAUSED_ACKS, PendingAck, State},
-    hub::{Hub, Waiter},
+    env::Waiter,
+    hub::Hub,
+    slots::Slot,
 };
 
 /// What an acknowledgement waits for.
@@ -14,13 +16,13 @@ use crate::{
 pub(crate) struct Wait {
     /// The last Persist; 0 = none.
     pub(crate) op: OpId,
-    /// Other workers.
-    pub(crate) remote: u8,
+    /// Weight of the deliveries to other workers.
+    pub(crate) remote: u32,
 }
 
 impl Hub {
     /// What began since `before` and has to complete first.
-    pub(crate) fn wait_since(&self, before: OpId, remote: u8) -> Wait {
+    pub(crate) fn wait_since(&self, before: OpId, remote: u32) -> Wait {
         let op = if self.env.last_persist > before {
             self.env.last_persist
         } else {
@@ -68,7 +70,7 @@ impl Hub {
         });
         let is_long = acks.len() >= usize::from(self.env.limits.receive_maximum.max(16));
         if wait.op > self.env.persisted {
-            self.waiters.push_back((wait.op, Waiter::Conn(conn)));
+            self.env.waiters.push_back((wait.op, Waiter::Conn(conn)));
         }
         if is_long {
             self.pause(conn, PAUSED_ACKS, true, out);
@@ -78,20 +80,42 @@ impl Hub {
     /// Storage has recorded everything up to an operation.
     pub(crate) fn on_persisted(&mut self, up_to: OpId, out: &mut Vec<Output>) {
         self.env.persisted = self.env.persisted.max(up_to);
-        while let Some((op, waiter)) = self.waiters.front().copied() {
+        while self.txns.front().is_some_and(|(op, _)| *op <= up_to) {
+            self.txns.pop_front();
+        }
+        while let Some((_, client_id, owner)) = self.releasing.pop_front_if(|(op, ..)| *op <= up_to)
+        {
+            self.release(&client_id, owner, out);
+        }
+        while let Some((op, waiter)) = self.env.waiters.front().copied() {
             if op > self.env.persisted {
                 return;
             }
-            self.waiters.pop_front();
+            self.env.waiters.pop_front();
             match waiter {
                 Waiter::Conn(conn) => self.flush_acks(conn, out),
-                Waiter::Remote(to, receipt) => out.push(stored(to, receipt)),
+                Waiter::Remote(receipt, weight) => self.say_stored(receipt, weight, true, out),
+                Waiter::Session(handle) => {
+                    if let Some(Slot::Live(_)) = self.slots.by_handle(handle) {
+                        self.pump(handle.slot(), out);
+                    }
+                }
+                Waiter::ConnAck(handle) => self.confirm_pending(handle, out),
             }
         }
     }
 
     /// Another worker has recorded a message, or could not.
-    pub(crate) fn on_stored(&mut self, receipt: Receipt, is_stored: bool, out: &mut Vec<Output>) {
+    pub(crate) fn on_stored(
+        &mut self,
+        receipt: Receipt,
+        (weight, is_stored): (u32, bool),
+        out: &mut Vec<Output>,
+    ) {
+        // A driver has dropped a delivery that this worker had sent on.
+        if receipt.worker != self.config.worker {
+            return self.say_stored(receipt, weight, is_stored, out);
+        }
         let Some(c) = self.conns.get(receipt.conn) else {
             return;
         };
@@ -102,7 +126,7 @@ impl Hub {
             return;
         };
         if let Some(ack) = acks.get_mut(index) {
-            ack.remote = ack.remote.saturating_sub(1);
+            ack.remote = ack.remote.saturating_sub(weight);
             ack.failed |= !is_stored;
         }
         if index == 0 {
@@ -113,17 +137,40 @@ impl Hub {
     /// Answers another worker's delivery when its records are safe.
     pub(crate) fn confirm(
         &mut self,
-        to: crate::WorkerSlot,
-        receipt: Receipt,
+        (receipt, weight): (Receipt, u32),
         before: OpId,
         out: &mut Vec<Output>,
     ) {
         let op = self.wait_since(before, 0).op;
         if op <= self.env.persisted {
-            out.push(stored(to, receipt));
+            self.say_stored(receipt, weight, true, out);
         } else {
-            self.waiters.push_back((op, Waiter::Remote(to, receipt)));
+            let waiter = Waiter::Remote(receipt, weight);
+            self.env.waiters.push_back((op, waiter));
         }
+    }
+
+    /// Answers a delivery that has a receipt.
+    pub(crate) fn say_stored(
+        &mut self,
+        receipt: Receipt,
+        weight: u32,
+        stored: bool,
+        out: &mut Vec<Output>,
+    ) {
+        // It went away and came back, with a session that did.
+        if receipt.worker == self.config.worker {
+            return self.on_stored(receipt, (weight, stored), out);
+        }
+        out.push(Output::Mesh {
+            to: receipt.worker,
+            origin: None,
+            message: Mesh::Stored {
+                receipt,
+                weight,
+                stored,
+            },
+        });
     }
 
     /// Sends the acknowledgements that wait for nothing more, as one piece.
@@ -156,6 +203,8 @@ impl Hub {
                 // [MQTT-4.3.3-9]
                 if let (AckBody::PubRec(id, _), Some(flow)) = (&ack.body, &mut session.flow) {
                     flow.received.retain(|r| r != id);
+                    let packet_id = *id;
+                    session.persist(&mut self.env, Record::Released { packet_id }, out);
                 }
             }
             release_quota(c, &ack.body);
@@ -177,17 +226,6 @@ impl Hub {
     }
 }
 
-fn stored(to: crate::WorkerSlot, receipt: Receipt) -> Output {
-    Output::Mesh {
-        to,
-        origin: None,
-        message: Mesh::Stored {
-            receipt,
-            stored: true,
-        },
-    }
-}
-
 fn refused(body: AckBody) -> AckBody {
     match body {
         AckBody::PubAck(id, _) => AckBody::PubAck(id, ReasonCode::QUOTA_EXCEEDED),
@@ -201,7 +239,7 @@ fn release_quota(conn: &mut crate::conns::Conn, body: &AckBody) {
     let is_done = match body {
         AckBody::PubAck(..) | AckBody::PubComp(..) => true,
         AckBody::PubRec(_, reason) => reason.0 >= 0x80,
-        AckBody::Other(_) => false,
+        AckBody::PubRel(..) | AckBody::Other(_) => false,
     };
     if is_done {
         conn.open_publishes = conn.open_publishes.saturating_sub(1);
@@ -218,6 +256,7 @@ fn encode(env: &mut crate::env::Env, body: &AckBody, version: Version) {
         AckBody::PubAck(id, reason) => Packet::PubAck(ack(id, reason)),
         AckBody::PubRec(id, reason) => Packet::PubRec(ack(id, reason)),
         AckBody::PubComp(id, reason) => Packet::PubComp(ack(id, reason)),
+        AckBody::PubRel(id, reason) => Packet::PubRel(ack(id, reason)),
         AckBody::Other(_) => return,
     };
     env.encode_more(&packet, version);

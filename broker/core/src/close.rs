@@ -3,8 +3,8 @@
 use headgate_codec::{Disconnect, Packet, ReasonCode, Version, Will, encoded_len};
 
 use crate::{
-    ConnId, Output, Owner, Record, SessionId, Time,
-    conns::{PAUSED_ACKS, PAUSED_QUOTA, State},
+    ConnId, Handed, Output, Owner, Record, SessionId, StorageState, Time,
+    conns::{PAUSED_ACKS, PAUSED_QUOTA, PAUSED_RESTORING, State},
     counters::{add, sub},
     hub::Hub,
     session::{NEVER, Session},
@@ -36,7 +36,7 @@ pub(crate) struct DueWill {
     pub(crate) publisher: Handle,
     pub(crate) session: SessionId,
     pub(crate) epoch: u32,
-    pub(crate) sequence: u64,
+    pub(crate) is_recorded: bool,
 }
 
 impl Hub {
@@ -65,7 +65,7 @@ impl Hub {
                 }
                 self.disconnected(slot, end, out);
             }
-            State::Connecting(slot) => self.abandon(slot),
+            State::Connecting(slot) => self.abandon(conn, slot, out),
             State::New | State::Authenticating | State::Free => {}
         }
         match (end, said) {
@@ -152,24 +152,24 @@ impl Hub {
         }
         self.count_session_gone(&session);
         // Without any record there is nothing to end in the store.
-        if session.sequence > 0 {
-            session.sequence += 1;
-            self.env.persist(
-                session.id,
-                session.epoch,
-                session.sequence,
-                Record::SessionEnded,
-                out,
-            );
+        let is_recorded = session.sequence > 0;
+        if is_recorded {
+            session.put(&mut self.env, Record::SessionEnded, out);
         }
-        if release {
-            let owner = self.owner(slot, session.epoch);
-            self.release(&session.client_id(), owner, out);
+        let (owner, client_id) = (self.owner(slot, session.epoch), session.client_id());
+        match (release, is_recorded) {
+            (true, false) => self.release(&client_id, owner, out),
+            // Until that is safe the session may come back, so whoever asks for it meanwhile has to know of it.
+            (true, true) => {
+                let op = self.env.last_persist;
+                self.releasing.push_back((op, client_id, owner));
+            }
+            (false, _) => {}
         }
         if let Some(WaitingTakeover { from, takeover }) =
             session.fence.take().and_then(|f| f.takeover)
         {
-            self.answer(from, takeover.op, None, out);
+            self.answer(from, takeover.op, Handed::Ended, out);
         }
     }
 
@@ -217,11 +217,22 @@ impl Hub {
         // A client that comes back at once keeps its messages, and in a shutdown everybody goes.
         let stays = end == (End::TakenOver { resumed: true }) || self.is_shut_down;
         self.leave_group(slot, (expiry_s == 0, stays), out);
+        if expiry_s > 0
+            && let Some(session) = self.slots.session(slot)
+        {
+            session.record_closed(&mut self.env, out);
+            if let Some(flow) = session.flow.as_mut().filter(|_| self.env.limits.spills)
+                && session.share.is_none()
+            {
+                flow.spill_all();
+            }
+        }
         if expiry_s == 0 {
             let release = !matches!(end, End::TakenOver { .. });
             self.end_session(slot, release, out);
         } else {
             self.arm_slot(slot);
+            self.slots.park_later(slot);
         }
     }
 
@@ -237,18 +248,30 @@ impl Hub {
         self.slots.replace(slot, Slot::Live(session));
     }
 
+    /// Publishes the will of a session that goes on without it, if its time has come.
+    pub(crate) fn publish_due_will(&mut self, slot: u32, out: &mut Vec<Output>) {
+        let now = self.env.now;
+        let at = self.slots.session(slot).and_then(|s| s.will.as_ref()?.at);
+        if at.is_none_or(|at| at > now) {
+            return;
+        }
+        self.publish_will(slot);
+        if let Some(session) = self.slots.session(slot) {
+            session.persist(&mut self.env, Record::WillGone, out);
+        }
+    }
+
     /// The will is published at the end of this input \[MQTT-3.1.2-8\].
-    fn will_due(&mut self, session: &mut Session) {
+    pub(crate) fn will_due(&mut self, session: &mut Session) {
         let Some(pending) = session.will.take() else {
             return;
         };
-        session.sequence += 1;
         self.wills.push(DueWill {
             will: pending.will,
             publisher: session.handle,
             session: session.id,
             epoch: session.epoch,
-            sequence: session.sequence,
+            is_recorded: session.is_recorded,
         });
     }
 
@@ -273,7 +296,7 @@ impl Hub {
         };
         c.armed = NEVER;
         // A client that isn't read, because storage is behind or it was too fast, can't show that it is alive.
-        if c.paused & (PAUSED_ACKS | PAUSED_QUOTA) != 0 {
+        if c.paused & (PAUSED_ACKS | PAUSED_QUOTA | PAUSED_RESTORING) != 0 {
             c.last_seen = now;
         }
         if c.meter.is_some() {
@@ -306,7 +329,7 @@ impl Hub {
     fn on_slot_timer(&mut self, index: u32, generation: u32, out: &mut Vec<Output>) {
         let now = self.env.now;
         let handle = Handle::new(self.config.worker, index, generation);
-        let (will_due, fence_late, expired) = match self.slots.by_handle(handle) {
+        let (will_due, fence_late, expired, reads) = match self.slots.by_handle(handle) {
             Some(Slot::Live(session)) => {
                 session.armed = NEVER;
                 session.shrink();
@@ -317,7 +340,13 @@ impl Hub {
                     .and_then(|w| w.at)
                     .is_some_and(|at| at <= now);
                 let fence = session.fence.as_ref().is_some_and(|f| f.until <= now);
-                (will, fence, offline && session.expires_at <= now)
+                let expired = offline && session.expires_at <= now;
+                // What other members of its groups have to get is read first.
+                let is_read = session.share.is_none() || !session.has_spilled();
+                let is_read = is_read || self.env.storage == StorageState::Failed;
+                let (expired, reads) = (expired && is_read, expired && !is_read);
+                let is_free = session.pending.is_none();
+                (will && is_free, fence, expired && is_free, reads)
             }
             Some(Slot::Moved(forward)) if forward.until <= now => {
                 self.slots.remove(index);
@@ -327,21 +356,25 @@ impl Hub {
             _ => return,
         };
         if will_due {
-            self.publish_will(index);
+            self.publish_due_will(index, out);
         }
         if fence_late {
             self.lift_fence(index, out);
+        }
+        if reads {
+            self.pump(index, out);
         }
         if expired
             && self
                 .slots
                 .session(index)
-                .is_some_and(|s| s.handle == handle && s.conn.is_none())
+                .is_some_and(|s| s.handle == handle && s.conn.is_none() && s.pending.is_none())
         {
             add(&mut self.env.counters.sessions_expired, 1);
             return self.end_session(index, true, out);
         }
         self.arm_slot(index);
+        self.slots.park_later(index);
     }
 
     /// Arms the connection's timer, if none fires early enough.
@@ -385,12 +418,15 @@ impl Hub {
 impl Session {
     /// The next time at which something happens by itself.
     fn deadline(&self) -> Time {
-        let offline = if self.conn.is_none() {
+        // The connection that gets it now decides of all that.
+        let is_pending = self.pending.is_some();
+        let offline = if self.conn.is_none() && !is_pending {
             self.expires_at
         } else {
             NEVER
         };
-        let will = self.will.as_ref().and_then(|w| w.at).unwrap_or(NEVER);
+        let will = self.will.as_ref().filter(|_| !is_pending);
+        let will = will.and_then(|w| w.at).unwrap_or(NEVER);
         let fence = self.fence.as_ref().map_or(NEVER, |f| f.until);
         offline.min(will).min(fence)
     }

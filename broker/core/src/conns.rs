@@ -62,6 +62,13 @@ pub(crate) struct Conn {
     pub(crate) meter: Option<Box<Meter>>,
 }
 
+impl Conn {
+    /// Packets of it wait.
+    pub(crate) fn has_held(&self) -> bool {
+        self.held.as_ref().is_some_and(|h| !h.packets.is_empty())
+    }
+}
+
 /// CONNECT is being completed.
 pub(crate) const PAUSED_CONNECTING: u8 = 1;
 /// The client doesn't take what it has asked for.
@@ -70,9 +77,10 @@ pub(crate) const PAUSED_UNSENT: u8 = 2;
 pub(crate) const PAUSED_ACKS: u8 = 4;
 /// The client has published more than its quota class may.
 pub(crate) const PAUSED_QUOTA: u8 = 8;
-
 /// Something waits until the handshake is complete.
-pub(crate) const PAUSED_EARLY: u8 = 8;
+pub(crate) const PAUSED_EARLY: u8 = 16;
+/// Something waits until the sessions of an earlier run are there.
+pub(crate) const PAUSED_RESTORING: u8 = 32;
 
 /// Packets that came before CONNECT or the handshake was completed.
 #[derive(Debug, Default)]
@@ -86,8 +94,8 @@ pub(crate) struct HeldPackets {
 pub(crate) struct PendingAck {
     /// The last Persist that it waits for; 0 = none.
     pub(crate) op: OpId,
-    /// Other workers that haven't said that they have recorded the message.
-    pub(crate) remote: u8,
+    /// Weight of the deliveries whose receivers haven't said that they have recorded the message.
+    pub(crate) remote: u32,
     /// One of them couldn't.
     pub(crate) failed: bool,
     pub(crate) body: AckBody,
@@ -99,6 +107,7 @@ pub(crate) enum AckBody {
     PubAck(PacketId, ReasonCode),
     PubRec(PacketId, ReasonCode),
     PubComp(PacketId, ReasonCode),
+    PubRel(PacketId, ReasonCode),
     /// SUBACK or UNSUBACK, encoded.
     Other(Box<Bytes>),
 }

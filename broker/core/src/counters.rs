@@ -30,6 +30,8 @@ counters! {
     packets_in,
     /// Packets that had to wait until the handshake was complete: 0-RTT data that a replay could do harm with.
     early_held,
+    /// Packets that had to wait until the sessions of an earlier run were there.
+    restoring_held,
     /// CONNECT packets that were accepted.
     connects_accepted,
     /// CONNECT packets that were refused.
@@ -118,6 +120,8 @@ counters! {
     limit_queued_messages,
     /// Messages dropped: those that wait for the session have as many bytes as they may.
     limit_session_bytes,
+    /// Messages dropped: the part of the session's queue that only the store has is as long as it may be.
+    limit_session_store_bytes,
     /// Retained messages that were not stored: the store had as many as it may.
     limit_retained,
     /// Retained messages that were not stored: the store had as many bytes as it may.
@@ -144,6 +148,20 @@ counters! {
     limit_held_packets,
     /// Times that reading from a client was stopped because it did not take what it asked for.
     reads_paused,
+    /// Portions of queues that were read from the store.
+    queue_loads,
+    /// Times that a session without a connection was packed into one piece of memory.
+    sessions_parked,
+    /// Sessions that were restored.
+    sessions_restored,
+    /// PUBLISH packets refused because the store is full or fails.
+    storage_refused_publish,
+    /// CONNECT packets refused for that reason.
+    storage_refused_connect,
+    /// Filters of SUBSCRIBE packets refused for that reason.
+    storage_refused_subscribe,
+    /// Retained messages with QoS 0 that were delivered and not retained for that reason.
+    storage_not_retained,
     /// Persist operations begun.
     persists,
 }

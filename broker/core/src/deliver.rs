@@ -4,14 +4,19 @@ use headgate_codec::{Ack, Packet, PacketId, PublishTemplate, QoS, ReasonCode, Te
 use std::sync::Arc;
 
 use crate::{
-    ConnId, Frame, Output, Record, Retained, Session,
+    ConnId, Frame, OpId, Output, Record, Retained, Session,
     counters::add,
-    env::Env,
+    env::{Env, Waiter},
     message::{self, Fanout, Message},
     options::Options,
     session::{Flow, Held, Ids, Inflight, Waiting},
     share::GroupId,
+    spill::wait_for,
 };
+
+/// What is held back by a fence is recorded this far ahead of the session's sequence, so that after a crash it comes
+/// behind what the fence waits for.
+const HELD_AHEAD: u64 = 1 << 40;
 
 impl Session {
     /// Delivers a message that matched subscriptions of this session. The hot path: a QoS 0
@@ -49,11 +54,17 @@ impl Session {
         retained: &Retained,
         out: &mut Vec<Output>,
     ) -> bool {
-        let (Some(conn), Some(mut flow)) = (self.conn, self.flow.take()) else {
+        let Some(mut flow) = self.flow.take() else {
+            return false;
+        };
+        let Some(conn) = self.conn else {
+            self.load(env, &mut flow, out);
+            self.flow = Some(flow);
             return false;
         };
         self.resend(env, &mut flow, conn, out);
         self.drain(env, &mut flow, conn, out);
+        self.load(env, &mut flow, out);
         let more = self.replay(env, &mut flow, conn, retained, out);
         self.flow = Some(flow);
         self.tell_waiting();
@@ -152,43 +163,59 @@ impl Session {
         if !self.has_room(env, &message, qos) {
             return;
         }
-        let queued = self.record(env, &message, qos, out);
-        let template = (qos != QoS::AtMostOnce && ids.is_none() && self.conn.is_some())
+        let mut waiting = Waiting::new(message, ids, group, (qos, retain));
+        let mut flow = self.flow.take().unwrap_or_default();
+        if !self.register(env, &mut flow, &mut waiting, 0, out) {
+            self.flow = Some(flow);
+            return;
+        }
+        let template = (qos != QoS::AtMostOnce && waiting.ids.is_none() && self.conn.is_some())
             .then(|| fan.template(self.version, qos, retain));
-        self.place(
-            env,
-            Waiting {
-                message,
-                ids,
-                queued,
-                group,
-                qos,
-                retain,
-            },
-            template,
-            out,
-        );
+        self.place(env, flow, waiting, template, out);
     }
 
-    /// Records a message with QoS > 0 for the session; the record's sequence, or 0.
-    pub(crate) fn record(
+    /// Gives a message with QoS > 0 its Packet Identifier and records it, `ahead` of the sequence. `false` = there
+    /// is no Packet Identifier left, and the message is dropped.
+    pub(crate) fn register(
         &mut self,
         env: &mut Env,
-        message: &Arc<Message>,
-        qos: QoS,
+        flow: &mut Flow,
+        waiting: &mut Waiting,
+        ahead: u64,
         out: &mut Vec<Output>,
-    ) -> u64 {
-        if qos == QoS::AtMostOnce || !self.is_persistent() {
-            return 0;
+    ) -> bool {
+        if waiting.qos == QoS::AtMostOnce {
+            return true;
         }
-        self.persist(
-            env,
-            Record::Queued {
-                message: Arc::clone(message),
-                qos,
-            },
-            out,
-        )
+        let Some(packet_id) = flow.next_packet_id() else {
+            env.count_full_queue(waiting.qos);
+            return false;
+        };
+        waiting.packet_id = Some(packet_id);
+        self.record(env, waiting, ahead, out);
+        true
+    }
+
+    /// Records a message with QoS > 0 for the session, if it needs that.
+    fn record(&mut self, env: &mut Env, waiting: &mut Waiting, ahead: u64, out: &mut Vec<Output>) {
+        let (Some(packet_id), true) = (waiting.packet_id, self.is_recorded) else {
+            return;
+        };
+        let record = Record::Queued {
+            message: Arc::clone(&waiting.message),
+            qos: waiting.qos,
+            retain: waiting.retain,
+            ids: waiting.ids.clone(),
+            packet_id,
+            group: self.filter_of(waiting.group),
+        };
+        self.sequence += 1;
+        waiting.queued = self.sequence + ahead;
+        env.persist(self.id, self.epoch, waiting.queued, record, out);
+        // [MQTT-4.3.3-2]: a client that has it and a server that doesn't know would make two of it.
+        if waiting.qos == QoS::ExactlyOnce {
+            waiting.op = env.last_persist;
+        }
     }
 
     /// Sends a message now, if none waits and the client may get it, or puts it at the queue's end:
@@ -196,33 +223,44 @@ impl Session {
     fn place(
         &mut self,
         env: &mut Env,
+        mut flow: Box<Flow>,
         waiting: Waiting,
         template: Option<&PublishTemplate>,
         out: &mut Vec<Output>,
     ) {
-        let mut flow = self.flow.take().unwrap_or_default();
         flow.bytes += waiting.message.cost();
+        let now = waiting.op <= env.persisted && self.takes_now(env, &flow);
         match (self.conn, template) {
-            (Some(conn), Some(template)) if self.takes_now(env, &flow) => {
+            (Some(conn), Some(template)) if now => {
                 self.send_first(env, &mut flow, conn, waiting, template, out);
             }
-            (Some(conn), None) if waiting.qos != QoS::AtMostOnce && self.takes_now(env, &flow) => {
+            (Some(conn), None) if now && waiting.qos != QoS::AtMostOnce => {
                 self.encode_and_send(env, &mut flow, conn, waiting, out);
             }
-            _ => {
-                add(&mut env.counters.queued, 1);
-                let queue = match waiting.qos {
-                    QoS::AtMostOnce => &mut flow.queue_qos0,
-                    _ => &mut flow.queue,
-                };
-                queue.push_back(waiting);
-            }
+            _ => self.enqueue(env, &mut flow, waiting),
         }
         self.flow = Some(flow);
         self.tell_waiting();
     }
 
-    /// Holds a message back until the fences of a move have arrived. It is recorded now.
+    /// Puts a message at its queue's end; `flow` has counted its bytes.
+    pub(crate) fn enqueue(&self, env: &mut Env, flow: &mut Flow, waiting: Waiting) {
+        add(&mut env.counters.queued, 1);
+        if waiting.qos == QoS::AtMostOnce {
+            return flow.queue_qos0.push_back(waiting);
+        }
+        if self.spills_next(env, flow, &waiting) {
+            return flow.spill(waiting);
+        }
+        // Otherwise the connection that comes has to wait for a later record.
+        if self.conn.is_some() || self.pending.is_some() {
+            wait_for(env, self.handle, &waiting);
+        }
+        flow.queue.push_back(waiting);
+    }
+
+    /// Holds a message back until the fences of a move have arrived. It is recorded now, behind all that may come
+    /// before it.
     pub(crate) fn hold(
         &mut self,
         env: &mut Env,
@@ -231,88 +269,78 @@ impl Session {
         out: &mut Vec<Output>,
     ) {
         let Some(fence) = &self.fence else { return };
-        let cost = message.cost();
         let qos = message.qos.min(options.qos());
-        if !env.fits(
-            self.quota_class,
-            (fence.held.len(), fence.held_bytes),
-            message,
-            qos,
-        ) {
+        let held = (fence.held.len(), fence.held_bytes, 0);
+        if !env.fits(self.quota_class, held, message, qos) {
             return;
         }
-        let queued = self.record(env, message, qos, out);
+        let mut waiting = self.waiting(message, (options, group));
+        let mut flow = self.flow.take().unwrap_or_default();
+        let is_registered = self.register(env, &mut flow, &mut waiting, HELD_AHEAD, out);
+        self.flow = Some(flow);
+        if !is_registered {
+            return;
+        }
         if let Some(fence) = &mut self.fence {
-            fence.held_bytes += cost;
+            fence.held_bytes += message.cost();
             fence.held.push(Held {
                 message: Arc::clone(message),
                 options,
                 group,
-                queued,
+                queued: waiting.queued,
+                packet_id: waiting.packet_id,
             });
         }
     }
 
+    /// A message as it stands in the session's queue.
+    fn waiting(&self, message: &Arc<Message>, (options, group): (Options, GroupId)) -> Waiting {
+        let ids = if options.has(Options::HAS_ID) {
+            self.matching_ids(&message.topic, group)
+        } else {
+            None
+        };
+        let qos = message.qos.min(options.qos());
+        let retain = message.retain && options.has(Options::RETAIN_AS_PUBLISHED);
+        Waiting::new(Arc::clone(message), ids, group, (qos, retain))
+    }
+
     /// Delivers what was held back, in its order.
     pub(crate) fn release(&mut self, env: &mut Env, held: Vec<Held>, out: &mut Vec<Output>) {
-        for Held {
-            message,
-            options,
-            group,
-            queued,
-        } in held
-        {
-            let qos = message.qos.min(options.qos());
+        for held in held {
+            let (message, to) = (&held.message, (held.options, held.group));
+            let qos = message.qos.min(held.options.qos());
             // [MQTT-3.3.2-5]
             if message.is_expired(env.now) {
                 add(&mut env.counters.dropped_expired, 1);
-                self.forget(env, queued, out);
             } else if qos == QoS::AtMostOnce {
-                self.deliver(
-                    env,
-                    &mut Fanout::of_message(&message, env.now),
-                    (options, group),
-                    out,
-                );
-            } else if self.has_room(env, &message, qos) {
-                let ids = if options.has(Options::HAS_ID) {
-                    self.matching_ids(&message.topic, group)
-                } else {
-                    None
-                };
-                let retain = message.retain && options.has(Options::RETAIN_AS_PUBLISHED);
-                self.place(
-                    env,
-                    Waiting {
-                        message,
-                        ids,
-                        queued,
-                        group,
-                        qos,
-                        retain,
-                    },
-                    None,
-                    out,
-                );
-            } else {
-                self.forget(env, queued, out);
+                self.deliver(env, &mut Fanout::of_message(message, env.now), to, out);
+            } else if self.has_room(env, message, qos) {
+                let mut waiting = self.waiting(message, to);
+                waiting.packet_id = held.packet_id;
+                // Behind what came by way of the old home.
+                self.record(env, &mut waiting, 0, out);
+                let flow = self.flow.take().unwrap_or_default();
+                self.place(env, flow, waiting, None, out);
             }
+            self.forget(env, held.queued, out);
         }
     }
 
     /// Room for one more message. The oldest are kept: a full queue drops what arrives, so that
     /// what a client gets after a pause has no holes before its end.
     fn has_room(&self, env: &mut Env, message: &Message, qos: QoS) -> bool {
-        let waiting = self
-            .flow
-            .as_ref()
-            .map_or((0, 0), |f| (f.waiting(), f.bytes));
+        let waiting = self.flow.as_ref().map_or((0, 0, 0), |f| {
+            let spilled = f.spill.as_ref().map_or(0, |s| s.bytes);
+            (f.waiting(), f.bytes, spilled)
+        });
         env.fits(self.quota_class, waiting, message, qos)
     }
 
     /// A message with QoS > 0 may be sent without overtaking another \[MQTT-3.3.4-9\] \[MQTT-4.9.0-2\].
     fn takes_now(&self, env: &Env, flow: &Flow) -> bool {
         flow.queue.is_empty()
+            && flow.spill.is_none()
             && flow.sent == flow.inflight.len()
             && flow.inflight.len() < usize::from(self.send_quota)
             && self.unsent < env.limits.send_buffer_bytes
@@ -352,22 +380,20 @@ impl Session {
             ids,
             queued,
             group,
+            packet_id,
             qos,
             retain,
+            op: _,
         } = waiting;
         let cost = message.cost();
-        if qos == QoS::AtMostOnce {
+        let Some(packet_id) = packet_id else {
             flow.bytes -= cost;
             return self.send_qos0(env, conn, (template, &message.topic), out);
-        }
+        };
         let len = template.encoded_len();
         if template.head.is_empty() || self.is_too_large(env, len) {
             flow.bytes -= cost;
             return self.forget(env, queued, out);
-        }
-        let packet_id = flow.next_packet_id();
-        if qos == QoS::ExactlyOnce && queued != 0 {
-            self.persist(env, Record::Sent { queued, packet_id }, out);
         }
         let counter = match qos {
             QoS::ExactlyOnce => &mut env.counters.publish_out_qos2,
@@ -378,6 +404,7 @@ impl Session {
             message: Some(Arc::clone(&message)),
             ids,
             queued,
+            op: OpId(0),
             group,
             packet_id,
             qos,
@@ -431,6 +458,10 @@ impl Session {
             let entry = &flow.inflight[flow.sent];
             let packet_id = entry.packet_id;
             let Some(message) = entry.message.clone() else {
+                // What is not safe yet is what has just been given up.
+                if entry.op > env.persisted {
+                    return;
+                }
                 flow.sent += 1;
                 let pubrel = Ack {
                     packet_id,
@@ -474,12 +505,17 @@ impl Session {
         }
         entry.ids = None;
         let queued = entry.queued;
-        self.forget(env, queued, out);
+        if queued != 0 {
+            self.persist(env, Record::PubRec { queued }, out);
+            flow.inflight[flow.sent].op = env.last_persist;
+            env.waiters
+                .push_back((env.last_persist, Waiter::Session(self.handle)));
+        }
     }
 
     fn drain(&mut self, env: &mut Env, flow: &mut Flow, conn: ConnId, out: &mut Vec<Output>) {
         while self.unsent < env.limits.send_buffer_bytes {
-            let Some(waiting) = flow.next(usize::from(self.send_quota)) else {
+            let Some(waiting) = flow.next(usize::from(self.send_quota), env.persisted) else {
                 return;
             };
             // [MQTT-3.3.2-5]
@@ -490,6 +526,26 @@ impl Session {
                 continue;
             }
             self.encode_and_send(env, flow, conn, waiting, out);
+        }
+    }
+}
+
+impl Waiting {
+    pub(crate) fn new(
+        message: Arc<Message>,
+        ids: Ids,
+        group: GroupId,
+        (qos, retain): (QoS, bool),
+    ) -> Self {
+        Self {
+            message,
+            ids,
+            queued: 0,
+            op: OpId(0),
+            group,
+            packet_id: None,
+            qos,
+            retain,
         }
     }
 }

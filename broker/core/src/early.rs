@@ -6,24 +6,18 @@
 //! and leaves no will; PUBLISH with QoS 0 or 1 that is not retained; PINGREQ. Everything else, and what follows it, waits until
 //! the handshake is complete, which only the client itself can bring about ([`Input::Confirmed`](crate::Input)).
 
-use headgate_codec::{Connect, Packet, QoS, ReasonCode};
+use headgate_codec::{Connect, Packet, QoS};
 
 use crate::{
     ConnId, Output, Owner,
-    close::End,
     conns::{Conn, PAUSED_EARLY, State},
-    counters::add,
     hub::Hub,
     slots::Slot,
 };
 
 /// Whether a packet has to wait until the handshake is complete.
 pub(crate) fn must_wait(conn: &Conn, packet: &Packet) -> bool {
-    if conn
-        .held
-        .as_ref()
-        .is_some_and(|held| !held.packets.is_empty())
-    {
+    if conn.has_held() {
         return true;
     }
     match (conn.state, packet) {
@@ -44,28 +38,6 @@ fn changes_more_than_itself(connect: &Connect) -> bool {
 }
 
 impl Hub {
-    /// Keeps a packet until the handshake is complete. Nothing more is read meanwhile, so that what waits is one
-    /// packet, and what was read with it.
-    pub(crate) fn wait_for_handshake(
-        &mut self,
-        conn: ConnId,
-        packet: Packet,
-        out: &mut Vec<Output>,
-    ) {
-        let count_max = usize::from(self.env.limits.held_packets);
-        let Some(c) = self.conns.get(conn) else {
-            return;
-        };
-        let held = c.held.get_or_insert_default();
-        if held.packets.len() >= count_max {
-            add(&mut self.env.counters.limit_held_packets, 1);
-            return self.close(conn, End::Silent(ReasonCode::QUOTA_EXCEEDED), out);
-        }
-        held.packets.push_back(packet);
-        add(&mut self.env.counters.early_held, 1);
-        self.pause(conn, PAUSED_EARLY, true, out);
-    }
-
     /// Whether a client that is not confirmed may have the session of `owner`, which its Client Identifier stands for:
     /// one of this worker's that nobody uses and that has no will, and so one that is only continued.
     pub(crate) fn may_continue_early(&mut self, slot: u32, owner: Owner) -> bool {

@@ -2,11 +2,11 @@
 
 use bytes::{Bytes, BytesMut};
 use headgate_codec::{Packet, QoS, Version, encode};
-use std::sync::Arc;
+use std::{collections::VecDeque, sync::Arc};
 
 use crate::{
-    CoreConfig, CoreLimits, Counters, OpId, Output, Record, RetainedFull, SessionId, Time,
-    counters::add, message::Message, quota::Quotas,
+    ConnId, CoreConfig, CoreLimits, Counters, OpId, Output, Receipt, Record, RetainedFull,
+    SessionId, StorageState, Time, counters::add, message::Message, quota::Quotas, slots::Handle,
 };
 
 /// The time of this input, operation numbers, limits and counters.
@@ -21,7 +21,23 @@ pub(crate) struct Env {
     pub(crate) last_persist: OpId,
     /// Persist operations up to here are safe.
     pub(crate) persisted: OpId,
+    /// Who waits for which Persist, in the order of operations.
+    pub(crate) waiters: VecDeque<(OpId, Waiter)>,
+    pub(crate) storage: StorageState,
     scratch: BytesMut,
+}
+
+/// What goes on when a Persist has completed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Waiter {
+    /// Acknowledgements of a connection.
+    Conn(ConnId),
+    /// The answer to another worker's delivery, and its weight.
+    Remote(Receipt, u32),
+    /// What a session has to send.
+    Session(Handle),
+    /// The CONNACK of a connection that gets a session.
+    ConnAck(Handle),
 }
 
 impl Env {
@@ -35,6 +51,8 @@ impl Env {
             last_op: first,
             last_persist: first,
             persisted: first,
+            waiters: VecDeque::new(),
+            storage: StorageState::Ok,
             scratch: BytesMut::new(),
         }
     }
@@ -60,30 +78,43 @@ impl Env {
         self.scratch.split().freeze()
     }
 
-    /// Whether a session of a quota class that has this many messages, with these bytes, may have one more.
-    /// Counts the message as dropped if it may not.
+    /// Whether a session of a quota class that has this many messages that wait, with these bytes in memory and these
+    /// in the store alone, may have one more. Counts the message as dropped if it may not.
     pub(crate) fn fits(
         &mut self,
         class: u8,
-        (waiting, bytes): (usize, u32),
+        (waiting, bytes, spilled): (usize, u32, u32),
         message: &Message,
         qos: QoS,
     ) -> bool {
         let (messages_max, bytes_max) = self.queue_limits(class);
         let counters = &mut self.counters;
+        let cost = u64::from(message.cost());
         let limit = if waiting >= messages_max as usize {
             &mut counters.limit_queued_messages
-        } else if u64::from(bytes) + u64::from(message.cost()) > u64::from(bytes_max) {
+        } else if u64::from(bytes) + cost > u64::from(bytes_max) {
             &mut counters.limit_session_bytes
+        } else if u64::from(spilled) + cost > u64::from(self.limits.session_store_bytes) {
+            &mut counters.limit_session_store_bytes
         } else {
             return true;
         };
         add(limit, 1);
-        match qos {
-            QoS::AtMostOnce => add(&mut counters.dropped_queue_full_qos0, 1),
-            _ => add(&mut counters.dropped_queue_full, 1),
-        }
+        self.count_dropped(qos);
         false
+    }
+
+    /// No Packet Identifier is left for one more message.
+    pub(crate) fn count_full_queue(&mut self, qos: QoS) {
+        add(&mut self.counters.limit_queued_messages, 1);
+        self.count_dropped(qos);
+    }
+
+    fn count_dropped(&mut self, qos: QoS) {
+        match qos {
+            QoS::AtMostOnce => add(&mut self.counters.dropped_queue_full_qos0, 1),
+            _ => add(&mut self.counters.dropped_queue_full, 1),
+        }
     }
 
     pub(crate) fn count_retained_full(&mut self, full: RetainedFull) {

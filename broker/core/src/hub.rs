@@ -8,11 +8,11 @@ use std::{
 };
 
 use crate::{
-    ConnId, CoreConfig, OpId, Output, Peer, Receipt, Shared, WorkerSlot,
+    ConnId, CoreConfig, OpId, Output, Owner, Peer, Shared, Time, Txn,
+    acquire::Claim,
     auth::AuthState,
     close::{DueWill, End},
-    connect::Claim,
-    conns::{Conns, HeldPackets, PAUSED_UNSENT, State},
+    conns::{Conns, HeldPackets, PAUSED_EARLY, PAUSED_UNSENT, State},
     counters::add,
     drain::Draining,
     env::Env,
@@ -31,8 +31,14 @@ pub(crate) struct Hub {
     pub(crate) timers: Timers,
     /// CONNECTs that are being completed, by operation; at most one for each connection.
     pub(crate) claims: BTreeMap<OpId, Claim>,
-    /// Who waits for which Persist, in the order of operations.
-    pub(crate) waiters: VecDeque<(OpId, Waiter)>,
+    /// Claims of sessions that were restored.
+    pub(crate) restoring: BTreeMap<OpId, Handle>,
+    /// Transactions of this worker, with the last Persist of its own part.
+    pub(crate) txns: VecDeque<(OpId, Txn)>,
+    /// Clients whose sessions have ended, and the record that has to be safe before the directory is told.
+    pub(crate) releasing: VecDeque<(OpId, Text, Owner)>,
+    /// Queues that the store couldn't read, and when to try again.
+    pub(crate) loads_again: Vec<(Time, Handle)>,
     /// Wills to be published at the end of this input.
     pub(crate) wills: Vec<DueWill>,
     /// Messages that members of groups left to others, to be delivered at the end of this input.
@@ -49,15 +55,6 @@ pub(crate) struct Hub {
     pub(crate) draining: Option<Draining>,
 }
 
-/// What goes on when a Persist has completed.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Waiter {
-    /// Acknowledgements of a connection.
-    Conn(ConnId),
-    /// The answer to another worker's delivery.
-    Remote(WorkerSlot, Receipt),
-}
-
 impl Hub {
     pub(crate) fn new(config: CoreConfig, shared: Arc<Shared>) -> Self {
         let incarnation = config.incarnation;
@@ -67,7 +64,10 @@ impl Hub {
             conns: Conns::default(),
             timers: Timers::new(),
             claims: BTreeMap::new(),
-            waiters: VecDeque::new(),
+            restoring: BTreeMap::new(),
+            txns: VecDeque::new(),
+            releasing: VecDeque::new(),
+            loads_again: Vec::new(),
             wills: Vec::new(),
             left_behind: Vec::new(),
             ready: Vec::new(),
@@ -119,6 +119,33 @@ impl Hub {
         if let Some(version) = self.early_version(conn) {
             self.refuse(conn, version, ReasonCode::QUOTA_EXCEEDED, out);
         }
+    }
+
+    /// Keeps a packet until what it waits for has come, for one of several reasons. Nothing more is read meanwhile, so
+    /// that what waits is one packet, and what was read with it.
+    pub(crate) fn hold_back(
+        &mut self,
+        conn: ConnId,
+        packet: Packet,
+        reason: u8,
+        out: &mut Vec<Output>,
+    ) {
+        let count_max = usize::from(self.env.limits.held_packets);
+        let Some(c) = self.conns.get(conn) else {
+            return;
+        };
+        let held = c.held.get_or_insert_default();
+        if held.packets.len() >= count_max {
+            add(&mut self.env.counters.limit_held_packets, 1);
+            return self.close(conn, End::Silent(ReasonCode::QUOTA_EXCEEDED), out);
+        }
+        held.packets.push_back(packet);
+        let counter = match reason {
+            PAUSED_EARLY => &mut self.env.counters.early_held,
+            _ => &mut self.env.counters.restoring_held,
+        };
+        add(counter, 1);
+        self.pause(conn, reason, true, out);
     }
 
     /// The transport has taken bytes.

@@ -4,7 +4,10 @@ use bytes::Bytes;
 use headgate_codec::{AliasedPublish, Packet, PacketId, ReasonCode, Text};
 use std::{net::SocketAddr, sync::Arc};
 
-use crate::{AuthResult, AuthStep, QuotaLimits, Session, message::Message};
+use crate::{
+    AuthResult, AuthStep, Loaded, QuotaLimits, Record, RestoredSession, Session, StorageState, Txn,
+    message::Message,
+};
 
 /// Milliseconds since the process started. The core has no clock: the driver says the time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -177,6 +180,17 @@ pub enum Input {
         /// Application Message.
         payload: Bytes,
     },
+    /// What the store can do has changed. While it isn't all well, what would need it is refused before
+    /// anything of it is recorded; all else goes on.
+    Storage(StorageState),
+    /// A session of an earlier run, or of a former worker in this place, lives here from now on. Until its
+    /// Claim has been answered, no other Claim for the client may be.
+    Restore(Box<RestoredSession>),
+    /// All sessions of an earlier run, or of a worker that was lost, are there
+    /// ([`Shared::finish_restoring`](crate::Shared::finish_restoring)): what has waited for that goes on.
+    SessionsRestored,
+    /// All retained messages of an earlier run are there ([`Retained::finish_loading`](crate::Retained::finish_loading)).
+    RetainedLoaded,
 }
 
 /// Where the clients of a node that is drained should go (MQTT 5.0 §4.11).
@@ -204,6 +218,26 @@ pub enum Completion {
         op: OpId,
         /// `Ok`: the claim holds. `Err`: someone else is the owner (now).
         result: Result<(), Option<Owner>>,
+    },
+    /// The answer to an [`Output::Load`].
+    Loaded {
+        /// The Load's operation.
+        op: OpId,
+        /// Its handle.
+        handle: u64,
+        /// Entries of the queue, by sequence.
+        messages: Vec<Loaded>,
+        /// There were more.
+        more: bool,
+        /// The store can't read: nothing is known of the queue.
+        failed: bool,
+    },
+    /// The answer to an [`Output::Recover`].
+    Recovered {
+        /// The operation of the Recover.
+        op: OpId,
+        /// What the store has; `None` = no session of this client.
+        session: Option<Box<RestoredSession>>,
     },
     /// The answer to an [`Output::Authenticate`].
     Authenticated {
@@ -258,10 +292,47 @@ pub enum Output {
         session: SessionId,
         /// Its owner's epoch: an older one is refused.
         epoch: u32,
-        /// Counts the records of this session.
+        /// Grows with the records of this session; 0 for `Retained`.
         sequence: u64,
         /// What.
         record: Record,
+    },
+    /// The records of this input (of one call of `Core::handle`) are a part of something bigger: they become
+    /// safe together with all other parts, once the parts' weights come to [`Txn::WHOLE`].
+    Join {
+        /// Of what.
+        txn: Txn,
+        /// How much of it.
+        weight: u32,
+    },
+    /// Some part will not come: the others become safe without it.
+    Unjoin {
+        /// Of what.
+        txn: Txn,
+    },
+    /// Read from a session's queue in the store. The answer knows every record that any worker has made
+    /// before this.
+    Load {
+        /// This operation.
+        op: OpId,
+        /// Whose queue.
+        session: SessionId,
+        /// Goes back with the answer.
+        handle: u64,
+        /// Only what comes after this sequence.
+        after: u64,
+        /// At most this many entries, and at least one if there is any.
+        messages_max: u16,
+        /// No more entries once their messages cost this much, bytes.
+        bytes_max: u32,
+    },
+    /// This worker owns a client now, and the worker that had its session was lost: find the session in the store. The
+    /// answer knows every record that any worker, the lost one too, has made before this.
+    Recover {
+        /// This operation.
+        op: OpId,
+        /// Client Identifier.
+        client_id: Text,
     },
     /// Compare-and-set in the directory: `client_id` belongs to `new` if its owner is `expected`.
     Claim {
@@ -331,6 +402,8 @@ pub enum Mesh {
     Stored {
         /// The delivery's receipt.
         receipt: Receipt,
+        /// The delivery's weight.
+        weight: u32,
         /// The receiving worker has recorded the message for all targets that need it.
         stored: bool,
     },
@@ -347,6 +420,8 @@ impl Mesh {
 /// recorded the message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Receipt {
+    /// The publisher's worker.
+    pub worker: WorkerSlot,
     /// The publisher's connection.
     pub conn: ConnId,
     /// Counts the acknowledgements of that connection.
@@ -389,6 +464,11 @@ pub struct Delivery {
     pub targets: Vec<Target>,
     /// The publisher's acknowledgement waits for [`Mesh::Stored`].
     pub receipt: Option<Receipt>,
+    /// What is recorded because of it is a part of this. A driver that drops the delivery says
+    /// [`Output::Unjoin`] to the store.
+    pub txn: Option<Txn>,
+    /// This delivery's share of the receipt and of the transaction: one that is sent on is split.
+    pub weight: u32,
 }
 
 /// One session in a delivery plan.
@@ -422,73 +502,17 @@ pub struct Takeover {
 pub struct Moved {
     /// The asking worker's operation.
     pub op: OpId,
-    /// The session, if there was one to move.
-    pub session: Option<Box<Session>>,
+    /// What becomes of the session.
+    pub handed: Handed,
 }
 
-/// A record for the store. With the store in memory it is only counted.
-#[derive(Clone, Debug)]
-pub enum Record {
-    /// A session began or its attributes changed.
-    SessionOpened {
-        /// Client Identifier.
-        client_id: Text,
-        /// Session Expiry Interval, seconds.
-        expiry_s: u32,
-    },
-    /// A session ended with all that it had.
-    SessionEnded,
-    /// A subscription was made or replaced.
-    Subscribed {
-        /// Topic Filter.
-        filter: Text,
-        /// Options octet as on the wire.
-        options: u8,
-        /// Subscription Identifier.
-        subscription_id: Option<u32>,
-    },
-    /// A subscription was removed.
-    Unsubscribed {
-        /// Topic Filter.
-        filter: Text,
-    },
-    /// A message with QoS > 0 was queued for the session; the record's sequence names it.
-    Queued {
-        /// The message.
-        message: Arc<Message>,
-        /// The QoS with which this session gets it.
-        qos: headgate_codec::QoS,
-    },
-    /// A queued QoS 2 message was sent: a retransmission has to use the same Packet Identifier.
-    Sent {
-        /// Sequence of its `Queued`.
-        queued: u64,
-        /// Packet Identifier.
-        packet_id: PacketId,
-    },
-    /// A queued message is done: acknowledged (PUBACK, PUBREC), expired, or too large to send.
-    Acknowledged {
-        /// Sequence of its `Queued`.
-        queued: u64,
-    },
-    /// The last step of a QoS 2 delivery (PUBCOMP).
-    Completed {
-        /// Packet Identifier.
-        packet_id: PacketId,
-    },
-    /// An incoming QoS 2 message was accepted (its PUBREC may leave).
-    Received {
-        /// Packet Identifier.
-        packet_id: PacketId,
-    },
-    /// An incoming QoS 2 message was released.
-    Released {
-        /// Packet Identifier.
-        packet_id: PacketId,
-    },
-    /// A retained message was set; an empty payload removes it.
-    Retained {
-        /// The message.
-        message: Arc<Message>,
-    },
+/// What a former owner gives of a session.
+#[derive(Debug)]
+pub enum Handed {
+    /// There was none, or it was never recorded.
+    Nothing,
+    /// It has ended, and that is recorded.
+    Ended,
+    /// The session.
+    Session(Box<Session>),
 }

@@ -23,7 +23,9 @@
 #![forbid(unsafe_code)]
 
 mod acks;
+mod acquire;
 mod alias;
+mod attach;
 mod auth;
 mod close;
 mod connect;
@@ -39,22 +41,29 @@ mod keep_alive;
 mod limits;
 mod message;
 mod options;
+mod park;
 mod publish;
 mod quota;
 mod reasons;
+mod record;
 mod replay;
+mod restore;
 mod retained;
 mod route;
 mod session;
 mod share;
 mod slots;
+mod spill;
 mod subscribe;
 mod takeover;
 mod timers;
 
 use headgate_codec::{Packet, ReasonCode};
 use headgate_topics::{Cache, Subscriber, Table};
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
 
 pub use auth::{AuthResult, AuthStep, Credentials, Granted, Identity};
 pub use counters::Counters;
@@ -62,12 +71,13 @@ pub use io::*;
 pub use limits::{CoreConfig, CoreLimits, RetainedLimits};
 pub use message::Message;
 pub use quota::{AboveQuota, QUOTA_CLASSES_MAX, QuotaLimits};
+pub use record::*;
 pub use retained::{Retained, RetainedFull};
 pub use session::Session;
 pub use share::ShareStrategy;
 
 use close::End;
-use conns::State;
+use conns::{PAUSED_EARLY, PAUSED_RESTORING, State};
 use counters::add;
 use hub::Hub;
 use share::Shares;
@@ -88,6 +98,8 @@ pub struct Shared {
     shares: Shares,
     /// Connections by quota class.
     classes: quota::ClassCounts,
+    /// Sessions are still to come from the store.
+    restoring: AtomicBool,
 }
 
 impl Shared {
@@ -98,6 +110,7 @@ impl Shared {
             retained: Retained::new(retained),
             shares: Shares::default(),
             classes: quota::ClassCounts::default(),
+            restoring: AtomicBool::new(false),
         }
     }
 
@@ -118,6 +131,23 @@ impl Shared {
     /// Connections of a quota class on these workers.
     pub fn class_connections(&self, workers: &[WorkerSlot], class: u8) -> u64 {
         self.classes.sum(workers, class)
+    }
+
+    /// Sessions will come from the store: all of an earlier run, or those of a worker that was lost. A PUBLISH with QoS
+    /// 1 or 2 waits from now on, because one that is routed before their subscriptions are there would miss them. To be
+    /// said before any worker takes a packet, or before [`Shared::forget_worker`].
+    pub fn begin_restoring(&self) {
+        self.restoring.store(true, Ordering::SeqCst);
+    }
+
+    /// All of them have been taken by their workers, each of which is to get [`Input::SessionsRestored`] after this.
+    pub fn finish_restoring(&self) {
+        self.restoring.store(false, Ordering::SeqCst);
+    }
+
+    /// Sessions are still to come from the store.
+    pub fn is_restoring(&self) -> bool {
+        self.restoring.load(Ordering::Acquire)
     }
 
     /// A worker has lost its sessions: nobody is to find their subscriptions any more.
@@ -166,6 +196,18 @@ impl Core {
             Input::Completed(Completion::Claimed { op, result }) => {
                 self.hub.on_claimed(op, result, out)
             }
+            Input::Completed(Completion::Loaded {
+                op,
+                handle,
+                messages,
+                more,
+                failed,
+            }) => self
+                .hub
+                .on_loaded((op, handle), (messages, more, failed), out),
+            Input::Completed(Completion::Recovered { op, session }) => {
+                self.hub.on_recovered(op, session, out)
+            }
             Input::Completed(Completion::Authenticated { op, conn, result }) => {
                 self.hub.on_authenticated((op, conn), result, out)
             }
@@ -176,6 +218,7 @@ impl Core {
             Input::Timeout => {
                 self.hub.on_timeout(out);
                 self.hub.work_off_drain(out);
+                self.hub.load_again(false, out);
                 self.hub.work_off_backlog(out);
             }
             Input::WorkerGone { worker } => self.hub.on_worker_gone(worker, out),
@@ -183,6 +226,10 @@ impl Core {
             Input::Drain(drain) => self.hub.on_drain(drain, out),
             Input::Quotas(classes) => self.hub.on_quotas(classes),
             Input::Publish { topic, payload } => self.publish_own(topic, payload, out),
+            Input::Storage(state) => self.hub.on_storage(state, out),
+            Input::Restore(session) => self.hub.on_restore(session, out),
+            Input::RetainedLoaded => self.hub.on_retained_loaded(out),
+            Input::SessionsRestored => self.hub.on_sessions_restored(out),
         }
         if !self.hub.ready.is_empty() {
             self.take_held(out);
@@ -190,8 +237,11 @@ impl Core {
         if !self.hub.left_behind.is_empty() {
             self.hand_on(out);
         }
-        if !self.hub.wills.is_empty() {
+        if !self.hub.wills.is_empty() && !self.hub.shared.is_restoring() {
             self.publish_wills(out);
+        }
+        if !self.hub.slots.unparked.is_empty() {
+            self.hub.park();
         }
     }
 
@@ -202,7 +252,9 @@ impl Core {
         }
         let drain = self.hub.draining.as_ref().map(drain::Draining::next);
         let drain = drain.filter(|at| *at != session::NEVER);
-        self.hub.timers.next().into_iter().chain(drain).min()
+        let loads = self.hub.loads_again.iter().map(|(at, _)| *at).min();
+        let timers = self.hub.timers.next().into_iter();
+        timers.chain(drain).chain(loads).min()
     }
 
     /// Who the client of a connection is; `None` before that is known.
@@ -222,7 +274,12 @@ impl Core {
         c.last_seen = hub.env.now;
         add(&mut hub.env.counters.packets_in, 1);
         if c.early && early::must_wait(c, &packet) {
-            return hub.wait_for_handshake(conn, packet, out);
+            return hub.hold_back(conn, packet, PAUSED_EARLY, out);
+        }
+        if (hub.shared.is_restoring() || c.paused & PAUSED_RESTORING != 0)
+            && restore::must_wait(c, &packet)
+        {
+            return hub.hold_back(conn, packet, PAUSED_RESTORING, out);
         }
         match (c.state, packet) {
             (State::Up(slot), Packet::Publish(publish)) => {
@@ -244,9 +301,13 @@ impl Core {
         match message {
             Mesh::Deliver(delivery) => self.on_delivery(from, &delivery, out),
             Mesh::Takeover(takeover) => self.hub.on_takeover(from, takeover, out),
-            Mesh::Moved(moved) => self.hub.on_moved(from, moved.op, moved.session, out),
+            Mesh::Moved(moved) => self.hub.on_moved(from, moved.op, moved.handed, out),
             Mesh::Fence(fence) => self.hub.on_fence(fence, out),
-            Mesh::Stored { receipt, stored } => self.hub.on_stored(receipt, stored, out),
+            Mesh::Stored {
+                receipt,
+                weight,
+                stored,
+            } => self.hub.on_stored(receipt, (weight, stored), out),
         }
     }
 

@@ -98,6 +98,12 @@ pub struct CoreLimits {
     /// Memory of the messages that wait or are on their way, per session, bytes (1,000,000). Above
     /// it the newest is dropped and counted. A message is counted in each session that has it.
     pub session_bytes: u32,
+    /// Messages that wait beyond a short head are left to the store alone (off): it has to be one that answers
+    /// [`Output::Load`](crate::Output::Load).
+    pub spills: bool,
+    /// Of the messages that only the store has, per session, bytes (16,777,216). Above it the newest is
+    /// dropped and counted.
+    pub session_store_bytes: u32,
     /// Bytes given to a connection that the transport has not taken yet (65,536). Above it
     /// messages wait in the session's queue; above twice this much (by acknowledgements) nothing
     /// is read from the client.
@@ -134,6 +140,8 @@ impl Default for CoreLimits {
             inflight_messages: 256,
             queued_messages: 1_000,
             session_bytes: 1_000_000,
+            spills: false,
+            session_store_bytes: 16 * 1024 * 1024,
             send_buffer_bytes: 64 * 1024,
             subscriptions_per_session: 1_000,
             topic_levels: 64,

@@ -41,7 +41,12 @@ impl Options {
     }
 
     pub(crate) fn qos(self) -> QoS {
-        match self.0 & Self::QOS {
+        Self::qos_of(self.0)
+    }
+
+    /// The QoS in an options octet, here as on the wire.
+    pub(crate) fn qos_of(octet: u8) -> QoS {
+        match octet & Self::QOS {
             0 => QoS::AtMostOnce,
             1 => QoS::AtLeastOnce,
             _ => QoS::ExactlyOnce,

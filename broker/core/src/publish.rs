@@ -1,17 +1,20 @@
 //! PUBLISH from clients, and both sides' acknowledgements (MQTT 5.0 §3.3 to §3.7, §4.3).
 
 use bytes::Bytes;
-use headgate_codec::{Ack, Packet, PacketId, Publish, QoS, ReasonCode, Text, Version};
+use headgate_codec::{Ack, PacketId, Publish, QoS, ReasonCode, Text, Version};
+use headgate_topics::Subscriber;
 use std::sync::Arc;
 
 use crate::{
-    ConnId, Core, Output, Receipt, Record,
+    ConnId, Core, Output, Receipt, Record, StorageState,
     acks::Wait,
     close::{DueWill, End},
     conns::AckBody,
     counters::add,
     hub::{Hub, is_reserved},
     message::{Fanout, Message},
+    options::Options,
+    share::group_of,
     slots::Handle,
 };
 
@@ -52,12 +55,14 @@ impl Core {
                 add(&mut self.hub.env.counters.publish_in_qos0, 1);
                 let mut fan = Fanout::of_publish(publish, self.hub.env.now);
                 // [MQTT-3.3.1-8]: only then.
-                if publish.retain {
+                if publish.retain && self.hub.env.storage != StorageState::Ok {
+                    add(&mut self.hub.env.counters.storage_not_retained, 1);
+                } else if publish.retain {
                     // Too many retained messages: it is delivered all the same.
                     self.hub.retain(slot, fan.message(), out);
                 }
                 let publisher = self.hub.slots.handle(slot);
-                self.route(&mut fan, publisher, Some(conn), None, out);
+                self.route(&mut fan, publisher, (Some(conn), None, false), out);
             }
             Some(packet_id) => self.on_publish_acked(conn, slot, (publish, packet_id), out),
         }
@@ -71,9 +76,17 @@ impl Core {
         (publish, packet_id): (&Publish, PacketId),
         out: &mut Vec<Output>,
     ) {
+        // What the store can't take is refused before anything of it is recorded.
+        if self.hub.env.storage != StorageState::Ok && self.is_recorded(slot, publish) {
+            let is_repeated = self.hub.refuse_publish(conn, slot, publish, out);
+            if !is_repeated {
+                return add(&mut self.hub.env.counters.storage_refused_publish, 1);
+            }
+        }
         let hub = &mut self.hub;
         let before = hub.env.last_persist;
-        let Some((version, receipt)) = hub.accept(conn, slot, (publish.qos, packet_id), out) else {
+        let Some((version, receipt, ties)) = hub.accept(conn, slot, (publish.qos, packet_id), out)
+        else {
             return;
         };
         let mut fan = Fanout::of_publish(publish, hub.env.now);
@@ -82,7 +95,7 @@ impl Core {
         let mut remote = 0;
         if is_kept || version != Version::V5 {
             let publisher = hub.slots.handle(slot);
-            let routed = self.route(&mut fan, publisher, Some(conn), Some(receipt), out);
+            let routed = self.route(&mut fan, publisher, (Some(conn), Some(receipt), ties), out);
             remote = routed.remote;
             if !routed.matched && version == Version::V5 {
                 reason = ReasonCode::NO_MATCHING_SUBSCRIBERS;
@@ -108,6 +121,23 @@ impl Core {
         hub.acknowledge(conn, slot, body, wait, out);
     }
 
+    /// Something of a message with QoS > 0 would be recorded, or of its having come.
+    fn is_recorded(&mut self, slot: u32, publish: &Publish) -> bool {
+        let Self { hub, cache, .. } = self;
+        let session = hub.slots.session(slot);
+        let is_known = session.is_some_and(|s| s.is_recorded && publish.qos == QoS::ExactlyOnce);
+        let matched = cache.matches(&hub.shared.topics, publish.topic.as_str());
+        let may_be_recorded = |entry: &Subscriber| {
+            let options = Options(entry.options());
+            let is_persistent = options.has(Options::PERSISTENT) && options.qos() > QoS::AtMostOnce;
+            match options.has(Options::SHARED) {
+                true => hub.shared.shares.is_recorded(group_of(*entry)),
+                false => is_persistent,
+            }
+        };
+        publish.retain || is_known || matched.iter().any(may_be_recorded)
+    }
+
     /// Publishes a message of the server itself.
     pub(crate) fn publish_own(&mut self, topic: Text, payload: Bytes, out: &mut Vec<Output>) {
         let message = Arc::new(Message {
@@ -123,7 +153,7 @@ impl Core {
             self.hub.env.count_retained_full(full);
         }
         let mut fan = Fanout::of_message(&message, now);
-        self.route(&mut fan, Handle(0), None, None, out);
+        self.route(&mut fan, Handle(0), (None, None, false), out);
     }
 
     /// Publishes the wills that have become due.
@@ -134,7 +164,7 @@ impl Core {
                 publisher,
                 session,
                 epoch,
-                sequence,
+                is_recorded,
             } = due;
             let hub = &mut self.hub;
             if is_reserved(&will.topic) {
@@ -151,11 +181,11 @@ impl Core {
                     let record = Record::Retained {
                         message: Arc::clone(&message),
                     };
-                    hub.env.persist(session, epoch, sequence, record, out);
+                    hub.env.persist(session, epoch, 0, record, out);
                 }
             }
             let mut fan = Fanout::of_message(&message, hub.env.now);
-            self.route(&mut fan, publisher, None, None, out);
+            self.route(&mut fan, publisher, (None, None, is_recorded), out);
         }
     }
 }
@@ -206,7 +236,7 @@ impl Hub {
         slot: u32,
         (qos, packet_id): (QoS, PacketId),
         out: &mut Vec<Output>,
-    ) -> Option<(Version, Receipt)> {
+    ) -> Option<(Version, Receipt, bool)> {
         let session = self.slots.session(slot)?;
         let (version, before) = (session.version, self.env.last_persist);
         let c = self.conns.get(conn)?;
@@ -217,12 +247,17 @@ impl Hub {
             return None;
         }
         c.open_publishes = c.open_publishes.saturating_add(1);
-        let serial = c.ack_serial;
+        let receipt = Receipt {
+            worker: self.config.worker,
+            conn,
+            serial: c.ack_serial,
+        };
         // [MQTT-4.3.2-5]: no QoS 1 identifier is remembered.
         if qos == QoS::AtLeastOnce {
             add(&mut self.env.counters.publish_in_qos1, 1);
-            return Some((version, Receipt { conn, serial }));
+            return Some((version, receipt, false));
         }
+        let is_recorded = session.is_recorded;
         let place = session.flow().received.binary_search(&packet_id);
         if let Err(place) = place {
             session.flow().received.insert(place, packet_id);
@@ -231,7 +266,7 @@ impl Hub {
         session.persist(&mut self.env, Record::Received { packet_id }, out);
         if place.is_err() {
             add(&mut self.env.counters.publish_in_qos2, 1);
-            return Some((version, Receipt { conn, serial }));
+            return Some((version, receipt, is_recorded));
         }
         add(&mut self.env.counters.publish_in_repeated, 1);
         let wait = self.wait_since(before, 0);
@@ -247,12 +282,10 @@ impl Hub {
             return false;
         }
         if let Some(session) = self.slots.session(slot) {
-            session.sequence += 1;
             let record = Record::Retained {
                 message: Arc::clone(message),
             };
-            self.env
-                .persist(session.id, session.epoch, session.sequence, record, out);
+            self.env.persist(session.id, session.epoch, 0, record, out);
         }
         true
     }
@@ -275,6 +308,7 @@ impl Hub {
 
     /// PUBREC (§3.5).
     pub(crate) fn on_pubrec(&mut self, conn: ConnId, slot: u32, ack: &Ack, out: &mut Vec<Output>) {
+        let before = self.env.last_persist;
         let Some(session) = self.slots.session(slot) else {
             return;
         };
@@ -293,17 +327,9 @@ impl Hub {
             None if ack.reason.0 >= 0x80 => return,
             None => ReasonCode::PACKET_IDENTIFIER_NOT_FOUND,
         };
-        // [MQTT-4.3.3-4]
-        session.send(
-            &mut self.env,
-            &Packet::PubRel(Ack {
-                packet_id,
-                reason,
-                properties: None,
-            }),
-            out,
-        );
-        self.check_unsent(conn, slot, out);
+        // [MQTT-4.3.3-4], once it is safe that the client has the message.
+        let wait = self.wait_since(before, 0);
+        self.acknowledge(conn, slot, AckBody::PubRel(packet_id, reason), wait, out);
     }
 
     /// PUBCOMP (§3.7).
@@ -320,14 +346,12 @@ impl Hub {
         if flow.inflight[position].message.is_some() {
             return self.protocol_error(conn, ReasonCode::PROTOCOL_ERROR, out);
         }
-        flow.remove_inflight(position);
-        session.persist(
-            &mut self.env,
-            Record::Completed {
-                packet_id: ack.packet_id,
-            },
-            out,
-        );
+        let queued = flow
+            .remove_inflight(position)
+            .map_or(0, |entry| entry.queued);
+        if queued != 0 {
+            session.persist(&mut self.env, Record::Completed { queued }, out);
+        }
         self.pump(slot, out);
     }
 
@@ -377,7 +401,15 @@ impl crate::Session {
         entry.ids = None;
         flow.bytes = flow.bytes.saturating_sub(message.cost());
         if queued != 0 {
-            self.persist(env, Record::Acknowledged { queued }, out);
+            self.persist(env, Record::PubRec { queued }, out);
+            let op = env.last_persist;
+            if let Some(entry) = self
+                .flow
+                .as_mut()
+                .and_then(|f| f.inflight.get_mut(position))
+            {
+                entry.op = op;
+            }
         }
     }
 }

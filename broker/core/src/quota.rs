@@ -447,8 +447,9 @@ impl Hub {
         }
     }
 
-    /// Answers a PUBLISH above the quota with 0x97. `true` = it has to be processed all the same.
-    fn refuse_publish(
+    /// Answers a PUBLISH above the quota, or one that the store can't take, with 0x97. `true` = it has to be processed
+    /// all the same.
+    pub(crate) fn refuse_publish(
         &mut self,
         conn: ConnId,
         slot: u32,

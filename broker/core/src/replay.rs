@@ -26,6 +26,10 @@ impl Session {
         out: &mut Vec<Output>,
     ) -> bool {
         let mut reads = 0;
+        // Until all are there, which of them come after a place isn't known.
+        if !retained.is_loaded() {
+            return false;
+        }
         while !flow.replays.is_empty() {
             if flow.waiting() > 0
                 || flow.sent < flow.inflight.len()
@@ -84,24 +88,18 @@ impl Session {
     ) {
         // [MQTT-3.8.4-8]
         let qos = message.qos.min(granted);
-        let queued = self.record(env, &message, qos, out);
         let ids: Ids = (id != 0).then(|| Box::from([id]));
-        add(&mut env.counters.retained_out, 1);
-        flow.bytes += message.cost();
         // §3.3.1.3: RETAIN is 1, whatever Retain As Published says.
-        self.encode_and_send(
-            env,
-            flow,
-            conn,
-            Waiting {
-                message,
-                ids,
-                queued,
-                group: 0,
-                qos,
-                retain: true,
-            },
-            out,
-        );
+        let mut waiting = Waiting::new(message, ids, 0, (qos, true));
+        if !self.register(env, flow, &mut waiting, 0, out) {
+            return;
+        }
+        add(&mut env.counters.retained_out, 1);
+        flow.bytes += waiting.message.cost();
+        if waiting.op <= env.persisted {
+            self.encode_and_send(env, flow, conn, waiting, out);
+        } else {
+            self.enqueue(env, flow, waiting);
+        }
     }
 }

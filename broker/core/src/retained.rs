@@ -3,7 +3,10 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     ops::Bound,
-    sync::{Arc, PoisonError, RwLock},
+    sync::{
+        Arc, PoisonError, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use crate::{RetainedLimits, Time, hub::is_reserved, message::Message};
@@ -14,6 +17,7 @@ use crate::{RetainedLimits, Time, hub::is_reserved, message::Message};
 pub struct Retained {
     limits: RetainedLimits,
     inner: RwLock<Inner>,
+    is_loading: AtomicBool,
 }
 
 /// The store is full: more messages or bytes than [`RetainedLimits`] allows.
@@ -34,6 +38,8 @@ struct Inner {
     own: Usage,
     /// Messages that expire, by time.
     expiring: BTreeSet<(Time, Box<str>)>,
+    /// While messages are being restored: topics whose message was removed.
+    removed: Option<BTreeSet<Box<str>>>,
 }
 
 #[derive(Debug, Default)]
@@ -58,7 +64,59 @@ impl Retained {
         Self {
             limits,
             inner: RwLock::default(),
+            is_loading: AtomicBool::new(false),
         }
+    }
+
+    /// Messages of an earlier run are going to be restored. Until [`Retained::finish_loading`], no subscription
+    /// gets retained messages, and what is removed is remembered.
+    pub fn begin_loading(&self) {
+        let mut inner = self.inner.write().unwrap_or_else(PoisonError::into_inner);
+        inner.removed = Some(BTreeSet::new());
+        self.is_loading.store(true, Ordering::Release);
+    }
+
+    /// Puts back messages of an earlier run: how many of these. They were acknowledged once, so a lower limit than
+    /// before takes none of them away; it only refuses new ones. Where a message was set or removed meanwhile, that stays.
+    pub fn restore(&self, messages: impl IntoIterator<Item = Arc<Message>>, now: Time) -> usize {
+        let mut inner = self.inner.write().unwrap_or_else(PoisonError::into_inner);
+        let mut restored = 0;
+        for message in messages {
+            let is_removed = inner
+                .removed
+                .as_ref()
+                .is_some_and(|r| r.contains(&*message.topic));
+            if is_removed || message.is_expired(now) || inner.get(&message.topic).is_some() {
+                continue;
+            }
+            inner.insert(&message);
+            restored += 1;
+        }
+        restored
+    }
+
+    /// Whether clients have more messages or bytes here than the limits allow, as they can after a restart with lower ones.
+    pub fn is_above_limits(&self) -> bool {
+        let inner = self.inner.read().unwrap_or_else(PoisonError::into_inner);
+        inner.clients.messages > self.limits.messages || inner.clients.bytes > self.limits.bytes
+    }
+
+    /// All messages of an earlier run are there.
+    pub fn finish_loading(&self) {
+        let mut inner = self.inner.write().unwrap_or_else(PoisonError::into_inner);
+        inner.removed = None;
+        self.is_loading.store(false, Ordering::Release);
+    }
+
+    /// Nothing is going to be restored any more.
+    pub fn is_loaded(&self) -> bool {
+        !self.is_loading.load(Ordering::Acquire)
+    }
+
+    /// The retained message of a topic, expired or not.
+    pub fn get(&self, topic: &str) -> Option<Arc<Message>> {
+        let inner = self.inner.read().unwrap_or_else(PoisonError::into_inner);
+        inner.get(topic).cloned()
     }
 
     /// Sets the retained message of its topic, or removes it if the payload is empty
@@ -75,10 +133,11 @@ impl Retained {
         }
         let usage = inner.usage_with(message);
         if !is_reserved(&message.topic) {
-            if usage.messages > self.limits.messages {
+            // Above a limit since a restart, what doesn't grow is still taken.
+            if usage.messages > self.limits.messages.max(inner.clients.messages) {
                 return Err(RetainedFull::Messages);
             }
-            if usage.bytes > self.limits.bytes {
+            if usage.bytes > self.limits.bytes.max(inner.clients.bytes) {
                 return Err(RetainedFull::Bytes);
             }
         }
@@ -137,6 +196,14 @@ impl Retained {
 }
 
 impl Inner {
+    fn get(&self, topic: &str) -> Option<&Arc<Message>> {
+        let mut node = &self.root;
+        for level in topic.split('/') {
+            node = node.children.get(level)?;
+        }
+        node.message.as_ref()
+    }
+
     /// The part that a topic belongs to. The two share no level.
     fn usage(&mut self, topic: &str) -> &mut Usage {
         if is_reserved(topic) {
@@ -186,6 +253,9 @@ impl Inner {
     }
 
     fn remove(&mut self, topic: &str) {
+        if let Some(removed) = &mut self.removed {
+            removed.insert(topic.into());
+        }
         let levels: Vec<&str> = topic.split('/').collect();
         let mut freed = 0;
         if let Some(message) = remove_below(&mut self.root, &levels, &mut freed) {
@@ -416,6 +486,29 @@ mod tests {
         store.set(&message("c", "", None), Time(0)).unwrap();
         store.set(&message("never", "", None), Time(0)).unwrap();
         assert_eq!((store.len(), store.bytes()), (0, 0));
+    }
+
+    #[test]
+    fn a_restore_is_not_cut_and_what_does_not_grow_is_taken_above_the_limits() {
+        let limits = RetainedLimits {
+            messages: 1,
+            bytes: 10_000,
+        };
+        let store = Retained::new(limits);
+        store.begin_loading();
+        let all = ["a", "b", "c"].map(|topic| message(topic, "12", None));
+        assert_eq!(store.restore(all, Time(0)), 3);
+        store.finish_loading();
+        assert!(store.is_above_limits());
+        assert_eq!(topics(&store, "#", 9), ["a", "b", "c"]);
+        let new = message("d", "1", None);
+        assert_eq!(store.set(&new, Time(0)), Err(RetainedFull::Messages));
+        store.set(&message("b", "21", None), Time(0)).unwrap();
+        for topic in ["a", "b", "c"] {
+            store.set(&message(topic, "", None), Time(0)).unwrap();
+        }
+        assert!(!store.is_above_limits());
+        store.set(&new, Time(0)).unwrap();
     }
 
     /// A full store neither keeps the server from telling its state, nor do its topics take the clients' room.

@@ -6,9 +6,10 @@ use headgate_topics::Subscriber;
 use std::sync::Arc;
 
 use crate::{
-    ConnId, Core, Delivery, Output, Receipt, Target, WorkerSlot,
+    ConnId, Core, Delivery, Output, Receipt, Target, Txn, WorkerSlot,
     counters::add,
     env::Env,
+    hub::Hub,
     message::Fanout,
     options::Options,
     session::deliver_to,
@@ -24,8 +25,8 @@ const HOPS_MAX: usize = 8;
 pub(crate) struct Routed {
     /// There were subscribers.
     pub(crate) matched: bool,
-    /// Workers that will send a receipt.
-    pub(crate) remote: u8,
+    /// Weight of the deliveries whose receivers will send a receipt.
+    pub(crate) remote: u32,
 }
 
 /// Targets for other workers, by worker slot; kept between messages.
@@ -56,8 +57,7 @@ impl Core {
         &mut self,
         fan: &mut Fanout<'_>,
         publisher: Handle,
-        origin: Option<ConnId>,
-        receipt: Option<Receipt>,
+        (origin, receipt, joins): (Option<ConnId>, Option<Receipt>, bool),
         out: &mut Vec<Output>,
     ) -> Routed {
         let Self {
@@ -113,19 +113,25 @@ impl Core {
                 plans.push(subscriber, group);
             }
         }
-        let remote = send_plans(plans, &mut hub.env, fan, origin, receipt, out);
+        let ties = Ties {
+            receipt,
+            txn: None,
+            part: PART,
+        };
+        let remote = hub.send_plans(plans, fan, (origin, ties, joins), out);
         Routed {
             matched: true,
-            remote,
+            remote: receipt.map_or(0, |_| remote),
         }
     }
 
-    /// Delivers a message to one member of a group.
+    /// Delivers a message to one member of a group; `joins`: what is recorded of that belongs to what this worker
+    /// records.
     pub(crate) fn deliver_to_member(
         &mut self,
         fan: &mut Fanout<'_>,
-        member: Subscriber,
-        group: GroupId,
+        (member, group): (Subscriber, GroupId),
+        joins: bool,
         out: &mut Vec<Output>,
     ) {
         let Self { hub, plans, .. } = self;
@@ -137,7 +143,12 @@ impl Core {
         } else {
             plans.push(member, group);
         }
-        send_plans(plans, &mut hub.env, fan, None, None, out);
+        let ties = Ties {
+            receipt: None,
+            txn: None,
+            part: PART,
+        };
+        hub.send_plans(plans, fan, (None, ties, joins), out);
     }
 
     /// A delivery from another worker.
@@ -166,17 +177,35 @@ impl Core {
             let (slots, env) = (&mut hub.slots, &mut hub.env);
             deliver_here(slots, env, &mut fan, target, from, plans, out);
         }
-        // Sent on without a receipt: the message is with its session's new home, in memory.
-        add(
-            &mut hub.env.counters.mesh_forwarded,
-            plans.used.len() as u64,
-        );
-        send_plans(plans, &mut hub.env, &mut fan, None, None, out);
+        let forwarded = plans.used.len() as u32;
+        add(&mut hub.env.counters.mesh_forwarded, u64::from(forwarded));
+        // Each of those that it is sent on to has its part of what is owed for it.
+        let ties = Ties {
+            receipt: delivery.receipt,
+            txn: delivery.txn,
+            part: delivery.weight / (forwarded + 1),
+        };
+        let sent_on = hub.send_plans(plans, &mut fan, (None, ties, false), out);
+        let weight = delivery.weight.saturating_sub(sent_on);
+        if let Some(txn) = delivery.txn {
+            out.push(Output::Join { txn, weight });
+        }
         if let Some(receipt) = delivery.receipt {
-            hub.confirm(from, receipt, before, out);
+            hub.confirm((receipt, weight), before, out);
         }
     }
 }
+
+/// What is owed to whoever has sent a message, and what each receiver has of it.
+#[derive(Clone, Copy)]
+struct Ties {
+    receipt: Option<Receipt>,
+    txn: Option<Txn>,
+    part: u32,
+}
+
+/// Each other worker's part of a message: of the whole, 255 leave one for the sender, and each can be split again.
+const PART: u32 = Txn::WHOLE >> 8;
 
 /// Delivers to a session of this worker, or to where it has gone.
 #[inline]
@@ -191,7 +220,13 @@ fn deliver_here(
 ) {
     let me = slots.worker();
     for _ in 0..HOPS_MAX {
-        match slots.by_handle(handle) {
+        if let Some(Slot::Parked(_)) = slots.by_handle_as_it_is(handle) {
+            if fan.qos().min(options.qos()) == QoS::AtMostOnce {
+                return add(&mut env.counters.dropped_offline, 1);
+            }
+            slots.get_mut(handle.slot());
+        }
+        match slots.by_handle_as_it_is(handle) {
             Some(Slot::Live(session)) => {
                 // What the old home sends is in order; all else has to wait for the fences.
                 match &session.fence {
@@ -214,37 +249,52 @@ fn deliver_here(
     add(&mut env.counters.dropped_no_session, 1);
 }
 
-/// One delivery for each worker that has targets. The number of receipts to wait for.
-fn send_plans(
-    plans: &mut Plans,
-    env: &mut Env,
-    fan: &mut Fanout<'_>,
-    origin: Option<ConnId>,
-    receipt: Option<Receipt>,
-    out: &mut Vec<Output>,
-) -> u8 {
-    let mut waiting = 0;
-    for worker in plans.used.drain(..) {
-        let targets = std::mem::take(&mut plans.by_worker[usize::from(worker.0)]);
-        let is_recorded = |t: &Target| {
-            let options = Options(t.subscriber.options());
-            options.has(Options::PERSISTENT) && options.qos() > QoS::AtMostOnce
-        };
-        let receipt = receipt.filter(|_| targets.iter().any(is_recorded));
-        waiting += u8::from(receipt.is_some());
-        add(&mut env.counters.mesh_out, 1);
-        let message = Arc::clone(fan.message());
-        out.push(deliver_to(
-            worker,
-            origin,
-            Delivery {
-                message,
+impl Hub {
+    /// One delivery for each worker that has targets; `joins`: those that are recorded are recorded together with what
+    /// this worker records. What the receivers have of it together.
+    fn send_plans(
+        &mut self,
+        plans: &mut Plans,
+        fan: &mut Fanout<'_>,
+        (origin, mut ties, joins): (Option<ConnId>, Ties, bool),
+        out: &mut Vec<Output>,
+    ) -> u32 {
+        let mut given = 0;
+        for worker in plans.used.drain(..) {
+            let targets = std::mem::take(&mut plans.by_worker[usize::from(worker.0)]);
+            let is_recorded = |t: &Target| {
+                let options = Options(t.subscriber.options());
+                options.has(Options::PERSISTENT) && options.qos() > QoS::AtMostOnce
+            };
+            let is_tied = fan.qos() > QoS::AtMostOnce && targets.iter().any(is_recorded);
+            if is_tied && joins && ties.txn.is_none() {
+                let op = self.env.op();
+                ties.txn = Some(Txn {
+                    worker: self.config.worker,
+                    op,
+                });
+            }
+            // A part that is too small to be split again is left out of it.
+            let is_tied = is_tied && ties.part > 0;
+            let weight = if is_tied { ties.part } else { 0 };
+            given += weight;
+            add(&mut self.env.counters.mesh_out, 1);
+            let delivery = Delivery {
+                message: Arc::clone(fan.message()),
                 targets,
-                receipt,
-            },
-        ));
+                receipt: ties.receipt.filter(|_| is_tied),
+                txn: ties.txn.filter(|_| is_tied),
+                weight,
+            };
+            out.push(deliver_to(worker, origin, delivery));
+        }
+        if let (Some(txn), true) = (ties.txn, joins) {
+            let weight = Txn::WHOLE - given;
+            self.txns.push_back((self.env.last_persist, txn));
+            out.push(Output::Join { txn, weight });
+        }
+        given
     }
-    waiting
 }
 
 /// One entry for each session, of all that matched: overlapping subscriptions get one PUBLISH

@@ -5,13 +5,15 @@ use headgate_codec::{Packet, PacketId, QoS, Text, Version, Will};
 use std::{collections::VecDeque, sync::Arc};
 
 use crate::{
-    ConnId, Delivery, Frame, Mesh, Output, Record, SessionId, Time, WorkerSlot,
+    ConnId, Delivery, Frame, Mesh, OpId, Output, Record, SessionId, Time, WorkerSlot,
     alias::Aliases,
+    attach::PendingConnack,
     env::Env,
     message::Message,
     options::Options,
     share::{GroupId, MemberState},
     slots::{Handle, WaitingTakeover},
+    spill::Spill,
 };
 
 /// A client's session. It moves between workers by value; outside the core it is opaque.
@@ -26,6 +28,8 @@ pub struct Session {
     pub(crate) epoch: u32,
     /// Session Expiry Interval, seconds.
     pub(crate) expiry_s: u32,
+    /// What happens to it is recorded: it outlives its connection, or the store has a part of its queue.
+    pub(crate) is_recorded: bool,
     /// Records written.
     pub(crate) sequence: u64,
     /// When it ends; of meaning while it isn't connected.
@@ -51,6 +55,8 @@ pub struct Session {
     pub(crate) will: Option<Box<PendingWill>>,
     pub(crate) flow: Option<Box<Flow>>,
     pub(crate) fence: Option<Box<Fenced>>,
+    /// A connection that gets the session once that is recorded.
+    pub(crate) pending: Option<Box<PendingConnack>>,
     /// Present once it has been a member of a group.
     pub(crate) share: Option<Arc<MemberState>>,
 }
@@ -90,6 +96,10 @@ pub(crate) struct Flow {
     /// Memory of the queues and `inflight`, bytes.
     pub(crate) bytes: u32,
     pub(crate) last_packet_id: u16,
+    /// Packet Identifiers after that one that are surely free.
+    pub(crate) free_ids: u16,
+    /// The part of the queue that only the store has, behind all that is here.
+    pub(crate) spill: Option<Box<Spill>>,
     /// Incoming QoS 2 messages that were accepted and not released, sorted.
     pub(crate) received: Vec<PacketId>,
     /// Retained messages that new subscriptions still have to get.
@@ -103,8 +113,12 @@ pub(crate) struct Waiting {
     pub(crate) ids: Ids,
     /// Sequence of its `Queued` record; 0 = none.
     pub(crate) queued: u64,
+    /// The Persist that has to be safe before it leaves; 0 = none.
+    pub(crate) op: OpId,
     /// The group that the session got it as a member of; 0 = none.
     pub(crate) group: GroupId,
+    /// With QoS > 0.
+    pub(crate) packet_id: Option<PacketId>,
     pub(crate) qos: QoS,
     pub(crate) retain: bool,
 }
@@ -119,6 +133,8 @@ pub(crate) struct Inflight {
     pub(crate) message: Option<Arc<Message>>,
     pub(crate) ids: Ids,
     pub(crate) queued: u64,
+    /// The Persist that has to be safe before PUBREL leaves; 0 = none.
+    pub(crate) op: OpId,
     /// As in [`Waiting`].
     pub(crate) group: GroupId,
     pub(crate) packet_id: PacketId,
@@ -156,6 +172,8 @@ pub(crate) struct Held {
     pub(crate) group: GroupId,
     /// Sequence of its `Queued` record; 0 = none.
     pub(crate) queued: u64,
+    /// With QoS > 0.
+    pub(crate) packet_id: Option<PacketId>,
 }
 
 impl Session {
@@ -166,6 +184,7 @@ impl Session {
             handle,
             epoch,
             expiry_s: 0,
+            is_recorded: false,
             sequence: 0,
             expires_at: NEVER,
             armed: NEVER,
@@ -182,11 +201,12 @@ impl Session {
             will: None,
             flow: None,
             fence: None,
+            pending: None,
             share: None,
         }
     }
 
-    /// It outlives its connection: what happens to it is recorded.
+    /// It outlives its connection.
     pub(crate) fn is_persistent(&self) -> bool {
         self.expiry_s > 0
     }
@@ -198,22 +218,39 @@ impl Session {
 
     /// Records something, if the session is persistent; the record's sequence, or 0.
     pub(crate) fn persist(&mut self, env: &mut Env, record: Record, out: &mut Vec<Output>) -> u64 {
-        if !self.is_persistent() {
+        if !self.is_recorded {
             return 0;
         }
+        self.put(env, record, out)
+    }
+
+    /// Records something; the record's sequence.
+    pub(crate) fn put(&mut self, env: &mut Env, record: Record, out: &mut Vec<Output>) -> u64 {
         self.sequence += 1;
         env.persist(self.id, self.epoch, self.sequence, record, out);
         self.sequence
     }
 
-    /// Records that the session has begun, or what it is like now.
+    /// Records what the session is like now.
     pub(crate) fn record_opened(&mut self, env: &mut Env, out: &mut Vec<Output>) {
-        self.sequence += 1;
         let record = Record::SessionOpened {
             client_id: self.client_id(),
             expiry_s: self.expiry_s,
+            version: self.version,
+            send_quota: self.send_quota,
+            will: self.will.as_ref().map(|w| Box::new(w.will.clone())),
         };
-        env.persist(self.id, self.epoch, self.sequence, record, out);
+        self.put(env, record, out);
+    }
+
+    /// Records that the session goes on without a connection.
+    pub(crate) fn record_closed(&mut self, env: &mut Env, out: &mut Vec<Output>) {
+        let record = Record::SessionClosed {
+            expires_at: (self.expires_at != NEVER).then_some(self.expires_at),
+            will_at: self.will.as_ref().and_then(|w| w.at),
+            sent_up_to: self.flow.as_ref().map_or(0, |f| f.sent_up_to()),
+        };
+        self.put(env, record, out);
     }
 
     /// Sends a packet that isn't a PUBLISH. What exceeds the client's Maximum Packet Size is not
@@ -253,12 +290,22 @@ impl Session {
 
     /// Gives back what an idle session doesn't need.
     pub(crate) fn shrink(&mut self) {
-        if self.flow.as_ref().is_some_and(|f| f.is_idle()) {
+        // What a fence holds back has its Packet Identifiers already.
+        if self.fence.is_none() && self.flow.as_ref().is_some_and(|f| f.is_idle()) {
             self.flow = None;
         }
         if self.subscriptions.capacity() > self.subscriptions.len() * 2 {
             self.subscriptions.shrink_to_fit();
         }
+    }
+
+    /// The Topic Filter that makes the session a member of a group.
+    pub(crate) fn filter_of(&self, group: GroupId) -> Option<Text> {
+        let subscription = self
+            .subscriptions
+            .iter()
+            .find(|s| group != 0 && s.group == group)?;
+        Some(Text::from(&*subscription.filter))
     }
 
     /// Subscription Identifiers of all subscriptions that match \[MQTT-3.3.4-4\]; for a member of a
@@ -282,15 +329,16 @@ pub(crate) const NEVER: Time = Time(u64::MAX);
 const AHEAD_OF_QOS0_MAX: u8 = 8;
 
 impl Flow {
-    /// Messages that haven't been sent.
+    /// Messages that haven't been sent, and all that only the store has.
     pub(crate) fn waiting(&self) -> usize {
-        self.queue.len() + self.queue_qos0.len()
+        let spilled = self.spill.as_ref().map_or(0, |s| s.count as usize);
+        self.queue.len() + self.queue_qos0.len() + spilled
     }
 
-    /// The next message to be sent, with at most `quota` on their way. What has to be acknowledged
-    /// goes first, but nothing starves: eight of these let one with QoS 0 pass.
-    pub(crate) fn next(&mut self, quota: usize) -> Option<Waiting> {
-        let may_go = !self.queue.is_empty()
+    /// The next message to be sent, with at most `quota` on their way, and `persisted` what is safe. What has
+    /// to be acknowledged goes first, but nothing starves: eight of these let one with QoS 0 pass.
+    pub(crate) fn next(&mut self, quota: usize, persisted: OpId) -> Option<Waiting> {
+        let may_go = self.queue.front().is_some_and(|w| w.op <= persisted)
             && self.sent == self.inflight.len()
             && self.inflight.len() < quota;
         if self.queue_qos0.is_empty() || may_go && self.ahead_of_qos0 < AHEAD_OF_QOS0_MAX {
@@ -306,24 +354,57 @@ impl Flow {
 
     fn is_idle(&self) -> bool {
         self.waiting() == 0
+            && self.spill.is_none()
             && self.inflight.is_empty()
             && self.received.is_empty()
             && self.replays.is_empty()
     }
 
-    /// A Packet Identifier that isn't in use \[MQTT-2.2.1-4\] \[MQTT-4.3.2-1\] \[MQTT-4.3.3-1\]. `inflight` is in the
-    /// order in which identifiers were given out, so only its front can be in the way.
-    pub(crate) fn next_packet_id(&mut self) -> PacketId {
-        let mut inflight = self.inflight.iter();
-        loop {
-            self.last_packet_id = self.last_packet_id.wrapping_add(1);
-            let Some(id) = PacketId::new(self.last_packet_id) else {
-                continue;
-            };
-            if inflight.next().is_none_or(|used| used.packet_id != id) {
-                return id;
-            }
+    /// A Packet Identifier that isn't in use \[MQTT-2.2.1-4\] \[MQTT-4.3.2-1\] \[MQTT-4.3.3-1\]; `None` = there may be none.
+    /// They are given out when a message is queued and recorded with it, so that after a restart it
+    /// has the same one.
+    pub(crate) fn next_packet_id(&mut self) -> Option<PacketId> {
+        if self.free_ids == 0 {
+            self.find_free_ids();
         }
+        self.free_ids = self.free_ids.checked_sub(1)?;
+        self.last_packet_id = match self.last_packet_id {
+            u16::MAX => 1,
+            last => last + 1,
+        };
+        PacketId::new(self.last_packet_id)
+    }
+
+    /// Moves on to the next Packet Identifiers that are free, and counts them.
+    fn find_free_ids(&mut self) {
+        const ALL: i32 = u16::MAX as i32;
+        let last = i32::from(self.last_packet_id);
+        let distance = |id: u16| (i32::from(id) - last - 1).rem_euclid(ALL);
+        let inflight = self.inflight.iter().map(|i| i.packet_id);
+        let queued = self.queue.iter().filter_map(|w| w.packet_id);
+        let mut used: Vec<i32> = inflight
+            .chain(queued)
+            .map(|id| distance(id.get()))
+            .collect();
+        // What the store has goes on from there to the last one.
+        let wall = self.spill.as_ref().map_or(ALL, |s| distance(s.first_id));
+        used.sort_unstable();
+        let mut from = 0;
+        while used.get(from as usize) == Some(&from) {
+            from += 1;
+        }
+        let to = used.get(from as usize).copied().unwrap_or(ALL).min(wall);
+        self.free_ids = u16::try_from(to - from).unwrap_or(0);
+        if self.free_ids > 0 {
+            self.last_packet_id = u16::try_from((last + from) % ALL).unwrap_or(0);
+        }
+    }
+
+    /// The highest sequence of what has been sent to the client and isn't done.
+    pub(crate) fn sent_up_to(&self) -> u64 {
+        let last = self.inflight.iter().map(|i| i.queued).max();
+        let spilled = self.spill.as_ref().map_or(0, |s| s.sent_up_to);
+        last.unwrap_or(0).max(spilled)
     }
 
     /// Where an acknowledgement belongs. Acknowledgements come in order, so it is near the front.

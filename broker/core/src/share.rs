@@ -149,15 +149,15 @@ impl Shares {
         self.retain(topics, group, |m| m.subscriber.id() != member.0);
     }
 
-    /// A member is somewhere else, or has other options.
-    pub(crate) fn replace(&self, group: GroupId, former: Handle, subscriber: Subscriber) {
-        if let Some(group) = self.read().by_id.get(&group) {
-            let mut members = write(&group.members);
-            let member = members.iter_mut().find(|m| m.subscriber.id() == former.0);
-            if let Some(member) = member {
-                member.subscriber = subscriber;
-            }
-        }
+    /// A member is somewhere else, or has other options. `false` = it is no member.
+    pub(crate) fn replace(&self, group: GroupId, former: Handle, subscriber: Subscriber) -> bool {
+        let groups = self.read();
+        let Some(group) = groups.by_id.get(&group) else {
+            return false;
+        };
+        let mut members = write(&group.members);
+        let member = members.iter_mut().find(|m| m.subscriber.id() == former.0);
+        member.map(|m| m.subscriber = subscriber).is_some()
     }
 
     /// A worker has lost its sessions.
@@ -173,6 +173,18 @@ impl Shares {
         let groups = self.read();
         let group = groups.by_id.get(&group)?;
         group.pick(&read(&group.members), self.strategy)
+    }
+
+    /// A message with QoS > 0 for a group may have to be recorded.
+    pub(crate) fn is_recorded(&self, group: GroupId) -> bool {
+        let groups = self.read();
+        let Some(group) = groups.by_id.get(&group) else {
+            return false;
+        };
+        read(&group.members).iter().any(|m| {
+            let options = Options(m.subscriber.options());
+            options.has(Options::PERSISTENT) && options.qos() > QoS::AtMostOnce
+        })
     }
 
     /// Another member than `not`, for a message that it leaves behind; one that is not connected only if `any`.
@@ -277,6 +289,8 @@ pub(crate) struct LeftBehind {
     to: Subscriber,
     group: GroupId,
     message: Arc<Message>,
+    /// The member had recorded it.
+    is_recorded: bool,
 }
 
 impl Hub {
@@ -323,7 +337,12 @@ impl Hub {
                 continue;
             };
             flow.remove_inflight(index);
-            left_behind.push(LeftBehind { to, group, message });
+            left_behind.push(LeftBehind {
+                to,
+                group,
+                message,
+                is_recorded: queued != 0,
+            });
             session.forget(env, queued, out);
         }
         for queue in [&mut flow.queue, &mut flow.queue_qos0] {
@@ -337,6 +356,7 @@ impl Hub {
                     to,
                     group: waiting.group,
                     message: waiting.message,
+                    is_recorded: waiting.queued != 0,
                 });
                 session.forget(env, waiting.queued, out);
             }
@@ -348,7 +368,8 @@ impl Hub {
 impl Core {
     /// Gives what members have left behind to others.
     pub(crate) fn hand_on(&mut self, out: &mut Vec<Output>) {
-        for LeftBehind { to, group, message } in std::mem::take(&mut self.hub.left_behind) {
+        for left in std::mem::take(&mut self.hub.left_behind) {
+            let (to, message) = ((left.to, left.group), left.message);
             // [MQTT-3.3.2-5]
             if message.is_expired(self.hub.env.now) {
                 add(&mut self.hub.env.counters.dropped_expired, 1);
@@ -356,7 +377,8 @@ impl Core {
             }
             add(&mut self.hub.env.counters.shared_handed_on, 1);
             let mut fan = Fanout::of_message(&message, self.hub.env.now);
-            self.deliver_to_member(&mut fan, to, group, out);
+            // Otherwise neither would have it after a crash.
+            self.deliver_to_member(&mut fan, to, left.is_recorded, out);
         }
     }
 }

@@ -3,7 +3,7 @@
 
 use headgate_codec::Text;
 
-use crate::{Owner, Session, Takeover, Time, WorkerSlot, connect::Acquire};
+use crate::{Owner, Session, Takeover, Time, WorkerSlot, acquire::Acquire};
 
 /// A session's place in the topic table: worker slot (8 bits), place in the worker's slab (24),
 /// generation of the place (24); 56 bits together, never 0 because generations start at 1.
@@ -42,6 +42,8 @@ pub(crate) enum Slot {
     Acquiring(Box<Acquire>),
     /// A session.
     Live(Box<Session>),
+    /// A session without a connection, in one piece.
+    Parked(Box<[u8]>),
     /// A session that has moved: where to, and until when late deliveries are sent on.
     Moved(Box<Forward>),
 }
@@ -64,6 +66,8 @@ pub(crate) struct Slots {
     entries: Vec<Entry>,
     free: Option<u32>,
     used: u32,
+    /// Places whose sessions may be packed again.
+    pub(crate) unparked: Vec<u32>,
     max: u32,
     first_generation: u32,
 }
@@ -77,6 +81,7 @@ impl Slots {
             entries: Vec::new(),
             free: None,
             used: 0,
+            unparked: Vec::new(),
             max: max.min(PART_MAX),
             first_generation,
         }
@@ -89,7 +94,16 @@ impl Slots {
 
     /// Takes a place and puts what `make` makes of its number and handle there; `None` = full.
     pub(crate) fn insert_with(&mut self, make: impl FnOnce(u32, Handle) -> Slot) -> Option<u32> {
-        if self.used >= self.max {
+        self.place_with(self.max, make)
+    }
+
+    /// Takes a place for what was promised one before, whatever the limit says now; `None` = there are no more numbers.
+    pub(crate) fn restore_with(&mut self, make: impl FnOnce(u32, Handle) -> Slot) -> Option<u32> {
+        self.place_with(PART_MAX, make)
+    }
+
+    fn place_with(&mut self, max: u32, make: impl FnOnce(u32, Handle) -> Slot) -> Option<u32> {
+        if self.used >= max {
             return None;
         }
         let index = match self.free {
@@ -135,9 +149,26 @@ impl Slots {
         std::mem::replace(&mut self.entries[index as usize].slot, slot)
     }
 
-    /// What is in a place.
-    pub(crate) fn get_mut(&mut self, index: u32) -> Option<&mut Slot> {
+    /// What is in a place, as it is.
+    pub(crate) fn at(&mut self, index: u32) -> Option<&mut Slot> {
         self.entries.get_mut(index as usize).map(|e| &mut e.slot)
+    }
+
+    /// What is in a place; a session comes to life.
+    pub(crate) fn get_mut(&mut self, index: u32) -> Option<&mut Slot> {
+        let entry = self.entries.get_mut(index as usize)?;
+        if entry
+            .slot
+            .wake(Handle::new(self.worker, index, entry.generation))
+        {
+            self.unparked.push(index);
+        }
+        Some(&mut entry.slot)
+    }
+
+    /// Once this input is done, the session in a place may be packed.
+    pub(crate) fn park_later(&mut self, index: u32) {
+        self.unparked.push(index);
     }
 
     /// The session in a place.
@@ -148,9 +179,17 @@ impl Slots {
         }
     }
 
-    /// What a handle names, if that is still there.
-    #[inline]
+    /// What a handle names, if that is still there; a session comes to life.
     pub(crate) fn by_handle(&mut self, handle: Handle) -> Option<&mut Slot> {
+        match self.by_handle_as_it_is(handle) {
+            Some(_) => self.get_mut(handle.slot()),
+            None => None,
+        }
+    }
+
+    /// What a handle names, as it is.
+    #[inline]
+    pub(crate) fn by_handle_as_it_is(&mut self, handle: Handle) -> Option<&mut Slot> {
         let entry = self.entries.get_mut(handle.slot() as usize)?;
         (entry.generation == handle.generation()).then_some(&mut entry.slot)
     }
@@ -161,7 +200,7 @@ impl Slots {
         let (epoch, id) = match slot {
             Slot::Live(session) => (session.epoch, session.client_id.as_bytes()),
             Slot::Acquiring(acquire) => (acquire.owner.epoch, acquire.client_id.as_bytes()),
-            Slot::Free(_) | Slot::Moved(_) => return None,
+            Slot::Free(_) | Slot::Moved(_) | Slot::Parked(_) => return None,
         };
         (epoch == owner.epoch && id == client_id.as_bytes()).then_some(slot)
     }

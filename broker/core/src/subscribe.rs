@@ -7,7 +7,7 @@ use headgate_codec::{
 use headgate_topics::Subscriber;
 
 use crate::{
-    ConnId, Output, Record, Session, Shared,
+    ConnId, Output, Record, Session, Shared, StorageState,
     close::End,
     conns::AckBody,
     counters::{add, sub},
@@ -153,37 +153,27 @@ impl Hub {
         let Some(session) = slots.session(slot) else {
             return ReasonCode::UNSPECIFIED_ERROR;
         };
+        if env.storage != StorageState::Ok && session.is_recorded {
+            add(&mut env.counters.storage_refused_subscribe, 1);
+            return ReasonCode::QUOTA_EXCEEDED;
+        }
         // [MQTT-3.8.4-3]
-        let existing = session
-            .subscriptions
-            .iter()
-            .position(|s| *s.filter == *text);
+        let existing = session.position_of(text);
         let is_full = existing.is_none()
             && session.subscriptions.len() >= env.subscriptions_max(session.quota_class);
         if is_full || levels(text) > usize::from(env.limits.topic_levels) {
             add(&mut env.counters.limit_subscriptions, 1);
             return ReasonCode::QUOTA_EXCEEDED;
         }
-        let options = Options::new(requested, id != 0)
-            .with(Options::PERSISTENT, session.is_persistent())
-            .with(
-                Options::OVERLAPS,
-                of_group.is_none() && overlaps(&session.subscriptions, text, existing),
-            )
-            .with(Options::SHARED, of_group.is_some());
-        let group = shared.enter(session, (text, of_group), options);
-        let subscription = Subscription {
-            filter: text.into(),
+        let wanted = Wanted {
+            filter: text,
+            of_group,
+            options: requested,
             id,
-            group,
-            options,
         };
-        if let Some(index) = existing {
-            session.subscriptions[index] = subscription;
-        } else {
+        shared.enter(session, &wanted, existing);
+        if existing.is_none() {
             add(&mut env.counters.subscriptions, 1);
-            reserve(&mut session.subscriptions);
-            session.subscriptions.push(subscription);
         }
         let record = Record::Subscribed {
             filter: Text::from(text),
@@ -198,7 +188,8 @@ impl Hub {
             _ => false,
         };
         if is_wanted && of_group.is_none() {
-            session.replay_retained(text, id, requested.qos, !shared.retained.is_empty());
+            let is_any = !shared.retained.is_loaded() || !shared.retained.is_empty();
+            session.replay_retained(text, id, requested.qos, is_any);
         }
         // [MQTT-3.8.4-7]: what is asked for is granted.
         ReasonCode(requested.qos as u8)
@@ -219,11 +210,7 @@ impl Hub {
             return ReasonCode::UNSPECIFIED_ERROR;
         };
         // [MQTT-3.10.4-1]
-        let Some(index) = session
-            .subscriptions
-            .iter()
-            .position(|s| *s.filter == *text)
-        else {
+        let Some(index) = session.position_of(text) else {
             return ReasonCode::NO_SUBSCRIPTION_EXISTED;
         };
         let subscription = session.subscriptions.swap_remove(index);
@@ -243,27 +230,67 @@ impl Hub {
     }
 }
 
+/// A subscription that is to be made.
+pub(crate) struct Wanted<'a> {
+    pub(crate) filter: &'a str,
+    /// The filter behind `$share/ShareName/`, if it is one of a group.
+    pub(crate) of_group: Option<&'a str>,
+    pub(crate) options: SubscriptionOptions,
+    /// Subscription Identifier; 0 = none.
+    pub(crate) id: u32,
+}
+
 impl Shared {
-    /// Puts a subscription into the topic table, or into its group; the group.
-    fn enter(
+    /// Gives a session a subscription, in place of the `existing` one, and puts it into the topic table or into its
+    /// group.
+    pub(crate) fn enter(
         &self,
         session: &mut Session,
-        (whole_filter, of_group): (&str, Option<&str>),
-        options: Options,
-    ) -> share::GroupId {
+        wanted: &Wanted<'_>,
+        existing: Option<usize>,
+    ) {
+        let text = wanted.filter;
+        let options = Options::new(wanted.options, wanted.id != 0)
+            .with(Options::PERSISTENT, session.is_persistent())
+            .with(
+                Options::OVERLAPS,
+                wanted.of_group.is_none() && overlaps(&session.subscriptions, text, existing),
+            )
+            .with(Options::SHARED, wanted.of_group.is_some());
         let entry = Subscriber::new(session.handle.0, options.0);
-        let Some(filter) = of_group else {
+        let group = match wanted.of_group {
             // The entry is replaced in one step: nothing is lost between [MQTT-3.8.4-4].
-            self.topics.subscribe(whole_filter, entry);
-            return 0;
+            None => {
+                self.topics.subscribe(text, entry);
+                0
+            }
+            Some(filter) => {
+                let state = session.member_state();
+                self.shares.join(&self.topics, (text, filter), entry, state)
+            }
         };
-        let state = session.member_state();
-        self.shares
-            .join(&self.topics, (whole_filter, filter), entry, state)
+        let subscription = Subscription {
+            filter: text.into(),
+            id: wanted.id,
+            group,
+            options,
+        };
+        match existing {
+            Some(index) => session.subscriptions[index] = subscription,
+            None => {
+                reserve(&mut session.subscriptions);
+                session.subscriptions.push(subscription);
+            }
+        }
     }
 }
 
 impl Session {
+    /// Where its subscription to a filter is.
+    pub(crate) fn position_of(&self, filter: &str) -> Option<usize> {
+        self.subscriptions.iter().position(|s| *s.filter == *filter)
+    }
+
     /// Begins to send the retained messages for a subscription; at most once for each filter.
     fn replay_retained(&mut self, filter: &str, id: u32, qos: QoS, is_any: bool) {
         if let Some(flow) = &mut self.flow {

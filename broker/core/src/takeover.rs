@@ -2,9 +2,9 @@
 //! re-pointed one by one, late deliveries sent on, and messages kept in order by fences.
 
 use crate::{
-    Fence, FenceLeg, Mesh, Moved, OpId, Output, Session, Takeover, WorkerSlot,
+    Fence, FenceLeg, Handed, Mesh, Moved, OpId, Output, Session, Takeover, WorkerSlot,
+    attach::repoint,
     close::End,
-    connect::repoint,
     counters::add,
     hub::Hub,
     session::{Fenced, NEVER},
@@ -38,7 +38,13 @@ impl Hub {
                 }
             }
             // Its session has ended meanwhile: its owner knew nothing of the claim.
-            _ => self.answer(from, takeover.op, None, out),
+            _ => {
+                let handed = match self.take_releasing(expected) {
+                    true => Handed::Ended,
+                    false => Handed::Nothing,
+                };
+                self.answer(from, takeover.op, handed, out);
+            }
         }
     }
 
@@ -47,13 +53,13 @@ impl Hub {
         &mut self,
         to: WorkerSlot,
         op: OpId,
-        session: Option<Box<Session>>,
+        handed: Handed,
         out: &mut Vec<Output>,
     ) {
         if to == self.config.worker {
-            return self.on_moved(to, op, session, out);
+            return self.on_moved(to, op, handed, out);
         }
-        let message = Mesh::Moved(Box::new(Moved { op, session }));
+        let message = Mesh::Moved(Box::new(Moved { op, handed }));
         out.push(Output::Mesh {
             to,
             origin: None,
@@ -79,7 +85,14 @@ impl Hub {
             &mut self.env.counters.subscriptions,
             session.subscriptions.len() as u64,
         );
-        session.record_opened(&mut self.env, out);
+        // The same records are safe here when the next one is.
+        if let Some(flow) = &mut session.flow {
+            flow.queue.iter_mut().for_each(|w| w.op = OpId(0));
+            flow.inflight.iter_mut().for_each(|i| i.op = OpId(0));
+            if let Some(spill) = &mut flow.spill {
+                spill.loading = OpId(0);
+            }
+        }
         if from != self.config.worker {
             add(&mut self.env.counters.sessions_moved_in, 1);
             session.fence = self.send_fences(session.handle, from, out);
@@ -125,6 +138,11 @@ impl Hub {
             return;
         };
         session.release(&mut self.env, fenced.held, out);
+        // What only the store has could not be read before.
+        if session.flow.as_ref().is_some_and(|f| f.spill.is_some()) {
+            self.pump(slot, out);
+        }
+        self.slots.park_later(slot);
         if let Some(WaitingTakeover { from, takeover }) = fenced.takeover {
             self.on_takeover(from, takeover, out);
         }
@@ -147,10 +165,12 @@ impl Hub {
             .claims
             .iter()
             .filter(|(_, claim)| claim.asked == Some(worker));
-        let asked: Vec<OpId> = asked.map(|(op, _)| *op).collect();
-        for op in asked {
-            self.on_moved(worker, op, None, out);
+        let asked: Vec<(OpId, u32)> = asked.map(|(op, claim)| (*op, claim.slot)).collect();
+        for (op, slot) in asked {
+            self.recover(op, slot, out);
         }
+        // Nor will its part of what is recorded together.
+        out.extend(self.txns.drain(..).map(|(_, txn)| Output::Unjoin { txn }));
         // Acknowledgements that wait for the worker will never leave.
         for conn in self.conns.ids() {
             let waits = |c: &mut crate::conns::Conn| {
@@ -174,6 +194,16 @@ impl Hub {
             return;
         };
         let now = self.env.now;
+        // Another connection was about to get it.
+        if let Some(conn) = session.pending.as_ref().and_then(|p| p.conn()) {
+            self.close(conn, End::TakenOver { resumed: true }, out);
+        }
+        // Its time had come before the new connection did.
+        self.publish_due_will(slot, out);
+        let Some(session) = self.slots.session(slot) else {
+            return self.answer(from, takeover.op, Handed::Nothing, out);
+        };
+        let was_recorded = session.sequence > 0;
         let expired = session.conn.is_none() && session.expires_at <= now;
         let ends = takeover.discard || expired || !session.is_persistent();
         if let Some(conn) = session.conn {
@@ -184,7 +214,11 @@ impl Hub {
             if self.slots.session(slot).is_some() {
                 self.end_session(slot, false, out);
             }
-            return self.answer(from, takeover.op, None, out);
+            let handed = match was_recorded {
+                true => Handed::Ended,
+                false => Handed::Nothing,
+            };
+            return self.answer(from, takeover.op, handed, out);
         }
         let forward = Forward {
             to: Handle(takeover.handle),
@@ -200,7 +234,7 @@ impl Hub {
             add(&mut self.env.counters.sessions_moved_out, 1);
         }
         self.arm_slot(slot);
-        self.answer(from, takeover.op, Some(session), out);
+        self.answer(from, takeover.op, Handed::Session(session), out);
     }
 
     /// Asks every worker for a fence by way of the session's old home.

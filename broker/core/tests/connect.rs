@@ -489,6 +489,8 @@ fn a_worker_that_is_gone_holds_nobody_up() {
             worker: WorkerSlot(0),
         },
     );
+    world.recover(None);
+    world.happen(Event::Persist(1));
     let answer = connack(world.read_one(id));
     assert_eq!(
         (answer.reason, answer.session_present),

@@ -79,6 +79,7 @@ fn a_session_that_nobody_waits_for_leaves_no_subscriptions() {
             worker: WorkerSlot(0),
         },
     );
+    world.recover(None);
     world.run();
     let packets = world.read(id);
     assert!(

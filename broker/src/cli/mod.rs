@@ -15,6 +15,7 @@ mod reload;
 mod run;
 mod show;
 mod status;
+mod store;
 
 use crate::config::{Config, ConfigError, Sources};
 use clap::{Parser, Subcommand};
@@ -35,6 +36,7 @@ pub fn main() -> ExitCode {
         Command::Drain(args) => finish(drain::drain(&args)),
         Command::Ctl(args) => finish(ctl::ctl(&args)),
         Command::Reload(args) => finish(reload::reload(&args)),
+        Command::Store(args) => finish(store::store(&args)),
         Command::Passwd(args) => finish(passwd::passwd(*args)),
         Command::Pub(args) => pubsub::run_pub(*args),
         Command::Sub(args) => pubsub::run_sub(*args),
@@ -62,6 +64,7 @@ Run it for good:
   headgate drain --to other.example:8883             send its clients elsewhere
   headgate ctl quota set default connections=50000   change a quota
   headgate reload                                    read its certificates again
+  headgate store check                               are persistent sessions all right?
   headgate passwd -c users ann                       who may connect (auth.password_file)
 
 Talk to a broker, this one or another:
@@ -79,6 +82,7 @@ enum Command {
     Drain(drain::DrainArgs),
     Ctl(ctl::CtlArgs),
     Reload(reload::ReloadArgs),
+    Store(store::StoreArgs),
     Passwd(Box<passwd::PasswdArgs>),
     Pub(Box<pubsub::PubArgs>),
     Sub(Box<pubsub::SubArgs>),

@@ -148,6 +148,7 @@ pub(super) fn run(args: RunArgs) -> Result<ExitCode, Failure> {
     let (asked, drained) = (Arc::clone(&server), Arc::clone(&server));
     let controlled = Arc::clone(&server);
     let (reloaded, hung_up) = (Arc::clone(&server), Arc::downgrade(&server));
+    let looked_at = Arc::downgrade(&server);
     let source = AdminSource {
         metrics,
         server: Arc::new(move || serde_json::to_value(asked.status()).unwrap_or_default()),
@@ -174,12 +175,32 @@ pub(super) fn run(args: RunArgs) -> Result<ExitCode, Failure> {
             tracing::error!(%error, "the certificates stay as they are");
         }
     };
-    stop_on_signal(&runtime, signals, (grace, reload), move || {
+    let failure = move || {
+        let server = looked_at.upgrade()?;
+        server.failure().map(ToString::to_string)
+    };
+    let failure = stop_on_signal(&runtime, signals, (grace, reload, failure), move || {
         // The administration's thread holds the server, too.
         drop(thread);
         Arc::into_inner(server).map_or(0, |server| server.shutdown(grace))
     });
-    Ok(ExitCode::SUCCESS)
+    match failure {
+        Some(failure) => Err(Failure::other(failure)),
+        None => Ok(ExitCode::SUCCESS),
+    }
+}
+
+/// How often is looked whether the server can go on.
+const FAILURE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Waits until the server can't go on.
+async fn failed(failure: impl Fn() -> Option<String>) -> String {
+    loop {
+        if let Some(failure) = failure() {
+            return failure;
+        }
+        tokio::time::sleep(FAILURE_INTERVAL).await;
+    }
 }
 
 /// The configuration of all sources, and the certificate that was made for `--dev`.
@@ -252,17 +273,23 @@ impl Signals {
 /// What the stop itself may take beyond the grace: workers end, the kernel part is taken down.
 const STOP_PATIENCE: Duration = Duration::from_secs(3);
 
-/// Waits for a signal, running `reload` on SIGHUP meanwhile, then runs `shutdown`, which returns how many clients had to be cut off. The
-/// process ends here and now when a second signal comes, or when the stop takes too long.
+/// Waits for a signal, running `reload` on SIGHUP meanwhile, or until there is a `failure`, which is returned. Then runs
+/// `shutdown`, which returns how many clients had to be cut off. The process ends here and now when a second signal comes,
+/// or when the stop takes too long.
 fn stop_on_signal(
     runtime: &Runtime,
     mut signals: Signals,
-    (grace, reload): (Duration, impl Fn()),
+    (grace, reload, failure): (Duration, impl Fn(), impl Fn() -> Option<String>),
     shutdown: impl FnOnce() -> u64 + Send + 'static,
-) {
+) -> Option<String> {
     runtime.block_on(async {
-        let name = signals.next_after(reload).await;
-        tracing::info!(signal = name, grace_s = grace.as_secs(), "stopping");
+        let failure = tokio::select! {
+            name = signals.next_after(reload) => {
+                tracing::info!(signal = name, grace_s = grace.as_secs(), "stopping");
+                None
+            }
+            failure = failed(failure) => Some(failure),
+        };
         let stopping = tokio::task::spawn_blocking(shutdown);
         tokio::select! {
             cut = stopping => match cut {
@@ -281,7 +308,8 @@ fn stop_on_signal(
                 std::process::exit(1);
             }
         }
-    });
+        failure
+    })
 }
 
 fn key_flag(flag: &str, section: &str, key: &str, value: String) -> Flag {

@@ -117,6 +117,9 @@ pub(super) fn status(status: &Value) -> String {
         ),
     );
     line("refused", counts(&status["refused"], false));
+    if let Some(text) = store(&status["store"]) {
+        line("store", text);
+    }
     if let Some(bytes) = status["resident_bytes"].as_u64() {
         line("memory", format!("{:.1} MB resident", bytes as f64 / 1e6));
     }
@@ -135,6 +138,33 @@ pub(super) fn status(status: &Value) -> String {
         }
     }
     out
+}
+
+/// The store: what it can do, and how far it has been read after the start.
+fn store(store: &Value) -> Option<String> {
+    let bytes = store["bytes"].as_u64()?;
+    let state = match store["state"].as_str() {
+        Some("ok") => "all well",
+        Some("full") => "too little room: new persistent work is refused",
+        _ => "doesn't work: persistent work is refused",
+    };
+    let read = format!(
+        "{} sessions and {} retained messages read back",
+        text(store, "sessions_restored"),
+        text(store, "retained_restored")
+    );
+    let more = match store["restoring"].as_bool() {
+        Some(true) => " so far",
+        _ => "",
+    };
+    let damaged = match store["damaged_entries"].as_u64() {
+        Some(0) | None => String::new(),
+        Some(count) => format!(", {count} damaged entries left out"),
+    };
+    Some(format!(
+        "{state}, {:.1} MB, {read}{more}{damaged}",
+        bytes as f64 / 1e6
+    ))
 }
 
 /// Two commands to try. Over QUIC only with the certificate that clients can be told of.

@@ -11,19 +11,34 @@ use headgate_core::{Completion, OpId, Owner, WorkerSlot};
 pub trait Directory: Send + Sync {
     /// Sets the owner of `client_id` to `new` (`None`: removes it) if it is `expected` now.
     ///
-    /// The answer is a [`Completion::Claimed`] with `op`, pushed to `done` now or delivered to
+    /// The answer is a [`Completion::Claimed`] with the operation, pushed to `done` now or delivered to
     /// the worker later.
     fn claim(
         &self,
-        op: OpId,
+        from: (WorkerSlot, OpId),
         client_id: Text,
         expected: Option<Owner>,
         new: Option<Owner>,
         done: &mut Vec<Completion>,
     );
 
-    /// Forgets everything that `worker` of this node owned: it was restarted after a panic.
-    fn forget_worker(&self, worker: WorkerSlot);
+    /// The Claim of a worker that was given a session to restore: the session is `new`'s, if it is nobody's.
+    fn claim_restored(
+        &self,
+        from: (WorkerSlot, OpId),
+        client_id: Text,
+        new: Option<Owner>,
+        done: &mut Vec<Completion>,
+    ) {
+        self.claim(from, client_id, None, new, done);
+    }
+
+    /// A worker has taken the session that it was given to restore, or could not.
+    fn restored(&self, _client_id: &Text) {}
+
+    /// Forgets everything that `worker` of this node owned, because it was restarted after a panic: of which clients
+    /// that were the sessions.
+    fn forget_worker(&self, worker: WorkerSlot) -> Vec<Text>;
 
     /// How many sessions have an owner.
     fn len(&self) -> usize;
@@ -40,10 +55,17 @@ pub struct LocalDirectory {
     owners: DashMap<Text, Owner>,
 }
 
+impl LocalDirectory {
+    /// Whether a client's session has an owner.
+    pub fn contains(&self, client_id: &Text) -> bool {
+        self.owners.contains_key(client_id)
+    }
+}
+
 impl Directory for LocalDirectory {
     fn claim(
         &self,
-        op: OpId,
+        (_, op): (WorkerSlot, OpId),
         client_id: Text,
         expected: Option<Owner>,
         new: Option<Owner>,
@@ -80,8 +102,16 @@ impl Directory for LocalDirectory {
         done.push(Completion::Claimed { op, result });
     }
 
-    fn forget_worker(&self, worker: WorkerSlot) {
-        self.owners.retain(|_, owner| owner.worker != worker);
+    fn forget_worker(&self, worker: WorkerSlot) -> Vec<Text> {
+        let mut forgotten = Vec::new();
+        self.owners.retain(|client_id, owner| {
+            let stays = owner.worker != worker;
+            if !stays {
+                forgotten.push(client_id.clone());
+            }
+            stays
+        });
+        forgotten
     }
 
     fn len(&self) -> usize {
@@ -108,7 +138,13 @@ mod tests {
         new: Option<Owner>,
     ) -> Result<(), Option<Owner>> {
         let mut done = Vec::new();
-        d.claim(OpId(1), Text::from("c"), expected, new, &mut done);
+        d.claim(
+            (WorkerSlot(0), OpId(1)),
+            Text::from("c"),
+            expected,
+            new,
+            &mut done,
+        );
         match done.pop() {
             Some(Completion::Claimed {
                 op: OpId(1),
@@ -134,9 +170,9 @@ mod tests {
     fn a_restarted_worker_owns_nothing() {
         let d = LocalDirectory::default();
         assert_eq!(claim(&d, None, Some(owner(3, 1))), Ok(()));
-        d.forget_worker(WorkerSlot(2));
+        assert!(d.forget_worker(WorkerSlot(2)).is_empty());
         assert_eq!(d.len(), 1);
-        d.forget_worker(WorkerSlot(3));
+        assert_eq!(d.forget_worker(WorkerSlot(3)), [Text::from("c")]);
         assert_eq!(d.len(), 0);
     }
 }

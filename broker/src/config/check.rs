@@ -21,6 +21,7 @@ pub(super) fn fit_together(loaded: &Loaded) -> Vec<Problem> {
     clients(&mut findings);
     kernel(&mut findings);
     quotas(&mut findings);
+    identifiers(&mut findings);
     findings.problems
 }
 
@@ -116,6 +117,38 @@ fn clients(findings: &mut Findings<'_>) {
          packet could not be delivered",
         "lower limits.packet_bytes_max or raise limits.memory_per_connection_bytes",
     );
+}
+
+/// Packet Identifiers that messages of one session may have at a time: each that waits has one, and the 535 left are
+/// for retained messages and those that are held back while a session moves.
+const IDENTIFIERS_MAX: u32 = 65_000;
+
+/// Every message that waits for a session or is on its way to it has a Packet Identifier of its own (MQTT 5.0 §2.2.1).
+fn identifiers(findings: &mut Findings<'_>) {
+    let config = &findings.loaded.config;
+    let inflight = u32::from(config.limits.inflight_messages_per_session);
+    let is_too_much = |queued: u32| queued.saturating_add(inflight) > IDENTIFIERS_MAX;
+    findings.add(
+        is_too_much(config.limits.queued_messages_per_session),
+        ("limits", "queued_messages_per_session"),
+        "limits.queued_messages_per_session and limits.inflight_messages_per_session come to more than 65000: there \
+         are not enough Packet Identifiers",
+        "lower one of them",
+    );
+    for (name, class) in config.quota.classes() {
+        if is_too_much(class.queued_messages) {
+            findings.problems.push(Problem::new(
+                format!(
+                    "quota.{name}.queued_messages and limits.inflight_messages_per_session come to more than 65000: \
+                     there are not enough Packet Identifiers"
+                ),
+                findings
+                    .loaded
+                    .origin("limits", "inflight_messages_per_session"),
+                "lower one of them",
+            ));
+        }
+    }
 }
 
 fn quotas(findings: &mut Findings<'_>) {

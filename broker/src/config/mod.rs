@@ -17,7 +17,7 @@ pub use quota::{Above, DEFAULT_CLASS, QuotaClass, QuotaConfig, SUSPECT_CLASS, is
 pub use sections::{
     AdminConfig, AuthConfig, Config, Congestion, DeniedReason, KernelConfig, KernelMode,
     LimitsConfig, ListenConfig, LogConfig, LogFormat, LogLevel, MqttConfig, NodeConfig,
-    SharedSubscriptions, ShutdownConfig, Steering, TlsConfig, UdpGro,
+    SharedSubscriptions, ShutdownConfig, Steering, StoreConfig, StoreFsync, TlsConfig, UdpGro,
 };
 
 use crate::{
@@ -108,6 +108,14 @@ impl Config {
         match self.admin.socket.as_os_str().is_empty() {
             true => self.node.state_dir.join("admin.sock"),
             false => self.admin.socket.clone(),
+        }
+    }
+
+    /// Where the store is.
+    pub fn store_path(&self) -> PathBuf {
+        match self.store.path.as_os_str().is_empty() {
+            true => self.node.state_dir.join("store"),
+            false => self.store.path.clone(),
         }
     }
 

@@ -81,6 +81,19 @@ words! {
 }
 
 words! {
+    /// When a record of a persistent session counts as safe, so that its acknowledgement may leave.
+    StoreFsync {
+        /// It is on the disk: nothing acknowledged is lost when the power fails.
+        Always = "always",
+        /// The system has it: what the last interval brought is lost when the power fails, and nothing when only the
+        /// broker ends, however it ends.
+        Interval = "interval",
+        /// The same, and when it comes to the disk is left to the system.
+        Never = "never",
+    }
+}
+
+words! {
     /// The least severe events that are logged.
     LogLevel {
         /// What makes the broker useless.
@@ -328,7 +341,8 @@ sections! {
         sessions_per_worker: u32 = 1_000_000, 1..=16_777_215;
         /// Subscriptions of one session. More: SUBACK 0x97. About 90 bytes each, and the filter.
         subscriptions_per_session: u32 = 1_000, 1..=1_000_000;
-        /// Messages that wait for one session. More: the newest is dropped and counted.
+        /// Messages that wait for one session. More: the newest is dropped and counted. Together with
+        /// inflight_messages_per_session at most 65,000: each has a Packet Identifier of its own.
         queued_messages_per_session: u32 = 1_000, 1..=1_000_000;
         /// Memory of the messages that wait for one session or are on their way to it, bytes.
         /// More: the newest is dropped and counted.
@@ -425,6 +439,28 @@ sections! {
         /// reconnects at once should use SCRAM or certificates. Worst case: each thread needs the
         /// memory of one hash, 19 MiB for those that `headgate passwd` makes.
         threads: u16 = 2, 1..=64;
+    }
+    /// Where persistent sessions, their queued messages and retained messages outlive the process.
+    store: StoreConfig {
+        /// Keep them. Off, they live in memory and end with the broker.
+        enabled: bool = true;
+        /// The store's folder. "" = store in the state folder.
+        path: PathBuf = PathBuf::new();
+        /// When a record is safe, and acknowledgements that wait for it leave. "always" = it is on the disk (records of all
+        /// workers are synced together); "interval" = the system has it, and is told to write it every fsync_interval_ms;
+        /// "never" = the system has it. kill -9 loses nothing at any level; a loss of power loses nothing at "always",
+        /// the last interval at "interval", and what the system hadn't written at "never".
+        fsync: StoreFsync = StoreFsync::Always;
+        /// How often the disk is synced at fsync = "interval", milliseconds.
+        fsync_interval_ms: u32 = 1_000, 10..=600_000;
+        /// What the store's files may occupy, bytes. Above it new persistent work is refused (0x97, quota exceeded) until
+        /// there is room again; QoS 0 and sessions without expiry go on.
+        bytes_max: u64 = 8 * 1_024 * 1_024 * 1_024, 268_435_456..=1_099_511_627_776;
+        /// What the messages of one session's queue may occupy in the store, bytes; a message above it is dropped as from a
+        /// full queue.
+        session_bytes_max: u32 = 16 * 1_024 * 1_024, 65_536..=1_073_741_824;
+        /// What has to stay free on the store's filesystem, bytes; below it new persistent work is refused as above.
+        reserve_bytes: u64 = 64 * 1_024 * 1_024, 0..=1_099_511_627_776;
     }
     /// How the broker is looked after.
     admin: AdminConfig {

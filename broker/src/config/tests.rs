@@ -41,6 +41,20 @@ fn load(name: &str, text: &str) -> Result<Loaded, ConfigError> {
     .load()
 }
 
+/// Each message that waits for a session or is on its way to it needs a Packet Identifier.
+#[test]
+fn there_are_packet_identifiers_for_all_that_may_wait() {
+    let limit = |n: u32| {
+        load(
+            "ids",
+            &format!("[limits]\nqueued_messages_per_session = {n}"),
+        )
+    };
+    assert!(limit(64_744).is_ok() && limit(64_745).is_err());
+    let class = |n: u32| load("ids", &format!("[quota.default]\nqueued_messages = {n}"));
+    assert!(class(64_744).is_ok() && class(64_745).is_err());
+}
+
 #[test]
 fn the_printed_file_parses_to_the_defaults() {
     let text = Config::defaults_toml();

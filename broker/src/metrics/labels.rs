@@ -75,6 +75,20 @@ label! {
 }
 
 label! {
+    /// What is refused while the store has no room or doesn't work.
+    StoreRefusal = "what" {
+        /// A PUBLISH that some persistent session would have to record, or that is to be retained.
+        Publish = "publish",
+        /// A CONNECT that needs a persistent session.
+        Connect = "connect",
+        /// A filter of a SUBSCRIBE in a persistent session.
+        Subscribe = "subscribe",
+        /// A message with QoS 0 that was to be retained: it is delivered and not retained.
+        Retain = "retain",
+    }
+}
+
+label! {
     /// Why a CONNECT was refused.
     Refusal = "reason" {
         /// Bad user name or password (0x86).

@@ -118,6 +118,7 @@ pub(super) fn core(
     to.queued_messages = from.queued_messages_per_session;
     to.session_bytes = from.memory_per_connection_bytes;
     to.send_buffer_bytes = from.send_buffer_bytes;
+    to.session_store_bytes = config.store.session_bytes_max;
     to.subscriptions_per_session = from.subscriptions_per_session;
     to.topic_levels = from.topic_levels;
     to.topic_aliases = from.topic_aliases;

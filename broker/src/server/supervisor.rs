@@ -2,11 +2,12 @@
 
 use super::{
     affinity,
+    durable::Durable,
     settings::{self, QuicParts, TlsParts},
 };
 use crate::{
     auth::{Chain, desk::Desk, pool::Pool},
-    cluster::Directory,
+    cluster::{Directory, LocalDirectory},
     config::Config,
     keys::Keys,
     limits::Admission,
@@ -18,7 +19,7 @@ use crate::{
         udp::{RecvBatch, UdpSocket},
     },
     quotas::QuotaBook,
-    store::MemoryStore,
+    store::{MemoryStore, Store, WorkerStore},
     worker::{Control, Parts, QuicOwn, Worker},
 };
 use headgate_common::route::Router;
@@ -53,7 +54,9 @@ pub(super) struct Workshop {
     pub shared: Arc<Shared>,
     config: Arc<Config>,
     start: Instant,
+    /// This start's number, for session ids.
     node_epoch: u32,
+    store: Option<Durable>,
     directory: Arc<dyn Directory>,
     chain: Arc<Chain>,
     pool: Option<Arc<Pool>>,
@@ -75,7 +78,7 @@ impl Workshop {
         tls: &TlsParts,
         (start, count): (Instant, usize),
         metrics: Arc<Metrics>,
-        directory: Arc<dyn Directory>,
+        shared: Arc<Shared>,
         quotas: Arc<QuotaBook>,
     ) -> Result<Self, TlsError> {
         let quic = match config.listen.quic {
@@ -86,11 +89,12 @@ impl Workshop {
         Ok(Self {
             metrics,
             mesh: Mesh::new(count),
-            shared: Arc::new(settings::shared(config, keys)),
+            shared,
             config: Arc::clone(config),
             start,
             node_epoch: settings::node_epoch(),
-            directory,
+            store: None,
+            directory: Arc::new(LocalDirectory::default()),
             chain: Arc::default(),
             pool: None,
             admission: Admission::new(settings::admission(config), start),
@@ -101,6 +105,18 @@ impl Workshop {
             incarnations: AtomicU32::new(0),
             controls: (0..count).map(|_| Arc::default()).collect(),
         })
+    }
+
+    /// Keeps sessions in a store.
+    pub fn keep_in(&mut self, store: Durable) {
+        self.node_epoch = store.start_number;
+        self.directory = Arc::clone(&store.directory) as Arc<dyn Directory>;
+        self.store = Some(store);
+    }
+
+    /// The store, if there is one.
+    pub fn store(&self) -> Option<&Durable> {
+        self.store.as_ref()
     }
 
     /// Says who clients are; without, nobody is let in who has to be asked about. Starts the
@@ -126,11 +142,16 @@ impl Workshop {
         &self.controls[usize::from(slot.0)]
     }
 
-    fn build(&self, slot: WorkerSlot, sockets: &WorkerSockets) -> io::Result<Worker> {
-        let incarnation = self.incarnations.fetch_add(1, Ordering::Relaxed);
+    fn build(
+        &self,
+        slot: WorkerSlot,
+        sockets: &WorkerSockets,
+        incarnation: u32,
+    ) -> io::Result<Worker> {
         let count = self.mesh.workers();
         let epochs = (self.node_epoch, incarnation);
-        let core = settings::core(&self.config, slot, count, epochs, self.quotas.limits())?;
+        let mut core = settings::core(&self.config, slot, count, epochs, self.quotas.limits())?;
+        core.limits.spills = self.store.is_some();
         let quic = match (&self.quic, &sockets.quic) {
             (Some(parts), Some(socket)) => Some(QuicOwn {
                 endpoint: parts.endpoint(slot),
@@ -151,7 +172,12 @@ impl Workshop {
             slot,
             start: self.start,
             core: Core::new(core, Arc::clone(&self.shared)),
-            store: Box::new(MemoryStore::default()),
+            store: match &self.store {
+                Some(store) => {
+                    Box::new(WorkerStore::new(Arc::clone(&store.lanes), slot)) as Box<dyn Store>
+                }
+                None => Box::new(MemoryStore::default()),
+            },
             directory: Arc::clone(&self.directory),
             desk: Desk::new(
                 slot,
@@ -173,13 +199,17 @@ impl Workshop {
     }
 
     /// What a worker that panicked has left behind.
-    fn clean_up(&self, slot: WorkerSlot) {
+    fn clean_up(&self, slot: WorkerSlot, incarnation: u32) {
         let metrics = self.metrics.worker(slot.0);
         metrics.restarts.inc();
         for &transport in Transport::ALL {
             metrics.connections[transport].store(0);
         }
-        self.directory.forget_worker(slot);
+        if let Some(store) = &self.store {
+            store.handle.worker_gone(slot, incarnation as u8);
+        }
+        // From here on the store's sessions come back, and messages that they may miss wait for that.
+        let _lost = self.directory.forget_worker(slot);
         self.shared.forget_worker(slot);
         for other in (0..self.mesh.workers())
             .map(|n| WorkerSlot(n as u8))
@@ -237,9 +267,10 @@ fn supervise(slot: WorkerSlot, sockets: &WorkerSockets, workshop: &Workshop, cpu
     let mut delay = RESTART_DELAY_MIN;
     loop {
         let begun = Instant::now();
+        let incarnation = workshop.incarnations.fetch_add(1, Ordering::Relaxed);
         let ended = catch_unwind(AssertUnwindSafe(|| {
             workshop
-                .build(slot, sockets)
+                .build(slot, sockets, incarnation)
                 .and_then(|mut worker| worker.run())
         }));
         match ended {
@@ -253,7 +284,7 @@ fn supervise(slot: WorkerSlot, sockets: &WorkerSockets, workshop: &Workshop, cpu
                 "a worker panicked and is restarted: a bug, please report it"
             ),
         }
-        workshop.clean_up(slot);
+        workshop.clean_up(slot, incarnation);
         if workshop.control(slot).is_ending() {
             return;
         }

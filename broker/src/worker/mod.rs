@@ -317,6 +317,7 @@ impl Worker {
         self.obey(clock);
         self.mail(clock);
         self.driver.authenticated(&mut self.conns, clock.time());
+        self.driver.stored(&mut self.conns, clock.time());
         self.udp(clock);
         self.accept(clock);
         self.timers(clock);
@@ -507,6 +508,7 @@ impl Worker {
             || self.conns.has_scheduled()
             || self.mesh.has_mail(self.slot)
             || self.driver.has_authenticated()
+            || self.driver.has_stored()
     }
 
     fn sleep(&mut self) -> io::Result<()> {

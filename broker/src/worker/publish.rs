@@ -2,7 +2,9 @@
 
 use crate::{
     limits::Limit,
-    metrics::{DatagramDrop, MessageDrop, Number, Qos, QuotaRate, Refusal, WorkerMetrics},
+    metrics::{
+        DatagramDrop, MessageDrop, Number, Qos, QuotaRate, Refusal, StoreRefusal, WorkerMetrics,
+    },
     net::udp::SendCounters,
 };
 use headgate_core::Counters;
@@ -25,6 +27,7 @@ impl Published {
             };
         }
         let (refused, dropped) = (&metrics.refused, &metrics.messages_dropped);
+        let store_refused = &metrics.store_refused;
         grow! {
             metrics.packets_received => packets_in,
             metrics.packets_sent => packets_out,
@@ -69,6 +72,11 @@ impl Published {
             refused[Limit::ReceiveMaximum] => limit_receive_maximum,
             refused[Limit::QueuedMessagesPerSession] => limit_queued_messages,
             refused[Limit::MemoryPerConnectionBytes] => limit_session_bytes,
+            refused[Limit::SessionStoreBytes] => limit_session_store_bytes,
+            store_refused[StoreRefusal::Publish] => storage_refused_publish,
+            store_refused[StoreRefusal::Connect] => storage_refused_connect,
+            store_refused[StoreRefusal::Subscribe] => storage_refused_subscribe,
+            store_refused[StoreRefusal::Retain] => storage_not_retained,
         }
         metrics.clients.store(now.clients);
         metrics.sessions.store(now.sessions);

@@ -1,9 +1,11 @@
 //! Clients of the load that this project did not write: mosquitto_pub, mosquitto_sub and Paho.
 
+use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -23,31 +25,48 @@ pub fn available() -> Result<(), String> {
     Client::Paho5.available()
 }
 
+/// Last lines of a program that has ended by itself, for the account.
+const LAST_LINES: usize = 12;
+
 /// A foreign program that runs until this is dropped.
 #[derive(Debug)]
 pub struct Foreign {
     child: Child,
     reader: Option<JoinHandle<()>>,
+    is_over: Arc<AtomicBool>,
 }
 
 impl Foreign {
-    /// Starts a program and hands its lines, one by one, to `take`.
-    fn start(mut command: Command, mut take: impl FnMut(&str) + Send + 'static) -> Self {
+    /// Starts a program and hands its lines, one by one, to `take`. One that ends before this is dropped is a problem.
+    fn start(
+        mut command: Command,
+        ledger: Arc<Ledger>,
+        mut take: impl FnMut(&str) + Send + 'static,
+    ) -> Self {
+        let is_over = Arc::new(AtomicBool::new(false));
         let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .stderr(Stdio::null())
+            .stderr(Stdio::inherit())
             .spawn()
             .unwrap_or_else(|error| panic!("starting {command:?}: {error}"));
         let output: ChildStdout = child.stdout.take().expect("its output is ours");
+        let was_wanted = Arc::clone(&is_over);
         let reader = thread::spawn(move || {
+            let mut last = VecDeque::new();
             for line in BufReader::new(output).lines().map_while(Result::ok) {
                 take(&line);
+                last.push_back(line);
+                last.drain(..last.len().saturating_sub(LAST_LINES));
+            }
+            if !was_wanted.load(Ordering::Relaxed) {
+                ledger.problem(format!("{command:?} has ended: {last:#?}"));
             }
         });
         Self {
             child,
             reader: Some(reader),
+            is_over,
         }
     }
 
@@ -58,6 +77,7 @@ impl Foreign {
 
 impl Drop for Foreign {
     fn drop(&mut self) {
+        self.is_over.store(true, Ordering::Relaxed);
         // It may have ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -86,7 +106,10 @@ pub fn subscribe(
         }
         Client::Mosquitto311 | Client::Mosquitto5 => {
             let is_old = client == Client::Mosquitto311;
-            let (version, qos) = if is_old { ("311", "1") } else { ("5", "2") };
+            let version = if is_old { "311" } else { "5" };
+            // With QoS 2, libmosquitto 2.0.11 takes a PUBLISH that comes again after a reconnect for another message with the
+            // same identifier, and hands the old one out again when the identifier is used anew.
+            let qos = "1";
             let mut command = Command::new("stdbuf");
             command.args([
                 "-oL",
@@ -103,19 +126,19 @@ pub fn subscribe(
             if !is_old {
                 command.args(["-x", "3600"]);
             }
-            (command, "Subscribed", if is_old { 1 } else { 2 })
+            (command, "Subscribed", 1)
         }
         other => panic!("{other} is no subscriber of this load"),
     };
     ledger.subscribed(name, qos);
     let (sender, subscribed) = std::sync::mpsc::channel();
-    let ledger = Arc::clone(ledger);
-    let foreign = Foreign::start(command, move |line| {
+    let account = Arc::clone(ledger);
+    let foreign = Foreign::start(command, Arc::clone(ledger), move |line| {
         if line.starts_with(ready) {
             // Nobody listens any more when it subscribes again.
             let _ = sender.send(());
         } else if line.contains(':') && line.starts_with(|first: char| first.is_ascii_digit()) {
-            ledger.received(name, line);
+            account.received(name, line);
         }
     });
     subscribed
@@ -139,7 +162,7 @@ pub fn publish_with_paho(
     command.args(["--id", &name, "--topic", TOPICS]);
     let (sender, answers) = std::sync::mpsc::channel();
     let account = Arc::clone(ledger);
-    let mut paho = Foreign::start(command, move |line| {
+    let mut paho = Foreign::start(command, Arc::clone(ledger), move |line| {
         let Some((answer, payload)) = line.split_once(' ') else {
             return;
         };

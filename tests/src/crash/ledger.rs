@@ -16,6 +16,11 @@ const EXAMPLES_MAX: usize = 10;
 /// Bytes of a payload: an identifier, and something behind it.
 const PAYLOAD_BYTES: usize = 100;
 
+/// The number of a publisher that repeats and reorders by itself, so that only losses are judged: Paho sends what is new as
+/// soon as it has sent CONNECT, and what it has to repeat when CONNACK has come; and when a connection fails before that, it
+/// forgets which messages had their PUBREC, and sends them as new ones.
+pub const FORGETFUL: u8 = 100;
+
 /// A message of the load. Those of one publisher with one QoS have a topic of their own, and numbers in the order in
 /// which they are published.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -203,7 +208,7 @@ impl Received {
         for &(id, when) in &self.messages {
             let finding = || Finding::new(subscriber, id, when);
             if !seen.insert(id) {
-                if id.qos.min(self.qos) == 2 {
+                if id.qos.min(self.qos) == 2 && id.publisher != FORGETFUL {
                     verdict.duplicates.push(finding());
                 } else {
                     verdict.repeated += 1;
@@ -211,7 +216,7 @@ impl Received {
                 continue;
             }
             let last = last.entry((id.publisher, id.qos)).or_insert(id.number);
-            if id.number < *last {
+            if id.number < *last && id.publisher != FORGETFUL {
                 verdict.disordered.push(finding());
             }
             *last = id.number.max(*last);
@@ -290,12 +295,29 @@ impl fmt::Display for Verdict {
             for finding in findings.iter().take(EXAMPLES_MAX) {
                 writeln!(out, "  {kind}: {} for {}", finding.id, finding.subscriber)?;
             }
+            for ((publisher, qos, subscriber), count) in counted(findings) {
+                writeln!(
+                    out,
+                    "  {kind}: {count} of {publisher}:{qos} for {subscriber}"
+                )?;
+            }
         }
         for problem in self.problems.iter().take(EXAMPLES_MAX) {
             writeln!(out, "  {problem}")?;
         }
         Ok(())
     }
+}
+
+/// How many findings there are for each publisher, QoS and subscriber.
+fn counted(findings: &[Finding]) -> BTreeMap<(u8, u8, &str), usize> {
+    let mut counts = BTreeMap::new();
+    for Finding { subscriber, id, .. } in findings {
+        *counts
+            .entry((id.publisher, id.qos, subscriber.as_str()))
+            .or_default() += 1;
+    }
+    counts
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use headgate_codec::QoS;
 
 use super::foreign::{self, Foreign};
-use super::ledger::{Ledger, Verdict};
+use super::ledger::{FORGETFUL, Ledger, Verdict};
 use super::publisher::Publisher;
 use super::subscriber::{Presence, Subscriber};
 use crate::clients::Client;
@@ -26,7 +26,7 @@ const SETTLE: Duration = Duration::from_millis(700);
 const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Numbers of the foreign publishers.
-const PAHO: u8 = 100;
+const PAHO: u8 = FORGETFUL;
 const MOSQUITTO: u8 = 101;
 
 /// Which clients a load has.

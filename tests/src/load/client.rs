@@ -110,17 +110,20 @@ impl ServerCertVerifier for Unverified {
     }
 }
 
-/// CONNECT of a new session that ends with its connection.
-pub(super) fn connect(client_id: &str) -> Bytes {
+/// CONNECT. Without a Session Expiry Interval (seconds) it is a new session that ends with its connection.
+pub(super) fn connect(client_id: &str, expiry_s: Option<u32>) -> Bytes {
     bytes_of(&Packet::Connect(Box::new(Connect {
         version: Version::V5,
-        clean_start: true,
+        clean_start: expiry_s.is_none(),
         keep_alive_s: 600,
         client_id: Text::from(client_id),
         will: None,
         user_name: None,
         password: None,
-        properties: ConnectProperties::default(),
+        properties: ConnectProperties {
+            session_expiry_s: expiry_s,
+            ..ConnectProperties::default()
+        },
     })))
 }
 

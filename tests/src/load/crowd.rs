@@ -38,6 +38,7 @@ pub struct Crowd {
     members: Vec<Member>,
     buffer: Vec<u8>,
     counts: Counts,
+    expiry_s: Option<u32>,
 }
 
 /// What has happened so far.
@@ -71,6 +72,8 @@ struct Session {
     qos: QoS,
     cutter: Cutter,
     deliveries: u64,
+    acknowledged: u64,
+    expiry_s: Option<u32>,
     /// Packets for the broker.
     output: Vec<u8>,
 }
@@ -97,7 +100,15 @@ impl Crowd {
             members: Vec::new(),
             buffer: vec![0; READ_BYTES],
             counts: Counts::default(),
+            expiry_s: None,
         }
+    }
+
+    /// Sessions that are connected from now on outlive their connections by an hour.
+    #[must_use]
+    pub fn with_lasting_sessions(mut self) -> Self {
+        self.expiry_s = Some(3_600);
+        self
     }
 
     /// What has happened so far.
@@ -108,6 +119,11 @@ impl Crowd {
     /// PUBLISH packets that came to one member.
     pub fn deliveries(&self, member: MemberRef) -> u64 {
         self.members[member.0].session.deliveries
+    }
+
+    /// PUBLISH packets with QoS 1 of one member that the broker has acknowledged.
+    pub fn acknowledged(&self, member: MemberRef) -> u64 {
+        self.members[member.0].session.acknowledged
     }
 
     /// Begins to connect a client that subscribes to `filters` with `qos`. PUBLISH packets with QoS 1 are acknowledged.
@@ -140,6 +156,8 @@ impl Crowd {
             qos,
             cutter: Cutter::default(),
             deliveries: 0,
+            acknowledged: 0,
+            expiry_s: self.expiry_s,
             output: Vec::new(),
         };
         let mut unsent = Vec::new();
@@ -209,7 +227,8 @@ const UPGRADE: &str = "GET /mqtt HTTP/1.1\r\nHost: localhost\r\nUpgrade: websock
 
 impl Session {
     fn begin(&mut self) {
-        self.output.extend_from_slice(&client::connect(&self.id));
+        self.output
+            .extend_from_slice(&client::connect(&self.id, self.expiry_s));
     }
 
     /// Takes bytes of the broker.
@@ -220,7 +239,9 @@ impl Session {
             qos,
             cutter,
             deliveries,
+            acknowledged,
             output,
+            expiry_s: _,
         } = self;
         cutter.cut(bytes, |reply| match reply {
             Reply::Publish { packet_id } => {
@@ -231,7 +252,10 @@ impl Session {
                     output.extend_from_slice(&[0x40, 2, high, low]);
                 }
             }
-            Reply::PubAck => counts.acknowledged += 1,
+            Reply::PubAck => {
+                *acknowledged += 1;
+                counts.acknowledged += 1;
+            }
             Reply::ConnAck { accepted } => {
                 assert!(accepted, "{id} is refused");
                 match filters.is_empty() {

@@ -362,7 +362,7 @@ impl Client {
     fn start(&mut self) {
         self.control = self.connection.streams().open(Dir::Bi);
         assert!(self.control.is_some(), "the broker allows a control stream");
-        self.unsent.push_back(client::connect(&self.id));
+        self.unsent.push_back(client::connect(&self.id, None));
         if !self.filters.is_empty() {
             self.unsent
                 .push_back(client::subscribe(&self.filters, QoS::AtMostOnce));

@@ -1,7 +1,7 @@
 //! What may happen next between the parts of the world, and how it does.
 
 use headgate_codec::Packet;
-use headgate_core::{Completion, Input, WorkerSlot};
+use headgate_core::{Completion, Input, StorageState, WorkerSlot};
 use std::hash::Hash;
 
 use super::draw::Rng;
@@ -15,8 +15,23 @@ pub(super) enum Event {
     Mesh(usize, usize),
     Claim(usize),
     Answer(usize),
+    /// A commit is written.
+    Write,
+    /// What is written is safe.
+    Sync,
+    /// The disk works again.
+    Repair,
+    /// A worker learns what is safe.
     Persist(usize),
+    /// A worker gets a part of a queue.
+    Load(usize),
+    /// A worker gets a session of a lost one.
+    Recover(usize),
     Gone(usize),
+    /// A session comes from the store.
+    Restore,
+    /// A worker learns that all sessions are there.
+    Restored(usize),
     Backlog(usize),
     Up(LinkId),
     HangUp(LinkId),
@@ -47,17 +62,42 @@ impl World {
                     );
                 }
             }
-            Event::Claim(worker) => self.execute_claim(worker, rng),
+            Event::Claim(worker) => {
+                let open = self.open_claims(worker);
+                self.execute_claim(worker, open[rng.below(open.len())]);
+            }
             Event::Answer(worker) => {
                 let answers = &mut self.workers[worker].answers;
                 let answer = answers.swap_remove(rng.below(answers.len()));
                 self.feed(worker, Input::Completed(answer));
             }
-            Event::Persist(worker) => self.persist(worker, rng),
+            Event::Write => self.store.write(&self.shared.retained, rng),
+            Event::Sync => {
+                for (worker, op) in self.store.sync(rng) {
+                    self.workers[worker].safe.push_back(op);
+                }
+            }
+            Event::Repair => {
+                self.store.has_failed = false;
+                for worker in 0..self.workers.len() {
+                    self.feed(worker, Input::Storage(StorageState::Ok));
+                }
+            }
+            Event::Persist(worker) => self.persist(worker),
+            Event::Load(index) => self.load(index),
+            Event::Recover(index) => {
+                let wanted = self.store.wanted.remove(index);
+                let session = self.store.find(&wanted.client_id);
+                let op = wanted.op;
+                let answer = Completion::Recovered { op, session };
+                self.feed(wanted.worker, Input::Completed(answer));
+            }
             Event::Gone(worker) => {
                 let gone = self.workers[worker].gone.remove(0);
                 self.feed(worker, Input::WorkerGone { worker: gone });
             }
+            Event::Restore => self.restore_next(),
+            Event::Restored(worker) => self.tell_restored(worker),
             Event::Backlog(worker) => self.feed(worker, Input::Timeout),
             Event::Up(link) => self.go_up(link, rng),
             Event::HangUp(link) => self.hang_up(link),
@@ -67,14 +107,32 @@ impl World {
         true
     }
 
+    /// Claims that can be answered: of a client whose session is still to come none can.
+    fn open_claims(&self, worker: usize) -> Vec<usize> {
+        let is_coming = |claim: &Claim| {
+            let coming = self.restoring.iter();
+            coming
+                .into_iter()
+                .any(|(_, s)| s.client_id == claim.client_id)
+        };
+        let claims = self.workers[worker].claims.iter().enumerate();
+        let open = claims.filter(|(_, claim)| !is_coming(claim));
+        open.map(|(index, _)| index).collect()
+    }
+
     pub(super) fn list_events(&mut self, internal: bool) {
+        let can_claim: Vec<bool> = (0..self.workers.len())
+            .map(|w| !self.workers[w].claims.is_empty() && !self.open_claims(w).is_empty())
+            .collect();
         let Self {
+            restoring,
             events,
             mesh,
             workers,
             links,
             live,
             now,
+            store,
             ..
         } = self;
         events.clear();
@@ -87,14 +145,26 @@ impl World {
         }
         for (i, worker) in workers.iter().enumerate() {
             let mut may = |can: bool, event| events.extend(can.then_some(event));
-            may(!worker.claims.is_empty(), Event::Claim(i));
+            may(can_claim[i], Event::Claim(i));
+            may(worker.is_restored, Event::Restored(i));
             may(!worker.answers.is_empty(), Event::Answer(i));
-            may(!worker.unsafe_records.is_empty(), Event::Persist(i));
+            may(!worker.safe.is_empty(), Event::Persist(i));
             may(!worker.gone.is_empty(), Event::Gone(i));
             may(
                 worker.core.next_timeout().is_some_and(|at| at <= *now),
                 Event::Backlog(i),
             );
+        }
+        let mut may = |can: bool, event| events.extend(can.then_some(event));
+        may(store.can_write(), Event::Write);
+        may(store.can_sync(), Event::Sync);
+        may(store.has_failed, Event::Repair);
+        may(!restoring.is_empty(), Event::Restore);
+        if let Some(index) = store.answerable() {
+            may(true, Event::Load(index));
+        }
+        if let Some(index) = store.findable() {
+            may(true, Event::Recover(index));
         }
         if internal {
             return;
@@ -110,14 +180,14 @@ impl World {
         }
     }
 
-    pub(super) fn execute_claim(&mut self, worker: usize, rng: &mut Rng) {
+    pub(super) fn execute_claim(&mut self, worker: usize, index: usize) {
         let claims = &mut self.workers[worker].claims;
         let Claim {
             op,
             client_id,
             expected,
             new,
-        } = claims.remove(rng.below(claims.len()));
+        } = claims.remove(index);
         let current = self.directory.get(&client_id).copied();
         let result = if current == expected {
             match new {
@@ -133,11 +203,27 @@ impl World {
             .push(Completion::Claimed { op, result });
     }
 
-    /// The store finishes some records.
-    pub(super) fn persist(&mut self, worker: usize, rng: &mut Rng) {
-        let records = &mut self.workers[worker].unsafe_records;
-        let last = rng.below(records.len());
-        let Some(up_to) = records.drain(..=last).next_back() else {
+    /// A part of a queue comes from the store.
+    fn load(&mut self, index: usize) {
+        let asked = self.store.asked.remove(index);
+        let failed = self.store.has_failed;
+        let (messages, more) = match failed {
+            true => (Vec::new(), false),
+            false => self.store.read(&asked),
+        };
+        let answer = Completion::Loaded {
+            op: asked.op,
+            handle: asked.handle,
+            messages,
+            more,
+            failed,
+        };
+        self.feed(asked.worker, Input::Completed(answer));
+    }
+
+    /// A worker learns that records are safe.
+    pub(super) fn persist(&mut self, worker: usize) {
+        let Some(up_to) = self.workers[worker].safe.pop_front() else {
             return;
         };
         self.model.persisted(worker, up_to);

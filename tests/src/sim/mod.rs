@@ -17,6 +17,7 @@ mod operations;
 mod outputs;
 mod run;
 mod shrink;
+mod store;
 mod world;
 
 use std::fmt;

@@ -39,6 +39,10 @@ pub(crate) struct Scenario {
     pub(crate) receive_maximum: u16,
     pub(crate) inflight_messages: u16,
     pub(crate) topic_aliases: u16,
+    /// What is safe is synced: the power may go. Otherwise it is what the process has written.
+    pub(crate) syncs: bool,
+    /// Long queues are in the store only.
+    pub(crate) spills: bool,
 }
 
 /// One operation, and the seed of all that happens by chance between it and the next.
@@ -85,6 +89,8 @@ pub(crate) enum Op {
     Settle,
     /// A worker panics and is built anew.
     Crash { worker: usize },
+    /// The power goes and comes back: every worker begins anew with what the disk has kept.
+    Restart,
 }
 
 /// A CONNECT.
@@ -182,6 +188,8 @@ fn scenario(draw: &mut Draw<'_>) -> Scenario {
         receive_maximum: draw.pick(&[20, 3]),
         inflight_messages: draw.pick(&[20, 2]),
         topic_aliases: draw.pick(&[4, 2, 0]),
+        syncs: !draw.one_in(4),
+        spills: !draw.one_in(4),
     }
 }
 
@@ -246,7 +254,8 @@ fn step(scenario: &Scenario, draw: &mut Draw<'_>) -> Step {
         84..94 => Op::Advance {
             ms: draw.pick(&[100, 700, 1_000, 1_400, 2_500, 5_200, 11_000, 40_000]),
         },
-        94..99 => Op::Settle,
+        94..97 => Op::Settle,
+        97..99 => Op::Restart,
         _ => Op::Crash {
             worker: draw.below(scenario.workers),
         },

@@ -1,10 +1,11 @@
 //! The executor of the cores' outputs, which shows each of them to the model.
 
 use headgate_codec::{Packet, decode};
-use headgate_core::{AuthResult, Completion, ConnId, Granted, Input, Mesh, Output, Record};
+use headgate_core::{AuthResult, Completion, ConnId, Granted, Input, Mesh, OpId, Output, Record};
 use std::hash::Hash;
 
 use super::network::{LinkId, bytes_of};
+use super::store::{Asked, Kept, Unit, Wanted};
 use super::world::{Claim, World};
 
 /// Outputs of one input, at most.
@@ -25,6 +26,12 @@ impl World {
             self.perform(worker, output);
         }
         self.out = out;
+        let unit = std::mem::take(&mut self.unit);
+        self.store.push(Unit { worker, ..unit });
+        // It knows what this input has recorded.
+        self.loads.drain(..).for_each(|asked| self.store.ask(asked));
+        let wanted = self.recoveries.drain(..);
+        wanted.for_each(|wanted| self.store.look_for(wanted));
     }
 
     /// A will shows for the first time.
@@ -67,16 +74,34 @@ impl World {
             Output::Persist {
                 op,
                 session,
+                epoch,
+                sequence,
                 record,
-                ..
             } => {
-                let records = &mut self.workers[worker].unsafe_records;
-                assert!(
-                    records.back().is_none_or(|last| *last < op),
-                    "operations count up"
-                );
-                records.push_back(op);
-                self.model.persisting(worker, op, session, &record);
+                let kept = Kept {
+                    session,
+                    epoch,
+                    sequence,
+                    record,
+                };
+                self.record(worker, op, kept);
+            }
+            Output::Join { txn, weight } => self.unit.joins.push((txn, weight)),
+            Output::Unjoin { txn } => self.store.unjoin(txn),
+            Output::Load {
+                op,
+                session,
+                handle,
+                after,
+                messages_max,
+                bytes_max,
+            } => {
+                let limits = (messages_max, bytes_max);
+                let asked = Asked::new(worker, (op, handle), (session, after), limits);
+                self.loads.push(asked);
+            }
+            Output::Recover { op, client_id } => {
+                self.recoveries.push(Wanted::new(worker, op, client_id));
             }
             Output::Penalty { .. } => panic!("no class has a rate"),
             // Everybody is let in, some time.
@@ -99,6 +124,23 @@ impl World {
                 });
             }
         }
+    }
+
+    /// A record joins the others of the same input.
+    fn record(&mut self, worker: usize, op: OpId, kept: Kept) {
+        assert!(self.workers[worker].last_record < op, "operations count up");
+        self.workers[worker].last_record = op;
+        self.unit.last = Some(op);
+        self.note(|| {
+            let (session, sequence) = (kept.session.counter, kept.sequence);
+            format!(
+                "  worker {worker} records {session} {sequence}: {:?}",
+                kept.record
+            )
+        });
+        self.model
+            .persisting(worker, op, kept.session, &kept.record);
+        self.unit.records.push(kept);
     }
 
     pub(super) fn link_of(&self, worker: usize, conn: ConnId) -> Option<LinkId> {

@@ -76,6 +76,7 @@ fn apply(world: &mut World, op: &Op, rng: &mut Rng) {
             world.settle(true, rng);
             world.crash(worker);
         }
+        Op::Restart => world.restart(rng),
     }
 }
 

@@ -5,7 +5,7 @@ use bytes::BytesMut;
 use headgate_codec::{Packet, Text, encode};
 use headgate_core::{
     Completion, ConnId, Core, CoreConfig, CoreLimits, Input, Mesh, OpId, Output, Owner, Peer,
-    RetainedLimits, Shared, Time, Transport, WorkerSlot,
+    RestoredSession, RetainedLimits, Shared, Time, Transport, WorkerSlot,
 };
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -19,6 +19,7 @@ use super::events::Event;
 use super::model::{Model, SessionNo};
 use super::network::{Link, LinkId};
 use super::operations::{PACKET_BYTES_MAX, Scenario};
+use super::store::{Asked, Store, Unit, Wanted};
 
 /// A compare-and-set that the directory hasn't done.
 pub(super) struct Claim {
@@ -34,10 +35,13 @@ pub(super) struct Worker {
     pub(super) claims: Vec<Claim>,
     /// The directory's answers, not at the worker yet.
     pub(super) answers: Vec<Completion>,
-    /// Records that the store hasn't finished.
-    pub(super) unsafe_records: VecDeque<OpId>,
+    pub(super) last_record: OpId,
+    /// What the store has finished, not known at the worker.
+    pub(super) safe: VecDeque<OpId>,
     /// Other workers that have stopped, which this one doesn't know.
     pub(super) gone: Vec<WorkerSlot>,
+    /// All sessions are there, which this one doesn't know.
+    pub(super) is_restored: bool,
 }
 
 /// Everything of one run.
@@ -57,6 +61,15 @@ pub(crate) struct World {
     /// From worker to worker, in order: at `from * workers + to`.
     pub(super) mesh: Vec<VecDeque<Mesh>>,
     pub(super) by_conn: BTreeMap<(usize, u32), LinkId>,
+    pub(super) store: Store,
+    /// Sessions that are still to come from it, each with its worker.
+    pub(super) restoring: VecDeque<(usize, RestoredSession)>,
+    /// What the worker whose outputs are being done records.
+    pub(super) unit: Unit,
+    pub(super) loads: Vec<Asked>,
+    pub(super) recoveries: Vec<Wanted>,
+    /// How often everything was started.
+    pub(super) starts: u32,
     pub(super) out: Vec<Output>,
     pub(super) events: Vec<Event>,
     pub(super) unsettled_ms: u64,
@@ -77,7 +90,7 @@ impl World {
         let limits = limits(scenario);
         let shared = Arc::new(Shared::new([1, 2], RetainedLimits::default()));
         let workers = (0..scenario.workers)
-            .map(|w| Worker::new(w, 0, &limits, scenario, &shared))
+            .map(|w| Worker::new(w, (0, 0), &limits, scenario, &shared))
             .collect();
         Self {
             now: Time(1_000),
@@ -94,6 +107,12 @@ impl World {
                 .map(|_| VecDeque::new())
                 .collect(),
             by_conn: BTreeMap::new(),
+            store: Store::new(scenario.syncs),
+            restoring: VecDeque::new(),
+            unit: Unit::default(),
+            loads: Vec::new(),
+            recoveries: Vec::new(),
+            starts: 0,
             out: Vec::new(),
             events: Vec::new(),
             unsettled_ms: 0,
@@ -199,6 +218,7 @@ impl World {
             count += 1;
             assert!(count < EVENTS_MAX, "it never comes to rest");
         }
+        assert!(!self.store.has_rest(), "records that never become safe");
         self.unsettled_ms = 0;
         let quiet: Vec<bool> = self
             .clients
@@ -213,6 +233,15 @@ impl World {
         self.unsettled_ms += ms;
         if self.unsettled_ms > UNSETTLED_MS_MAX {
             self.settle(true, rng);
+        }
+        // It takes no time, so that what is held back is as old as when it came.
+        while !self.restoring.is_empty() {
+            self.restore_next();
+        }
+        for worker in 0..self.workers.len() {
+            if self.workers[worker].is_restored {
+                self.tell_restored(worker);
+            }
         }
         let until = self.now.after_ms(ms);
         loop {
@@ -253,13 +282,97 @@ impl World {
         self.shared.forget_worker(slot);
         let incarnation = self.workers[worker].incarnation + 1;
         let limits = limits(&self.scenario);
-        self.workers[worker] =
-            Worker::new(worker, incarnation, &limits, &self.scenario, &self.shared);
+        self.workers[worker] = Worker::new(
+            worker,
+            (incarnation, self.starts),
+            &limits,
+            &self.scenario,
+            &self.shared,
+        );
+        self.store.forget_worker(worker);
         for (other, w) in self.workers.iter_mut().enumerate() {
             if other != worker {
                 w.gone.push(slot);
             }
         }
+    }
+
+    /// The power goes: all workers stop, all connections are gone, and everything begins anew with what the disk has
+    /// kept.
+    pub(crate) fn restart(&mut self, rng: &mut Rng) {
+        self.dropped_before += self.workers.iter().map(|w| dropped(&w.core)).sum::<u64>();
+        for &link in &self.live {
+            let l = &mut self.links[link];
+            (l.server_open, l.reading) = (false, false);
+            l.outbox.clear();
+        }
+        self.store.restart(rng);
+        self.starts += 1;
+        self.shared = Arc::new(Shared::new([1, 2], RetainedLimits::default()));
+        self.directory.clear();
+        self.mesh.iter_mut().for_each(VecDeque::clear);
+        let limits = limits(&self.scenario);
+        self.workers = (0..self.scenario.workers)
+            .map(|w| Worker::new(w, (0, self.starts), &limits, &self.scenario, &self.shared))
+            .collect();
+        self.model.now = self.now;
+        self.model.restarted(&self.store.db, self.now);
+        let retained: Vec<_> = self.store.db.retained.values().cloned().collect();
+        self.shared.retained.begin_loading();
+        let restored: Vec<RestoredSession> = self
+            .store
+            .db
+            .sessions
+            .values()
+            .map(|s| s.to_restore())
+            .collect();
+        let workers = self.scenario.workers;
+        self.restoring = restored
+            .into_iter()
+            .enumerate()
+            .map(|(i, session)| (i % workers, session))
+            .collect();
+        for (worker, session) in &self.restoring {
+            self.store.place(session.id, *worker);
+        }
+        self.shared.begin_restoring();
+        self.end_restoring();
+        self.shared.retained.restore(retained, self.now);
+        self.shared.retained.finish_loading();
+        for worker in 0..self.workers.len() {
+            self.feed(worker, Input::RetainedLoaded);
+        }
+    }
+
+    /// A session comes from the store.
+    pub(super) fn restore_next(&mut self) {
+        let Some((worker, session)) = self.restoring.pop_front() else {
+            return;
+        };
+        self.note(|| format!("  restored: {session:?}"));
+        self.feed(worker, Input::Restore(Box::new(session)));
+        // Nobody else may claim the client before.
+        let claim = self.workers[worker].claims.len() - 1;
+        self.execute_claim(worker, claim);
+        self.end_restoring();
+    }
+
+    /// The workers are told when no session is to come any more.
+    fn end_restoring(&mut self) {
+        if self.restoring.is_empty() && self.shared.is_restoring() {
+            self.shared.finish_restoring();
+            self.model.all_restored();
+            self.workers.iter_mut().for_each(|w| w.is_restored = true);
+        }
+    }
+
+    /// A worker learns that all sessions are there.
+    pub(super) fn tell_restored(&mut self, worker: usize) {
+        self.workers[worker].is_restored = false;
+        let of_worker = self.by_conn.iter().filter(|((w, _), _)| *w == worker);
+        let links: Vec<LinkId> = of_worker.map(|(_, link)| *link).collect();
+        self.model.go_on_restored(&links);
+        self.feed(worker, Input::SessionsRestored);
     }
 
     /// Messages that a full queue has cost.
@@ -316,7 +429,7 @@ impl World {
 impl Worker {
     fn new(
         worker: usize,
-        incarnation: u8,
+        (incarnation, start): (u8, u32),
         limits: &CoreLimits,
         scenario: &Scenario,
         shared: &Arc<Shared>,
@@ -324,13 +437,16 @@ impl Worker {
         let all = (0..scenario.workers).map(|w| WorkerSlot(w as u8)).collect();
         let mut config = CoreConfig::new(WorkerSlot(worker as u8), all, [7, worker as u64]);
         (config.limits, config.incarnation) = (limits.clone(), incarnation);
+        config.epoch = start;
         Self {
             core: Core::new(config, Arc::clone(shared)),
             incarnation,
             claims: Vec::new(),
             answers: Vec::new(),
-            unsafe_records: VecDeque::new(),
+            last_record: OpId(0),
+            safe: VecDeque::new(),
             gone: Vec::new(),
+            is_restored: false,
         }
     }
 }
@@ -347,6 +463,7 @@ fn limits(scenario: &Scenario) -> CoreLimits {
         receive_maximum: scenario.receive_maximum,
         inflight_messages: scenario.inflight_messages,
         topic_aliases: scenario.topic_aliases,
+        spills: scenario.spills,
         queued_messages: if scenario.tight {
             6
         } else {

@@ -21,7 +21,8 @@ use tally::Tally;
 /// What `cargo xtask test` takes.
 #[derive(clap::Args)]
 pub struct Options {
-    /// Also the long runs: each fuzz target for a minute, property tests with many more cases, ten times the simulation's seeds
+    /// Also the long runs: each fuzz target for a minute, property tests with many more cases, ten times the simulation's
+    /// seeds, 50 kills and losses of power
     #[arg(long)]
     full: bool,
 }
@@ -43,6 +44,12 @@ const SIMULATION_SEEDS: &str = "HEADGATE_SIM_SEEDS";
 
 /// Seeds in `--full`.
 const SIMULATION_SEEDS_FULL: &str = "100000";
+
+/// How often the broker is killed under load, and how often the power is lost as well; with the numbers for `--full`.
+const CRASHES_FULL: [(&str, &str); 2] = [
+    ("HEADGATE_CRASH_ROUNDS", "50"),
+    ("HEADGATE_POWER_ROUNDS", "50"),
+];
 
 /// Runs the command.
 ///
@@ -182,9 +189,15 @@ impl Session {
             .env("PROPTEST_CASES", PROPERTY_CASES_FULL);
         self.cargo_test("properties", &mut test)?;
         let mut test = shell::cargo();
-        test.args(["test", "-p", "headgate-tests", "--test", "simulation"])
+        // As a part of the workspace: alone, its dependencies would be built once more with other features.
+        test.args(["test", "--workspace", "--test", "simulation"])
             .env(SIMULATION_SEEDS, SIMULATION_SEEDS_FULL);
         self.cargo_test("simulation", &mut test)?;
+        let mut test = shell::cargo();
+        test.args(["test", "--workspace"])
+            .args(["--test", "durability_kill", "--test", "durability_power"])
+            .envs(CRASHES_FULL);
+        self.cargo_test("crashes", &mut test)?;
         for outcome in fuzz::run()? {
             match outcome {
                 fuzz::Outcome::Passed { target, took } => {

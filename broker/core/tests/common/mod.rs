@@ -2,16 +2,18 @@
 #![expect(dead_code, reason = "each test file uses its part of the harness")]
 
 mod auth;
+mod lost;
 mod packets;
 
 use bytes::{Bytes, BytesMut};
 use headgate_codec::{
-    Connect, DisconnectProperties, Packet, QoS, ReasonCode, SubscriptionOptions, Version, decode,
-    frame_len,
+    Connect, DisconnectProperties, Packet, QoS, ReasonCode, SubscriptionOptions, Text, Version,
+    decode, frame_len,
 };
 use headgate_core::{
     ClientCertificate, Completion, ConnId, Core, CoreConfig, Counters, Frame, Input, Mesh, OpId,
-    Output, Owner, Peer, RetainedLimits, Shared, Time, Transport, WorkerSlot,
+    Output, Owner, Peer, Record, RetainedLimits, SessionId, Shared, Time, Transport, Txn,
+    WorkerSlot,
 };
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -71,6 +73,15 @@ pub struct World {
     pub asked: VecDeque<auth::Asked>,
     /// Penalties that were put on connections and taken off, in their order.
     pub penalties: Vec<(usize, ConnId, Option<u8>)>,
+    /// Parts of transactions, and those that were given up.
+    pub joined: Vec<(Txn, u32)>,
+    pub unjoined: Vec<Txn>,
+    /// Loads that the test has to answer.
+    pub loads: VecDeque<(usize, Output)>,
+    /// Sessions of lost workers that the test has to find.
+    pub recovers: VecDeque<(usize, OpId, Text)>,
+    /// Every record, with its worker, session and sequence.
+    pub records: Vec<(usize, SessionId, u64, Record)>,
 }
 
 impl World {
@@ -107,6 +118,11 @@ impl World {
             persisted: 0,
             asked: VecDeque::new(),
             penalties: Vec::new(),
+            joined: Vec::new(),
+            unjoined: Vec::new(),
+            loads: VecDeque::new(),
+            recovers: VecDeque::new(),
+            records: Vec::new(),
         }
     }
 
@@ -153,11 +169,22 @@ impl World {
                     .or_default()
                     .push_back(message);
             }
-            Output::Persist { op, .. } => {
+            Output::Persist {
+                op,
+                session,
+                sequence,
+                record,
+                ..
+            } => {
                 assert!(self.nodes[worker].persist < Some(op), "operations count up");
                 self.nodes[worker].persist = Some(op);
                 self.persisted += 1;
+                self.records.push((worker, session, sequence, record));
             }
+            Output::Join { txn, weight } => self.joined.push((txn, weight)),
+            Output::Unjoin { txn } => self.unjoined.push(txn),
+            load @ Output::Load { .. } => self.loads.push_back((worker, load)),
+            Output::Recover { op, client_id } => self.recovers.push_back((worker, op, client_id)),
             claim @ Output::Claim { .. } => self.nodes[worker].claims.push_back(claim),
             Output::Authenticate { op, conn, step } => self.ask(worker, (op, conn), step),
             Output::Penalty { conn, class } => self.penalties.push((worker, conn, class)),
@@ -450,15 +477,6 @@ impl World {
     pub fn send_at_once(&mut self, id: Id, packet: Packet) {
         let (worker, conn) = (self.wires[id].worker, self.wires[id].conn);
         self.handle(worker, Input::Packet { conn, packet });
-    }
-
-    /// The network drops a connection.
-    pub fn lose(&mut self, id: Id) {
-        let wire = &mut self.wires[id];
-        wire.gone = true;
-        wire.unread.clear();
-        let (worker, conn) = (wire.worker, wire.conn);
-        self.handle(worker, Input::Closed { conn });
     }
 
     pub fn malformed(&mut self, id: Id, reason: ReasonCode) {

@@ -30,6 +30,14 @@ pub(crate) struct Answer {
     op: OpId,
 }
 
+impl Answer {
+    /// The message that it acknowledges, and with QoS 2 its Packet Identifier.
+    pub(super) fn of_message(&self) -> Option<(usize, Option<u16>)> {
+        let id = (self.kind == Kind::PubRec).then_some(self.packet_id);
+        self.message.map(|(n, _)| (n, id))
+    }
+}
+
 impl Model {
     /// A packet on a connection that is up.
     pub(super) fn handled_up(&mut self, link: LinkId, session: SessionNo, packet: &Packet) {
@@ -296,6 +304,9 @@ impl Model {
             "{link}: {packet:?} left before record {:?} was safe",
             answer.op
         );
+        if let Some((n, _)) = answer.message {
+            self.messages[n].is_acknowledged = true;
+        }
         if let Some((n, seq)) = answer.message {
             self.check_recorded_elsewhere(n, seq);
         }
@@ -354,12 +365,13 @@ impl Model {
             .sent
             .get_mut(&id)
             .filter(|s| s.qos == QoS::ExactlyOnce);
+        let is_given_up = sent.as_ref().is_some_and(|s| s.may_vanish);
         let is_again = sent.is_some_and(|s| {
             s.is_released |= s.may_vanish;
             s.is_released
         });
         assert!(
-            is_again && conn.pubrels.is_empty(),
+            is_again && (conn.pubrels.is_empty() || is_given_up),
             "{link}: PUBREL {id} without a PUBREC, or out of order"
         );
     }

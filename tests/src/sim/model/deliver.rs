@@ -244,27 +244,31 @@ impl Model {
                 && (version != Version::V5 || has_properties_of(message, packet))
         };
         // One with QoS 0 that came before this connection may be lost.
+        let left_s = packet.properties.as_ref().and_then(|p| p.message_expiry_s);
+        let is_alive = |index: &usize| {
+            s.expected[*index].expires_at.is_none_or(|at| {
+                at > self.now && left_s.is_none_or(|s| u64::from(s) == seconds_left(at, self.now))
+            })
+        };
         let is_due = |index: &usize| {
             let e = &s.expected[*index];
-            let left_s = packet.properties.as_ref().and_then(|p| p.message_expiry_s);
-            let is_alive = e.expires_at.is_none_or(|at| {
-                at > self.now && left_s.is_none_or(|s| u64::from(s) == seconds_left(at, self.now))
-            });
-            fit == Fit::Possible || (is_alive && (e.qos > QoS::AtMostOnce || e.link == Some(link)))
+            let is_lasting = e.qos > QoS::AtMostOnce || e.link == Some(link);
+            fit == Fit::Possible || is_alive(index) && is_lasting
         };
-        match number_of(&packet.payload) {
+        let found: Vec<usize> = match number_of(&packet.payload) {
             Some(n) => {
-                let meant = self
-                    .messages
-                    .get(n)?
-                    .meant_for
-                    .iter()
-                    .filter(|(s, _)| *s == session);
-                meant.map(|(_, index)| *index).filter(is_due).find(fits)
+                let meant = self.messages.get(n)?.meant_for.iter();
+                let meant = meant.filter(|(s, _)| *s == session);
+                let meant = meant.map(|(_, index)| *index);
+                meant.filter(is_due).filter(fits).collect()
             }
             // Without a payload it could be any that fits.
-            None => (0..s.expected.len()).filter(is_due).find(fits),
-        }
+            None => (0..s.expected.len()).filter(is_due).filter(fits).collect(),
+        };
+        let is_owed = |index: &usize| is_alive(index) && !s.expected[*index].is_excused;
+        let all = || found.iter().copied();
+        let best = all().find(is_owed).or_else(|| all().find(is_alive));
+        best.or_else(|| all().next())
     }
 
     /// [MQTT-3.3.4-3] [MQTT-3.3.4-4]; subscriptions that have changed since make it less exact.
@@ -300,7 +304,13 @@ impl Model {
             .as_ref()
             .map_or(&[], |p| &p.subscription_ids);
         let now = self.now;
-        let has_ids = |id: u32| ids.is_empty() || ids == [id];
+        // MQTT 3.x has none.
+        let link = self.sessions[session].link;
+        let is_v5 = link.is_some_and(|link| self.conns[link].version == Version::V5);
+        let has_ids = |id: u32| match id {
+            0 => ids.is_empty(),
+            id => ids == [id] || !is_v5 && ids.is_empty(),
+        };
         for replay in &mut self.sessions[session].replays {
             // §3.3.1.3
             let fits =

@@ -19,10 +19,14 @@ impl Model {
                 continue;
             };
             let s = &mut self.sessions[session];
+            if let Some(will) = s.will.as_mut().filter(|_| is_ghostly) {
+                will.is_doubtful |= will.may_be_revoked;
+            }
             if is_ghostly && self.connecting[client] == 0 {
                 s.home = s.link.map(|link| self.conns[link].worker);
             }
             s.is_doubtful &= s.link.is_none();
+            s.lingers = false;
             s.recent_homes = s.home.into_iter().collect();
             if *is_quiet && s.link.is_some() {
                 self.check_replays(session);
@@ -76,7 +80,13 @@ impl Model {
                 let is_lossy = e.qos == QoS::AtMostOnce
                     && (e.link.is_none() || e.link != s.link || e.moves != s.moves);
                 let is_too_large = size > s.packet_max_ever as usize;
-                if e.received == 0 && !has_expired && !is_lossy && !is_too_large && !e.is_excused {
+                // After a restart its publisher had to send it again: one of them is enough.
+                let came_again = message.routed > 1
+                    && s.expected
+                        .iter()
+                        .any(|other| other.n == e.n && other.received > 0);
+                let is_excused = e.is_excused || came_again;
+                if e.received == 0 && !has_expired && !is_lossy && !is_too_large && !is_excused {
                     missing.push(format!(
                         "message {} of {} for c{} with {:?}",
                         e.n, message.topic, s.client, e.qos

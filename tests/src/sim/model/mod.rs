@@ -4,13 +4,14 @@
 mod acks;
 mod deliver;
 mod finish;
+mod restart;
 mod route;
 mod session;
 mod share;
 mod topics;
 
 use bytes::Bytes;
-use headgate_codec::{Connect, PublishProperties, QoS, ReasonCode, Version};
+use headgate_codec::{Connect, Packet, PublishProperties, QoS, ReasonCode, Version};
 use headgate_core::{OpId, SessionId, Time};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -38,6 +39,8 @@ pub(crate) struct Message {
     pub(crate) is_will: bool,
     /// How often the server has routed it: more than once only if its publisher had to send it again.
     pub(crate) routed: u32,
+    /// The server has acknowledged it.
+    pub(super) is_acknowledged: bool,
     /// Sessions that it was meant for, with the place in their expectations.
     meant_for: Vec<(SessionNo, usize)>,
 }
@@ -124,6 +127,8 @@ struct PendingWill {
     due: Option<Time>,
     /// Another connection was about to go on with the session, and may be gone [MQTT-3.1.3-9].
     may_be_revoked: bool,
+    /// That connection is gone.
+    is_doubtful: bool,
 }
 
 #[derive(Debug)]
@@ -134,6 +139,8 @@ struct Session {
     link_since: Time,
     expires_at: Option<Time>,
     has_ended: bool,
+    /// It is a member of a group, and what it may leave to others is read before it expires.
+    lingers: bool,
     /// It may have ended: a CONNECT with Clean Start was on its way and its connection is gone, or a worker crashed.
     is_doubtful: bool,
     /// `None`: moved by a CONNECT whose connection is gone.
@@ -176,6 +183,8 @@ struct Conn {
     client: usize,
     worker: usize,
     phase: Phase,
+    /// The session that it has or had.
+    session: Option<SessionNo>,
     version: Version,
     connect: Option<Connect>,
     connect_at: Time,
@@ -183,6 +192,8 @@ struct Conn {
     /// Messages that the client has sent on it and the server hasn't handled.
     publishing: VecDeque<usize>,
     answers: VecDeque<Answer>,
+    /// Packets that wait until all sessions are there.
+    held: VecDeque<Packet>,
     pubrels: VecDeque<(u16, bool)>,
     pings: u32,
     /// PUBLISH packets with QoS > 0 that were sent on it and aren't acknowledged.
@@ -234,6 +245,8 @@ pub(crate) struct Model {
     /// One of these had Clean Start, by client.
     clean_ghosts: Vec<bool>,
     retained: BTreeMap<&'static str, Kept>,
+    /// The message that changed a topic's retained message last.
+    last_retained: BTreeMap<&'static str, usize>,
     seq: u64,
     /// By worker.
     persisted: Vec<OpId>,
@@ -242,6 +255,8 @@ pub(crate) struct Model {
     /// The connection whose packet is being handled, if an answer to it was noted.
     answering: Option<LinkId>,
     has_crashed: bool,
+    /// Sessions are still to come from the store.
+    is_restoring: bool,
     /// What groups are to get.
     shares: Vec<Share>,
     /// Sessions that have ended and whose wills are on their way.
@@ -262,12 +277,14 @@ impl Model {
             ghosts: vec![0; scenario.clients],
             clean_ghosts: vec![false; scenario.clients],
             retained: BTreeMap::new(),
+            last_retained: BTreeMap::new(),
             seq: 0,
             persisted: vec![OpId(0); scenario.workers],
             queued: BTreeMap::new(),
             core_ids: BTreeMap::new(),
             answering: None,
             has_crashed: false,
+            is_restoring: false,
             shares: Vec::new(),
             ended: Vec::new(),
         }
@@ -320,6 +337,7 @@ impl Message {
             properties: None,
             is_will: false,
             routed: 0,
+            is_acknowledged: false,
             meant_for: Vec::new(),
         }
     }

@@ -3,7 +3,7 @@
 use headgate_codec::{QoS, ReasonCode, SubscriptionOptions};
 
 use super::{
-    Expected, Kept, Model, Replay, Replayed, SessionNo, Subscribed,
+    Expected, Kept, Model, Replay, Replayed, Session, SessionNo, Subscribed,
     topics::{is_filter, matches, shared},
 };
 use crate::sim::network::LinkId;
@@ -25,6 +25,8 @@ impl Model {
     ) -> Matched {
         let seq = self.next_seq();
         self.messages[n].routed += 1;
+        // Not yet, if it comes once more.
+        self.messages[n].is_acknowledged = false;
         let message = self.messages[n].clone();
         let expires_at = message.expiry_s.map(|s| self.now.after_s(s));
         if message.retain {
@@ -93,6 +95,7 @@ impl Model {
     /// [MQTT-3.3.1-5] [MQTT-3.3.1-6] [MQTT-3.3.1-7]
     fn retain(&mut self, n: usize, expires_at: Option<headgate_core::Time>) {
         let (topic, is_clear) = (self.messages[n].topic, self.messages[n].payload.is_empty());
+        self.last_retained.insert(topic, n);
         match is_clear {
             true => self.retained.remove(topic),
             false => self.retained.insert(topic, Kept { n, expires_at }),
@@ -162,7 +165,7 @@ impl Model {
             let topics = found
                 .map(|(topic, kept)| (*topic, replayed(kept)))
                 .collect();
-            s.replays.retain(|r| r.filter != filter);
+            forget_replays(s, filter);
             s.replays.push(Replay {
                 filter: filter.to_owned(),
                 qos: options.qos,
@@ -180,10 +183,17 @@ impl Model {
         }
         let s = &mut self.sessions[session];
         s.changes += 1;
-        s.replays.retain(|r| r.filter != filter);
+        forget_replays(s, filter);
         match s.subscriptions.remove(filter) {
             Some(_) => ReasonCode::SUCCESS,
             None => ReasonCode::NO_SUBSCRIPTION_EXISTED,
         }
     }
+}
+
+/// The retained messages of a former subscription needn't come any more; one that waits already does.
+fn forget_replays(session: &mut Session, filter: &str) {
+    let replays = session.replays.iter_mut().filter(|r| r.filter == filter);
+    let topics = replays.flat_map(|r| r.topics.values_mut());
+    topics.for_each(|t| t.must = false);
 }

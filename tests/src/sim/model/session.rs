@@ -15,12 +15,14 @@ impl Model {
             client,
             worker,
             phase: Phase::New,
+            session: None,
             version,
             connect: None,
             connect_at: self.now,
             last_packet: self.now,
             publishing: VecDeque::new(),
             answers: VecDeque::new(),
+            held: VecDeque::new(),
             pubrels: VecDeque::new(),
             pings: 0,
             outstanding: BTreeSet::new(),
@@ -52,6 +54,9 @@ impl Model {
                 conn.alias_max = connect.properties.topic_alias_maximum.unwrap_or(0);
                 conn.connect = Some((**connect).clone());
                 self.connecting[conn.client] += 1;
+            }
+            (Phase::Up(_), packet) if self.must_wait(link, packet) => {
+                self.conns[link].held.push_back(packet.clone());
             }
             (Phase::Up(session), packet) => self.handled_up(link, session, packet),
             (phase, packet) => panic!("{link}: {packet:?} was taken in while {phase:?}"),
@@ -144,7 +149,9 @@ impl Model {
             return (false, true);
         }
         let offline_until = s.expires_at.filter(|_| s.link.is_none());
-        let is_surely_gone = offline_until.is_some_and(|at| at.after_ms(LATE_MS) < conn.connect_at);
+        let is_over = offline_until.is_some_and(|at| at.after_ms(LATE_MS) < conn.connect_at);
+        // Another CONNECT may have come in time, and its connection is gone.
+        let is_surely_gone = is_over && !s.lingers && !self.is_in_limbo(conn.client);
         let may_be_gone = s.is_doubtful
             || self.is_in_limbo(conn.client)
             || offline_until.is_some_and(|at| at <= self.now);
@@ -183,7 +190,7 @@ impl Model {
         s.will = None;
     }
 
-    fn begin_session(&mut self, client: usize) -> SessionNo {
+    pub(super) fn begin_session(&mut self, client: usize) -> SessionNo {
         self.sessions.push(Session {
             client,
             expiry_s: 0,
@@ -191,6 +198,7 @@ impl Model {
             link_since: self.now,
             expires_at: None,
             has_ended: false,
+            lingers: false,
             is_doubtful: false,
             home: None,
             recent_homes: BTreeSet::new(),
@@ -225,7 +233,7 @@ impl Model {
         } = self;
         let (conn, s) = (&mut conns[link], &mut sessions[session]);
         let Some(connect) = &conn.connect else { return };
-        conn.phase = Phase::Up(session);
+        (conn.phase, conn.session) = (Phase::Up(session), Some(session));
         let asked_s = match (connect.version, connect.clean_start) {
             (Version::V5, _) => connect.properties.session_expiry_s.unwrap_or(0),
             (_, true) => 0,
@@ -237,7 +245,10 @@ impl Model {
         s.moves += 1;
         s.home = Some(worker);
         s.recent_homes.insert(worker);
-        s.core_id = core_ids.get(&s.client).copied();
+        // One that ends with its connection is not named in the store, and may have had a name before.
+        if s.expiry_s > 0 {
+            s.core_id = core_ids.get(&s.client).copied();
+        }
         s.packet_max_ever = s.packet_max_ever.min(conn.packet_max);
         for replay in &mut s.replays {
             for replayed in replay.topics.values_mut() {
@@ -256,6 +267,7 @@ impl Model {
             delay_s: will.delay_s.unwrap_or(0),
             due: None,
             may_be_revoked: false,
+            is_doubtful: false,
         });
     }
 
@@ -263,6 +275,7 @@ impl Model {
     pub(super) fn end(&mut self, link: LinkId, how: End) {
         let phase = std::mem::replace(&mut self.conns[link].phase, Phase::Gone);
         let client = self.conns[link].client;
+        self.conns[link].held.clear();
         match phase {
             Phase::Connecting => {
                 self.connecting[client] -= 1;
@@ -300,12 +313,16 @@ impl Model {
             // [MQTT-3.1.2-8]: the delay is no longer than the session.
             will.may_be_revoked = how == End::Server(ReasonCode::SESSION_TAKEN_OVER);
             will.due = Some(now.after_s(will.delay_s.min(expiry_s)));
-            if will.due == Some(now) {
+            // While sessions are to come it waits: they may be meant.
+            if will.due == Some(now) && !self.is_restoring {
                 published = s.will.take().map(|w| w.n);
             }
         }
         if expiry_s == 0 {
             self.end_session(session);
+            if self.is_restoring {
+                self.ended.push(session);
+            }
         }
         if let Some(n) = published {
             self.route(n, Some(session), None);
@@ -370,7 +387,7 @@ impl Model {
         if !is_due {
             return;
         }
-        if s.is_unordered || will.may_be_revoked {
+        if s.is_unordered || will.may_be_revoked || will.is_doubtful {
             return;
         }
         let (n, due) = (will.n, will.due.unwrap_or(until).min(until));
@@ -395,6 +412,7 @@ impl Model {
         // It waits somewhere, or nobody has subscribed: from now on it may arrive.
         self.sessions[session].will = None;
         self.route(n, Some(session), None);
+        self.excuse_shares(n);
         for (to, index) in self.messages[n].meant_for.clone() {
             self.sessions[to].expected[index].is_excused = true;
         }
@@ -408,8 +426,8 @@ impl Model {
             }
             let s = &self.sessions[session];
             let is_over = |at: Time| at.after_ms(LATE_MS) < self.now;
-            if s.link.is_none() && s.expires_at.is_some_and(is_over) && !self.is_in_limbo(s.client)
-            {
+            let has_expired = s.link.is_none() && s.expires_at.is_some_and(is_over);
+            if has_expired && !s.lingers && !self.is_in_limbo(s.client) {
                 self.end_session(session);
             }
             if !self.is_in_limbo(self.sessions[session].client)

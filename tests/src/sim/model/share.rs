@@ -26,6 +26,17 @@ pub(super) struct Share {
     received: u32,
 }
 
+impl Share {
+    /// It is of this message, and no member has been sent it.
+    pub(super) fn is_untaken(&self, n: usize, filter: &str) -> bool {
+        self.n == n && self.filter == filter && self.taken.is_empty()
+    }
+
+    pub(super) fn take(&mut self, session: SessionNo, link: LinkId, qos: QoS) {
+        self.taken.push((session, link, qos));
+    }
+}
+
 impl Model {
     /// Notes for each group that one of its members gets a message.
     pub(super) fn route_shared(&mut self, n: usize, expires_at: Option<Time>) -> Matched {
@@ -135,6 +146,13 @@ impl Model {
             published.min(*granted) == qos && is_id
         };
         granted.is_some_and(|granted| granted.iter().any(fits))
+    }
+
+    /// The message may be lost, or come again.
+    pub(super) fn excuse_shares(&mut self, n: usize) {
+        for share in self.shares.iter_mut().filter(|share| share.n == n) {
+            share.must = false;
+        }
     }
 
     /// Whoever was sent it has left with QoS 1 unacknowledged; QoS 2 stays with its session [MQTT-4.8.2-5].

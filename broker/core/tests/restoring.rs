@@ -1,0 +1,337 @@
+//! What holds while sessions are still to come from the store, when the worker that had one is lost, and when one ends.
+
+mod common;
+
+use common::*;
+use headgate_codec::{
+    Disconnect, DisconnectProperties, Packet, PacketId, QoS, ReasonCode, Text, Version, Will,
+};
+use headgate_core::{
+    Completion, Input, Loaded, Message, Output, QueueSummary, Record, RestoredSession,
+    RestoredSubscription, RetainedLimits, SessionId, Shared, Time, WorkerSlot,
+};
+use std::sync::Arc;
+
+fn stored(client_id: &str, filter: &str) -> Box<RestoredSession> {
+    Box::new(RestoredSession {
+        id: SessionId {
+            node: 0,
+            epoch: 1,
+            counter: 7,
+        },
+        client_id: Text::from(client_id),
+        epoch: 3,
+        sequence: 40,
+        expiry_s: 60,
+        version: Version::V5,
+        is_connected: true,
+        expires_at: None,
+        will: None,
+        will_at: None,
+        subscriptions: vec![RestoredSubscription {
+            filter: Text::from(filter),
+            options: 1,
+            subscription_id: None,
+        }],
+        received: Vec::new(),
+        queue: QueueSummary::default(),
+    })
+}
+
+/// Topics of the messages that have been recorded for a session.
+fn queued(w: &World, id: SessionId) -> Vec<String> {
+    let of_it = w.records.iter().filter(|(_, session, ..)| *session == id);
+    let messages = of_it.filter_map(|(.., record)| match record {
+        Record::Queued { message, .. } => Some(message.topic.to_string()),
+        _ => None,
+    });
+    messages.collect()
+}
+
+/// Brings a client's session from worker 1 to worker 0 as far as that worker 1 has been asked for it, and lost.
+fn asked_of_a_lost_worker(w: &mut World, connect: headgate_codec::Connect) -> Id {
+    let (first, _) = w.connect(1, lasting("c", 60));
+    w.subscribe(first, "t/#", QoS::AtLeastOnce);
+    w.lose(first);
+    w.manual = true;
+    let id = w.open(0);
+    w.send(id, Packet::Connect(Box::new(connect)));
+    while let Some(event) = w
+        .events()
+        .into_iter()
+        .find(|e| !matches!(e, Event::Mesh(_)))
+    {
+        w.happen(event);
+    }
+    w.forget_mesh();
+    w.shared.forget_worker(WorkerSlot(1));
+    w.manual = false;
+    let worker = WorkerSlot(1);
+    w.handle(0, Input::WorkerGone { worker });
+    assert!(w.read(id).is_empty(), "it isn't known what the store has");
+    id
+}
+
+#[test]
+fn a_publish_waits_until_all_sessions_are_there() {
+    let mut w = World::new(2);
+    w.shared.begin_restoring();
+    let publisher = w.client(0, "pub");
+    let other = w.client(1, "other");
+    w.subscribe(other, "#", QoS::AtMostOnce);
+    w.send(publisher, Packet::Publish(publish("before", "0")));
+    let acked = publish_acked("t", "1", QoS::AtLeastOnce, 1);
+    w.send(publisher, Packet::Publish(acked));
+    // What had been read already stays behind it.
+    w.send_at_once(publisher, Packet::Publish(publish("behind", "2")));
+    assert_eq!(w.payloads(other), ["0"]);
+    assert!(w.read(publisher).is_empty() && !w.wires[publisher].reading);
+    assert_eq!(w.counters(0).restoring_held, 2);
+    // Nobody else is kept waiting.
+    let (late, _) = w.connect(1, lasting("late", 60));
+    w.subscribe(late, "t", QoS::AtLeastOnce);
+    let session = stored("c", "t");
+    let id = session.id;
+    w.handle(1, Input::Restore(session));
+    w.shared.finish_restoring();
+    for worker in 0..2 {
+        w.handle(worker, Input::SessionsRestored);
+    }
+    assert!(matches!(w.read_one(publisher), Packet::PubAck(a) if a.reason == ReasonCode::SUCCESS));
+    assert!(w.wires[publisher].reading);
+    assert_eq!(w.payloads(other), ["1", "2"]);
+    assert_eq!(w.payloads(late), ["1"]);
+    assert_eq!(queued(&w, id), ["t"]);
+}
+
+/// A will that comes due meanwhile is published for them, too.
+#[test]
+fn a_will_waits_until_all_sessions_are_there() {
+    let mut w = World::new(1);
+    w.shared.begin_restoring();
+    let mut dying = connect("dying");
+    dying.will = Some(Will {
+        qos: QoS::AtLeastOnce,
+        retain: false,
+        topic: Text::from("t"),
+        payload: "gone".into(),
+        delay_s: None,
+        properties: None,
+    });
+    let (id, _) = w.connect(0, dying);
+    w.lose(id);
+    let session = stored("c", "t");
+    let of = session.id;
+    w.handle(0, Input::Restore(session));
+    assert!(queued(&w, of).is_empty());
+    w.shared.finish_restoring();
+    w.handle(0, Input::SessionsRestored);
+    assert_eq!(queued(&w, of), ["t"]);
+}
+
+/// A worker is lost again before all is said: what waits goes on waiting.
+#[test]
+fn what_waits_waits_again_if_another_worker_is_lost() {
+    let mut w = World::new(2);
+    w.shared.begin_restoring();
+    let publisher = w.client(0, "pub");
+    let acked = publish_acked("t", "1", QoS::AtLeastOnce, 1);
+    w.send(publisher, Packet::Publish(acked));
+    w.shared.finish_restoring();
+    w.shared.begin_restoring();
+    w.handle(0, Input::SessionsRestored);
+    assert!(w.read(publisher).is_empty() && !w.wires[publisher].reading);
+    w.shared.finish_restoring();
+    w.handle(0, Input::SessionsRestored);
+    assert_eq!(w.read(publisher).len(), 1);
+}
+
+#[test]
+fn a_session_whose_worker_is_lost_comes_from_the_store() {
+    let mut w = World::new(2);
+    let id = asked_of_a_lost_worker(&mut w, lasting("c", 60));
+    let (worker, _, client_id) = &w.recovers[0];
+    assert_eq!((*worker, client_id.as_str()), (0, "c"));
+    w.recover(Some(stored("c", "t/#")));
+    assert!(matches!(w.read_one(id), Packet::ConnAck(a) if a.session_present));
+    let publisher = w.client(0, "pub");
+    let acked = publish_acked("t/1", "x", QoS::AtLeastOnce, 1);
+    w.send(publisher, Packet::Publish(acked));
+    assert_eq!(w.payloads(id), ["x"]);
+    assert_eq!(
+        w.sum(|c| c.sessions),
+        3,
+        "one of them in the worker that is lost"
+    );
+}
+
+/// [MQTT-3.1.2-4]: with Clean Start it ends in the store, before CONNACK says that there is none.
+#[test]
+fn clean_start_ends_what_a_lost_worker_has_left_in_the_store() {
+    let mut w = World::new(2);
+    let id = asked_of_a_lost_worker(&mut w, connect("c"));
+    w.storage_stuck = true;
+    let session = stored("c", "t/#");
+    let of = session.id;
+    w.recover(Some(session));
+    let ended = w
+        .records
+        .iter()
+        .find(|(.., record)| matches!(record, Record::SessionEnded));
+    assert_eq!(
+        ended.map(|(_, id, sequence, _)| (*id, *sequence)),
+        Some((of, 41))
+    );
+    assert!(w.read(id).is_empty());
+    w.storage_stuck = false;
+    w.run();
+    assert!(matches!(w.read_one(id), Packet::ConnAck(a) if !a.session_present));
+}
+
+#[test]
+fn nothing_in_the_store_is_a_new_session() {
+    let mut w = World::new(2);
+    let id = asked_of_a_lost_worker(&mut w, lasting("c", 60));
+    let (_, op, _) = w.recovers.pop_front().expect("it is looked for");
+    w.handle(
+        0,
+        Input::Completed(Completion::Recovered { op, session: None }),
+    );
+    assert!(matches!(w.read_one(id), Packet::ConnAck(a) if !a.session_present));
+}
+
+/// A client that was told that it has no session must not find it again after a crash: CONNACK waits until its end is
+/// safe, wherever it ended and however.
+#[test]
+fn connack_waits_until_the_end_of_the_former_session_is_safe() {
+    let ends: [fn(&mut World, Id); 2] = [
+        |w, id| {
+            let properties = DisconnectProperties {
+                session_expiry_s: Some(0),
+                ..DisconnectProperties::default()
+            };
+            let disconnect = Disconnect {
+                reason: ReasonCode::SUCCESS,
+                properties: Some(Box::new(properties)),
+            };
+            w.send(id, Packet::Disconnect(disconnect));
+        },
+        |w, id| {
+            w.lose(id);
+            w.advance_s(61);
+        },
+    ];
+    for (end, worker) in ends.into_iter().flat_map(|end| [(end, 0), (end, 1)]) {
+        let mut w = World::new(2);
+        let (id, _) = w.connect(0, lasting("c", 60));
+        w.storage_stuck = true;
+        end(&mut w, id);
+        let again = w.open(worker);
+        w.send(again, Packet::Connect(Box::new(lasting("c", 0))));
+        assert!(w.read(again).is_empty(), "at worker {worker}");
+        w.storage_stuck = false;
+        w.run();
+        assert!(matches!(w.read_one(again), Packet::ConnAck(a) if !a.session_present));
+        w.lose(again);
+        assert!(w.directory.is_empty());
+    }
+}
+
+/// [MQTT-4.8.2-6]: what the store has of a group's messages is read before its member ends, and goes to another.
+#[test]
+fn a_member_that_expires_leaves_what_only_the_store_has() {
+    let mut w = World::with(1, RetainedLimits::default(), |c| c.limits.spills = true);
+    let member = w.client(0, "member");
+    w.subscribe(member, "$share/g/t", QoS::AtLeastOnce);
+    let mut session = stored("c", "$share/g/t");
+    session.is_connected = false;
+    session.expires_at = Some(w.now.after_s(5));
+    session.queue = QueueSummary {
+        count: 1,
+        bytes: 200,
+        first_packet_id: 1,
+        last_packet_id: 1,
+        ..QueueSummary::default()
+    };
+    w.handle(0, Input::Restore(session));
+    w.advance_s(10);
+    assert_eq!(
+        w.counters(0).sessions,
+        2,
+        "it isn't known yet what it leaves"
+    );
+    let Some((_, Output::Load { op, handle, .. })) = w.loads.pop_front() else {
+        panic!("its queue is read")
+    };
+    let published = publish_acked("t", "left", QoS::AtLeastOnce, 1);
+    let loaded = Loaded {
+        sequence: 9,
+        message: Some(Arc::new(Message::from_publish(&published, Time(0)))),
+        qos: QoS::AtLeastOnce,
+        retain: false,
+        ids: None,
+        packet_id: PacketId::new(1).unwrap(),
+        group: Some(Text::from("$share/g/t")),
+    };
+    let answer = Completion::Loaded {
+        op,
+        handle,
+        messages: vec![loaded],
+        more: false,
+        failed: false,
+    };
+    w.handle(0, Input::Completed(answer));
+    w.advance_s(1);
+    assert_eq!(w.counters(0).sessions, 1);
+    assert_eq!(w.payloads(member), ["left"]);
+}
+
+/// [MQTT-2.2.1-4]: the Packet Identifiers of what only the store has are in use.
+#[test]
+fn identifiers_of_what_only_the_store_has_are_not_given_out() {
+    let mut w = World::with(1, RetainedLimits::default(), |c| c.limits.spills = true);
+    let mut session = stored("c", "t");
+    session.queue = QueueSummary {
+        count: 10,
+        bytes: 2_000,
+        first_packet_id: 3,
+        last_packet_id: u16::MAX,
+        ..QueueSummary::default()
+    };
+    w.handle(0, Input::Restore(session));
+    let publisher = w.client(0, "pub");
+    for n in 1..=3 {
+        let acked = publish_acked("t", "x", QoS::AtLeastOnce, n);
+        w.send(publisher, Packet::Publish(acked));
+    }
+    let ids = w.records.iter().filter_map(|(.., record)| match record {
+        Record::Queued { packet_id, .. } => Some(packet_id.get()),
+        _ => None,
+    });
+    assert_eq!(ids.collect::<Vec<_>>(), [1, 2]);
+    assert_eq!(w.counters(0).dropped_queue_full, 1);
+}
+
+/// A worker begins anew after a panic: handles and sequences of before name nothing of what comes back.
+#[test]
+fn sessions_of_a_worker_that_begins_anew_come_back_to_it() {
+    let shared = Arc::new(Shared::new([1, 2], Default::default()));
+    let mut before = World::sharing(1, Arc::clone(&shared), |_| {});
+    let (id, _) = before.connect(0, lasting("c", 60));
+    before.subscribe(id, "t", QoS::AtLeastOnce);
+    shared.begin_restoring();
+    shared.forget_worker(WorkerSlot(0));
+    let mut w = World::sharing(1, Arc::clone(&shared), |c| c.incarnation = 1);
+    let session = stored("c", "t");
+    let of = session.id;
+    w.handle(0, Input::Restore(session));
+    shared.finish_restoring();
+    w.handle(0, Input::SessionsRestored);
+    let publisher = w.client(0, "pub");
+    let acked = publish_acked("t", "x", QoS::AtLeastOnce, 1);
+    w.send(publisher, Packet::Publish(acked));
+    assert_eq!(queued(&w, of), ["t"]);
+    let (id, present) = w.connect(0, lasting("c", 60));
+    assert!(present);
+    assert_eq!(w.payloads(id), ["x"]);
+}
