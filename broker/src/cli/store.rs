@@ -269,7 +269,7 @@ fn import(path: &Path, input: &Path) -> Result<ExitCode, Failure> {
             batches.push(Batch::default());
         }
         if let Some(last) = batches.last_mut() {
-            line.add(last).map_err(|what| wrong(number, what))?;
+            line.put_into(last).map_err(|what| wrong(number, what))?;
         }
         count += 1;
     }

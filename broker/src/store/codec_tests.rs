@@ -45,8 +45,11 @@ fn opened() -> Opened {
     }
 }
 
-/// All kinds of values, and whether each can be read back from these bytes.
-fn values() -> Vec<(Vec<u8>, fn(Bytes) -> bool)> {
+/// Whether a value can be read back from these bytes.
+type IsRead = fn(Bytes) -> bool;
+
+/// All kinds of values.
+fn values() -> Vec<(Vec<u8>, IsRead)> {
     let writer = || Writer::new(CALENDAR);
     let id = PacketId::new(9).expect("it isn't 0");
     let group = Text::from("$share/g/a/#");

@@ -343,46 +343,16 @@ fn session(hex: &str) -> Result<SessionId, String> {
 }
 
 impl Line {
-    /// Adds what the line stands for.
+    /// Puts what the line stands for into a batch.
     ///
     /// # Errors
     /// What is wrong with it.
-    pub fn add(self, batch: &mut Batch) -> Result<(), String> {
+    pub fn put_into(self, batch: &mut Batch) -> Result<(), String> {
         let value = || codec::Writer::new(CALENDAR);
         match self {
             Self::Store { .. } => return Err("a second first line".to_owned()),
-            Self::Session {
-                id,
-                client_id,
-                epoch,
-                expiry_s,
-                version,
-                send_quota,
-                sequence,
-                will,
-            } => {
-                let id = session(&id)?;
-                let opened = Opened {
-                    client_id: text(client_id)?,
-                    epoch,
-                    expiry_s,
-                    version: match version {
-                        3 => Version::V31,
-                        4 => Version::V311,
-                        5 => Version::V5,
-                        other => return Err(format!("version {other} of MQTT")),
-                    },
-                    send_quota,
-                    sequence,
-                    will: will.map(WillLine::will).transpose()?,
-                };
-                batch.put(
-                    Table::Clients,
-                    opened.client_id.as_bytes().to_vec(),
-                    value().id(id),
-                );
-                batch.put(Table::Sessions, keys::opened(id), value().opened(&opened));
-            }
+            session @ Self::Session { .. } => session.put_session(batch)?,
+            message @ Self::Queued { .. } => message.put_queued(batch)?,
             Self::Closed {
                 id,
                 expires_at_ms,
@@ -396,11 +366,8 @@ impl Line {
                     sent_up_to,
                     sequence,
                 };
-                batch.put(
-                    Table::Sessions,
-                    keys::closed(session(&id)?),
-                    value().closed(&closed),
-                );
+                let key = keys::closed(session(&id)?);
+                batch.put(Table::Sessions, key, value().closed(&closed));
             }
             Self::Subscription {
                 id,
@@ -422,22 +389,6 @@ impl Line {
                 let key = keys::received(session(&id)?, packet_id(number)?);
                 batch.put(Table::Sessions, key, vec![codec::VALUE]);
             }
-            Self::Queued {
-                id,
-                sequence,
-                qos: number,
-                retain,
-                ids,
-                packet_id: packet,
-                group,
-                message,
-            } => {
-                let group = group.map(text).transpose()?;
-                let of = (qos(number)?, retain);
-                let (packet, message) = (packet_id(packet)?, message.message()?);
-                let queued = value().queued(of, ids.as_deref(), packet, group.as_ref(), &message);
-                batch.put(Table::Queues, keys::queued(session(&id)?, sequence), queued);
-            }
             Self::Pubrec { id, sequence } => {
                 let key = keys::pubrec(session(&id)?, sequence);
                 batch.put(Table::Queues, key, vec![codec::VALUE]);
@@ -448,6 +399,65 @@ impl Line {
                 batch.put(Table::Retained, key, value().retained(&message));
             }
         }
+        Ok(())
+    }
+
+    fn put_session(self, batch: &mut Batch) -> Result<(), String> {
+        let Self::Session {
+            id,
+            client_id,
+            epoch,
+            expiry_s,
+            version,
+            send_quota,
+            sequence,
+            will,
+        } = self
+        else {
+            return Ok(());
+        };
+        let id = session(&id)?;
+        let opened = Opened {
+            client_id: text(client_id)?,
+            epoch,
+            expiry_s,
+            version: match version {
+                3 => Version::V31,
+                4 => Version::V311,
+                5 => Version::V5,
+                other => return Err(format!("version {other} of MQTT")),
+            },
+            send_quota,
+            sequence,
+            will: will.map(WillLine::will).transpose()?,
+        };
+        let value = || codec::Writer::new(CALENDAR);
+        let index = opened.client_id.as_bytes().to_vec();
+        batch.put(Table::Clients, index, value().id(id));
+        batch.put(Table::Sessions, keys::opened(id), value().opened(&opened));
+        Ok(())
+    }
+
+    fn put_queued(self, batch: &mut Batch) -> Result<(), String> {
+        let Self::Queued {
+            id,
+            sequence,
+            qos: number,
+            retain,
+            ids,
+            packet_id: packet,
+            group,
+            message,
+        } = self
+        else {
+            return Ok(());
+        };
+        let group = group.map(text).transpose()?;
+        let of = (qos(number)?, retain);
+        let (packet, message) = (packet_id(packet)?, message.message()?);
+        let value = codec::Writer::new(CALENDAR);
+        let queued = value.queued(of, ids.as_deref(), packet, group.as_ref(), &message);
+        batch.put(Table::Queues, keys::queued(session(&id)?, sequence), queued);
         Ok(())
     }
 }

@@ -39,6 +39,81 @@ pub struct StoreMetrics {
     pub restore_ms: Number,
 }
 
+/// Name, kind and help of each number, in the order of [`StoreMetrics::families`].
+const NAMES: [(&str, &str, &str); 15] = [
+    (
+        "headgate_store_records_total",
+        "counter",
+        "Records that were committed.",
+    ),
+    ("headgate_store_commits_total", "counter", "Group commits."),
+    (
+        "headgate_store_commit_seconds_total",
+        "counter",
+        "Time that commits took.",
+    ),
+    (
+        "headgate_store_pending_units",
+        "gauge",
+        "Units of records that wait for their commit.",
+    ),
+    (
+        "headgate_store_bytes",
+        "gauge",
+        "What the store's files occupy.",
+    ),
+    (
+        "headgate_store_state",
+        "gauge",
+        "0 all well, 1 too little room, 2 doesn't work.",
+    ),
+    (
+        "headgate_store_failures_total",
+        "counter",
+        "Errors of the disk or the store's engine.",
+    ),
+    (
+        "headgate_store_reopened_total",
+        "counter",
+        "Times that the store was opened again after an error.",
+    ),
+    (
+        "headgate_store_damaged_entries_total",
+        "counter",
+        "Entries that could not be read and were left out.",
+    ),
+    (
+        "headgate_store_repairs_total",
+        "counter",
+        "Repairs when the store was opened.",
+    ),
+    (
+        "headgate_store_loads_total",
+        "counter",
+        "Parts of queues that were read back.",
+    ),
+    (
+        "headgate_store_sessions_restored_total",
+        "counter",
+        "Sessions that were read back.",
+    ),
+    (
+        "headgate_store_retained_restored_total",
+        "counter",
+        "Retained messages that were read back.",
+    ),
+    (
+        "headgate_store_restoring",
+        "gauge",
+        "1 while sessions or retained messages are being read back.",
+    ),
+    (
+        "headgate_store_restore_seconds",
+        "gauge",
+        "How long that took after the start.",
+    ),
+];
+
 impl StoreMetrics {
     /// What the store can do from now on.
     pub fn set_state(&self, state: StorageState) {
@@ -51,99 +126,28 @@ impl StoreMetrics {
 
     /// Name, kind, help and value of each.
     pub fn families(&self) -> [(&'static str, &'static str, &'static str, f64); 15] {
-        let number = |number: &Number| number.get() as f64;
-        [
-            (
-                "headgate_store_records_total",
-                "counter",
-                "Records that were committed.",
-                number(&self.records),
-            ),
-            (
-                "headgate_store_commits_total",
-                "counter",
-                "Group commits.",
-                number(&self.commits),
-            ),
-            (
-                "headgate_store_commit_seconds_total",
-                "counter",
-                "Time that commits took.",
-                number(&self.commit_us) / 1e6,
-            ),
-            (
-                "headgate_store_pending_units",
-                "gauge",
-                "Units of records that wait for their commit.",
-                number(&self.pending),
-            ),
-            (
-                "headgate_store_bytes",
-                "gauge",
-                "What the store's files occupy.",
-                number(&self.bytes),
-            ),
-            (
-                "headgate_store_state",
-                "gauge",
-                "0 all well, 1 too little room, 2 doesn't work.",
-                number(&self.state),
-            ),
-            (
-                "headgate_store_failures_total",
-                "counter",
-                "Errors of the disk or the store's engine.",
-                number(&self.failures),
-            ),
-            (
-                "headgate_store_reopened_total",
-                "counter",
-                "Times that the store was opened again after an error.",
-                number(&self.reopened),
-            ),
-            (
-                "headgate_store_damaged_entries_total",
-                "counter",
-                "Entries that could not be read and were left out.",
-                number(&self.damaged),
-            ),
-            (
-                "headgate_store_repairs_total",
-                "counter",
-                "Repairs when the store was opened.",
-                number(&self.repairs),
-            ),
-            (
-                "headgate_store_loads_total",
-                "counter",
-                "Parts of queues that were read back.",
-                number(&self.loads),
-            ),
-            (
-                "headgate_store_sessions_restored_total",
-                "counter",
-                "Sessions that were read back.",
-                number(&self.sessions_restored),
-            ),
-            (
-                "headgate_store_retained_restored_total",
-                "counter",
-                "Retained messages that were read back.",
-                number(&self.retained_restored),
-            ),
-            (
-                "headgate_store_restoring",
-                "gauge",
-                "1 while sessions or retained messages are being read back.",
-                number(&self.restoring),
-            ),
-            (
-                "headgate_store_restore_seconds",
-                "gauge",
-                "How long that took after the start.",
-                number(&self.restore_ms) / 1e3,
-            ),
-        ]
+        let values = [
+            (&self.records, 1.0),
+            (&self.commits, 1.0),
+            (&self.commit_us, 1e6),
+            (&self.pending, 1.0),
+            (&self.bytes, 1.0),
+            (&self.state, 1.0),
+            (&self.failures, 1.0),
+            (&self.reopened, 1.0),
+            (&self.damaged, 1.0),
+            (&self.repairs, 1.0),
+            (&self.loads, 1.0),
+            (&self.sessions_restored, 1.0),
+            (&self.retained_restored, 1.0),
+            (&self.restoring, 1.0),
+            (&self.restore_ms, 1e3),
+        ];
+        let mut values = values.into_iter();
+        NAMES.map(|(name, kind, help)| {
+            let value = values.next().map_or(0.0, |(n, per)| n.get() as f64 / per);
+            (name, kind, help, value)
+        })
     }
 
     /// For `headgate status`.

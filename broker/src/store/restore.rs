@@ -520,12 +520,15 @@ fn sessions_of<'a>(reader: &'a dyn Reader, parts: &'a RestoreParts) -> Sessions<
     }
 }
 
+/// Retained messages, and the topic to go on with.
+type RetainedPortion = (Vec<Arc<Message>>, Option<Vec<u8>>);
+
 /// A portion of the retained messages from this topic on, and where to go on, if there are more.
 fn retained_after(
     reader: &dyn Reader,
     parts: &RestoreParts,
     from: &[u8],
-) -> Result<(Vec<Arc<Message>>, Option<Vec<u8>>), EngineError> {
+) -> Result<RetainedPortion, EngineError> {
     let (mut messages, mut next) = (Vec::with_capacity(RETAINED_PER_PORTION), None);
     reader.scan(Table::Retained, &[], from, &mut |topic, value| {
         if messages.len() == RETAINED_PER_PORTION {

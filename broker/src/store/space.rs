@@ -39,7 +39,7 @@ impl Space {
     /// `Ok` or `Full`. A store that was full needs an eighth more than the limits say.
     pub fn state(&mut self, store_bytes: u64, was_full: bool) -> StorageState {
         self.free_bytes = match statvfs(&self.limits.path) {
-            Ok(found) => u64::from(found.blocks_available()) * u64::from(found.fragment_size()),
+            Ok(found) => found.blocks_available() * found.fragment_size(),
             // The writing itself will say what is wrong.
             Err(_) => u64::MAX,
         };

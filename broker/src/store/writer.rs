@@ -33,34 +33,10 @@ impl Records {
         now: &dyn Reader,
         batch: &mut Batch,
     ) -> Result<(), EngineError> {
-        let (session, epoch, sequence) = (entry.session, entry.epoch, entry.sequence);
+        let (session, sequence) = (entry.session, entry.sequence);
         let value = || codec::Writer::new(self.calendar);
         match &entry.record {
-            Record::SessionOpened {
-                client_id,
-                expiry_s,
-                version,
-                send_quota,
-                will,
-            } => {
-                let index = client_id.as_bytes().to_vec();
-                batch.put(Table::Clients, index, value().id(session));
-                let opened = Opened {
-                    client_id: client_id.clone(),
-                    epoch,
-                    expiry_s: *expiry_s,
-                    version: *version,
-                    send_quota: *send_quota,
-                    sequence,
-                    will: will.clone(),
-                };
-                batch.put(
-                    Table::Sessions,
-                    keys::opened(session),
-                    value().opened(&opened),
-                );
-                batch.delete(Table::Sessions, keys::closed(session));
-            }
+            Record::SessionOpened { .. } => self.opened(entry, batch),
             Record::SessionClosed {
                 expires_at,
                 will_at,
@@ -98,32 +74,10 @@ impl Records {
                     keys::subscription(session, filter.as_str()),
                 );
             }
-            Record::Queued {
-                message,
-                qos,
-                retain,
-                ids,
-                packet_id,
-                group,
-            } => {
-                let of = (*qos, *retain);
-                let value = value().queued(of, ids.as_deref(), *packet_id, group.as_ref(), message);
-                batch.put(Table::Queues, keys::queued(session, sequence), value);
-            }
-            Record::Acknowledged { queued } => {
-                batch.delete(Table::Queues, keys::queued(session, *queued));
-            }
-            Record::PubRec { queued } => {
-                batch.put(
-                    Table::Queues,
-                    keys::pubrec(session, *queued),
-                    vec![codec::VALUE],
-                );
-            }
-            Record::Completed { queued } => {
-                batch.delete(Table::Queues, keys::queued(session, *queued));
-                batch.delete(Table::Queues, keys::pubrec(session, *queued));
-            }
+            Record::Queued { .. }
+            | Record::Acknowledged { .. }
+            | Record::PubRec { .. }
+            | Record::Completed { .. } => self.queue(entry, batch),
             Record::Received { packet_id } => {
                 let key = keys::received(session, *packet_id);
                 batch.put(Table::Sessions, key, vec![codec::VALUE]);
@@ -140,6 +94,74 @@ impl Records {
             }
         }
         Ok(())
+    }
+
+    fn opened(&self, entry: &Entry, batch: &mut Batch) {
+        let Record::SessionOpened {
+            client_id,
+            expiry_s,
+            version,
+            send_quota,
+            will,
+        } = &entry.record
+        else {
+            return;
+        };
+        let (session, value) = (entry.session, || codec::Writer::new(self.calendar));
+        let index = client_id.as_bytes().to_vec();
+        batch.put(Table::Clients, index, value().id(session));
+        let opened = Opened {
+            client_id: client_id.clone(),
+            epoch: entry.epoch,
+            expiry_s: *expiry_s,
+            version: *version,
+            send_quota: *send_quota,
+            sequence: entry.sequence,
+            will: will.clone(),
+        };
+        let key = keys::opened(session);
+        batch.put(Table::Sessions, key, value().opened(&opened));
+        batch.delete(Table::Sessions, keys::closed(session));
+    }
+
+    /// What changes the session's queue.
+    fn queue(&self, entry: &Entry, batch: &mut Batch) {
+        let session = entry.session;
+        match &entry.record {
+            Record::Queued {
+                message,
+                qos,
+                retain,
+                ids,
+                packet_id,
+                group,
+            } => {
+                let of = (*qos, *retain);
+                let value = codec::Writer::new(self.calendar).queued(
+                    of,
+                    ids.as_deref(),
+                    *packet_id,
+                    group.as_ref(),
+                    message,
+                );
+                batch.put(Table::Queues, keys::queued(session, entry.sequence), value);
+            }
+            Record::Acknowledged { queued } => {
+                batch.delete(Table::Queues, keys::queued(session, *queued));
+            }
+            Record::PubRec { queued } => {
+                batch.put(
+                    Table::Queues,
+                    keys::pubrec(session, *queued),
+                    vec![codec::VALUE],
+                );
+            }
+            Record::Completed { queued } => {
+                batch.delete(Table::Queues, keys::queued(session, *queued));
+                batch.delete(Table::Queues, keys::pubrec(session, *queued));
+            }
+            _ => {}
+        }
     }
 
     /// The session goes on without a will.
