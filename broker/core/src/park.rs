@@ -14,6 +14,8 @@ use crate::{
 
 const HAS_SPILL: u8 = 1;
 const IS_RECORDED: u8 = 2;
+/// Room for most sessions while they are packed; what isn't used is given back.
+const PACKED_BYTES: usize = 256;
 
 impl Session {
     /// The session in one piece; `None` = it has more than that.
@@ -35,30 +37,31 @@ impl Session {
         }
         let spill = flow.and_then(|f| f.spill.as_deref());
         let received = flow.map_or(&[][..], |f| &f.received);
-        let texts: usize = self.subscriptions.iter().map(|s| s.filter.len() + 7).sum();
-        let spilled = if spill.is_some() { 26 } else { 0 };
-        let len = 61 + spilled + 2 * received.len() + self.client_id.len() + texts;
-        let mut w = Writer(Vec::with_capacity(len));
+        let mut w = Writer(Vec::with_capacity(PACKED_BYTES));
         let flags = if spill.is_some() { HAS_SPILL } else { 0 }
             | if self.is_recorded { IS_RECORDED } else { 0 };
-        w.u16(self.id.node).u32(self.id.epoch).u64(self.id.counter);
-        w.u32(self.epoch).u32(self.expiry_s).u64(self.sequence);
-        w.u64(self.expires_at.0).u64(self.armed.0);
-        w.u16(self.send_quota).u8(self.version as u8).u8(flags);
-        w.u8(self.quota_class);
-        w.u16(flow.map_or(0, |f| f.last_packet_id));
+        w.u8(self.version as u8).u8(flags).u8(self.quota_class);
+        w.number(self.id.node).number(self.id.epoch);
+        w.number(self.id.counter);
+        w.number(self.epoch).number(self.sequence);
+        w.number(self.expiry_s.wrapping_add(1));
+        w.time(self.expires_at).time(self.armed);
+        w.number(self.send_quota);
+        w.number(flow.map_or(0, |f| f.last_packet_id));
         if let Some(s) = spill {
-            w.u32(s.count).u32(s.bytes).u64(s.after).u64(s.sent_up_to);
-            w.u16(s.first_id);
+            w.number(s.count).number(s.bytes).number(s.after);
+            w.number(s.sent_up_to).number(s.first_id);
         }
-        w.u16(received.len() as u16);
+        w.number(received.len() as u64);
         for id in received {
-            w.u16(id.get());
+            w.number(id.get());
         }
-        w.text(&self.client_id);
-        w.u16(u16::try_from(self.subscriptions.len()).ok()?);
+        w.text("", &self.client_id);
+        w.number(self.subscriptions.len() as u64);
+        let mut before = "";
         for s in &self.subscriptions {
-            w.text(&s.filter).u32(s.id).u8(s.options.0);
+            w.text(before, &s.filter).number(s.id).u8(s.options.0);
+            before = &s.filter;
         }
         Some(w.0.into_boxed_slice())
     }
@@ -66,37 +69,43 @@ impl Session {
     /// The session again.
     fn unpacked(packed: &[u8], handle: Handle) -> Box<Self> {
         let mut r = Reader(packed);
+        let (version, flags, quota_class) = (r.u8(), r.u8(), r.u8());
         let id = SessionId {
-            node: r.u16(),
-            epoch: r.u32(),
-            counter: r.u64(),
+            node: r.number(),
+            epoch: r.number(),
+            counter: r.number(),
         };
-        let (epoch, expiry_s, sequence) = (r.u32(), r.u32(), r.u64());
-        let (expires_at, armed) = (Time(r.u64()), Time(r.u64()));
-        let (send_quota, version, flags) = (r.u16(), r.u8(), r.u8());
-        let (quota_class, last_packet_id) = (r.u8(), r.u16());
+        let (epoch, sequence) = (r.number(), r.number());
+        let expiry_s = r.number::<u32>().wrapping_sub(1);
+        let (expires_at, armed) = (r.time(), r.time());
+        let (send_quota, last_packet_id) = (r.number(), r.number());
         let spill = (flags & HAS_SPILL != 0).then(|| {
             Box::new(Spill {
-                count: r.u32(),
-                bytes: r.u32(),
-                after: r.u64(),
-                sent_up_to: r.u64(),
-                first_id: r.u16(),
+                count: r.number(),
+                bytes: r.number(),
+                after: r.number(),
+                sent_up_to: r.number(),
+                first_id: r.number(),
                 ..Spill::default()
             })
         });
-        let received: Vec<PacketId> = (0..r.u16())
-            .filter_map(|_| PacketId::new(r.u16()))
+        let received: Vec<PacketId> = (0..r.number::<u16>())
+            .filter_map(|_| PacketId::new(r.number()))
             .collect();
-        let client_id = r.text().into();
-        let subscriptions = (0..r.u16())
-            .map(|_| Subscription {
-                filter: r.text().into(),
-                id: r.u32(),
+        let client_id = r.text("");
+        let count: usize = r.number();
+        let mut subscriptions = Vec::with_capacity(count);
+        for _ in 0..count {
+            let before: &str = subscriptions
+                .last()
+                .map_or("", |s: &Subscription| &s.filter);
+            subscriptions.push(Subscription {
+                filter: r.text(before),
+                id: r.number(),
                 group: 0,
                 options: Options(r.u8()),
-            })
-            .collect();
+            });
+        }
         let flow = Flow {
             last_packet_id,
             received,
@@ -166,60 +175,103 @@ impl Writer {
         self
     }
 
-    fn u16(&mut self, n: u16) -> &mut Self {
-        self.0.extend_from_slice(&n.to_le_bytes());
-        self
+    /// Seven bits at a time, the lowest first: most numbers are small.
+    fn number(&mut self, n: impl Into<u64>) -> &mut Self {
+        let mut n = n.into();
+        while n >= 0x80 {
+            self.0.push(n as u8 | 0x80);
+            n >>= 7;
+        }
+        self.u8(n as u8)
     }
 
-    fn u32(&mut self, n: u32) -> &mut Self {
-        self.0.extend_from_slice(&n.to_le_bytes());
-        self
+    /// Most sessions wait for no time at all, which is the largest number.
+    fn time(&mut self, time: Time) -> &mut Self {
+        self.number(time.0.wrapping_add(1))
     }
 
-    fn u64(&mut self, n: u64) -> &mut Self {
-        self.0.extend_from_slice(&n.to_le_bytes());
-        self
-    }
-
-    fn text(&mut self, text: &str) -> &mut Self {
-        self.u16(text.len() as u16);
-        self.0.extend_from_slice(text.as_bytes());
+    /// How much it shares with the front of the text before it, and the rest: one client's filters are alike.
+    fn text(&mut self, before: &str, text: &str) -> &mut Self {
+        let same = before.bytes().zip(text.bytes());
+        let shared = same.take_while(|(a, b)| a == b).count();
+        let shared = text.floor_char_boundary(shared);
+        let rest = &text[shared..];
+        self.number(shared as u64).number(rest.len() as u64);
+        self.0.extend_from_slice(rest.as_bytes());
         self
     }
 }
 
 struct Reader<'a>(&'a [u8]);
 
-impl<'a> Reader<'a> {
-    fn take<const N: usize>(&mut self) -> [u8; N] {
-        let Some((first, rest)) = self.0.split_first_chunk() else {
+impl Reader<'_> {
+    fn u8(&mut self) -> u8 {
+        let Some((first, rest)) = self.0.split_first() else {
             debug_assert!(false, "what was written is read");
-            return [0; N];
+            return 0;
         };
         self.0 = rest;
         *first
     }
 
-    fn u8(&mut self) -> u8 {
-        self.take::<1>()[0]
+    fn number<T: TryFrom<u64> + Default>(&mut self) -> T {
+        let (mut n, mut bits) = (0u64, 0);
+        loop {
+            let octet = self.u8();
+            n |= u64::from(octet & 0x7f).wrapping_shl(bits);
+            bits += 7;
+            if octet < 0x80 {
+                break;
+            }
+        }
+        let number = T::try_from(n);
+        debug_assert!(number.is_ok(), "what was written is read");
+        number.unwrap_or_default()
     }
 
-    fn u16(&mut self) -> u16 {
-        u16::from_le_bytes(self.take())
+    fn time(&mut self) -> Time {
+        Time(self.number::<u64>().wrapping_sub(1))
     }
 
-    fn u32(&mut self) -> u32 {
-        u32::from_le_bytes(self.take())
+    fn text(&mut self, before: &str) -> Box<str> {
+        let (shared, len) = (self.number::<usize>(), self.number::<usize>());
+        let (rest, after) = self.0.split_at(len.min(self.0.len()));
+        self.0 = after;
+        let rest = std::str::from_utf8(rest).unwrap_or_default();
+        let mut text = String::with_capacity(shared + rest.len());
+        text.push_str(before.get(..shared).unwrap_or_default());
+        text.push_str(rest);
+        text.into_boxed_str()
     }
+}
 
-    fn u64(&mut self) -> u64 {
-        u64::from_le_bytes(self.take())
-    }
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-    fn text(&mut self) -> &'a str {
-        let len = usize::from(self.u16()).min(self.0.len());
-        let (text, rest) = self.0.split_at(len);
-        self.0 = rest;
-        std::str::from_utf8(text).unwrap_or_default()
+    #[test]
+    fn what_is_packed_comes_out_again() {
+        let numbers = [0, 1, 127, 128, 16_383, 16_384, u64::MAX - 1, u64::MAX];
+        // The first octets of the two letters are the same.
+        let texts = ["fleet/ä/1", "fleet/ö/1", "fleet/ö/1", "", "fleet"];
+        let mut w = Writer(Vec::new());
+        for n in numbers {
+            w.number(n).time(Time(n));
+        }
+        let mut before = "";
+        for text in texts {
+            w.text(before, text);
+            before = text;
+        }
+        let mut r = Reader(&w.0);
+        for n in numbers {
+            assert_eq!((r.number::<u64>(), r.time()), (n, Time(n)));
+        }
+        let mut before = Box::default();
+        for text in texts {
+            before = r.text(&before);
+            assert_eq!(&*before, text);
+        }
+        assert!(r.0.is_empty());
     }
 }

@@ -52,13 +52,14 @@ pub trait Directory: Send + Sync {
 /// The directory of a single node: a concurrent map, which answers at once.
 #[derive(Debug, Default)]
 pub struct LocalDirectory {
-    owners: DashMap<Text, Owner>,
+    /// By Client Identifier; a [`Text`] would keep the whole packet or record that it came in.
+    owners: DashMap<Box<str>, Owner>,
 }
 
 impl LocalDirectory {
     /// Whether a client's session has an owner.
     pub fn contains(&self, client_id: &Text) -> bool {
-        self.owners.contains_key(client_id)
+        self.owners.contains_key(client_id.as_str())
     }
 }
 
@@ -71,7 +72,7 @@ impl Directory for LocalDirectory {
         new: Option<Owner>,
         done: &mut Vec<Completion>,
     ) {
-        let result = match self.owners.entry(client_id) {
+        let result = match self.owners.entry(client_id.as_str().into()) {
             Entry::Occupied(mut entry) => {
                 let current = *entry.get();
                 if expected != Some(current) {
@@ -107,7 +108,7 @@ impl Directory for LocalDirectory {
         self.owners.retain(|client_id, owner| {
             let stays = owner.worker != worker;
             if !stays {
-                forgotten.push(client_id.clone());
+                forgotten.push(Text::from(&**client_id));
             }
             stays
         });

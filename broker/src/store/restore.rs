@@ -341,6 +341,7 @@ impl Restorer {
                 .send(worker, StoreMail::RetainedLoaded);
             parts.directory.mesh.ring_doorbell(worker);
         }
+        give_back_memory();
         let took = parts.start.elapsed();
         parts.metrics.restore_ms.store(took.as_millis() as u64);
         parts.metrics.restoring.store(0);
@@ -509,6 +510,15 @@ impl Restorer {
         }
         self.reader = None;
         Ok(())
+    }
+}
+
+/// What was needed to read everything lies between what stays; the system gets back the pages that are free as a whole.
+fn give_back_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it may be called at any time, from any thread.
+    unsafe {
+        libc::malloc_trim(0);
     }
 }
 

@@ -223,7 +223,12 @@ impl World {
         let quiet: Vec<bool> = self
             .clients
             .iter()
-            .map(|c| !internal && !c.holds_acks && c.link.is_some_and(|l| !self.links[l].stalled))
+            .map(|c| {
+                !internal
+                    && !c.holds_acks
+                    && c.is_up
+                    && c.link.is_some_and(|l| !self.links[l].stalled)
+            })
             .collect();
         self.model.settled(&quiet);
     }

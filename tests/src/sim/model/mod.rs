@@ -257,6 +257,8 @@ pub(crate) struct Model {
     has_crashed: bool,
     /// Sessions are still to come from the store.
     is_restoring: bool,
+    /// Wills that came due meanwhile, of clients that are back: they are published when all sessions are there.
+    late_wills: Vec<(usize, SessionNo)>,
     /// What groups are to get.
     shares: Vec<Share>,
     /// Sessions that have ended and whose wills are on their way.
@@ -285,6 +287,7 @@ impl Model {
             answering: None,
             has_crashed: false,
             is_restoring: false,
+            late_wills: Vec::new(),
             shares: Vec::new(),
             ended: Vec::new(),
         }

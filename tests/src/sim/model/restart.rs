@@ -32,6 +32,7 @@ impl Model {
             conn.held.clear();
         }
         self.is_restoring = true;
+        self.late_wills.clear();
         self.connecting.fill(0);
         self.ghosts.fill(0);
         self.clean_ghosts.fill(false);

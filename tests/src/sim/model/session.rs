@@ -187,7 +187,10 @@ impl Model {
             panic!("the will {n} was published although its client came back in time");
         }
         // [MQTT-3.1.3-9]
-        s.will = None;
+        let will = s.will.take();
+        let now = self.now;
+        let late = will.filter(|w| self.is_restoring && w.due.is_some_and(|at| at <= now));
+        self.late_wills.extend(late.map(|w| (w.n, session)));
     }
 
     pub(super) fn begin_session(&mut self, client: usize) -> SessionNo {
@@ -360,6 +363,12 @@ impl Model {
             .sessions
             .iter()
             .position(|s| s.will.as_ref().is_some_and(|w| w.n == n && w.due.is_some()));
+        let late = self.late_wills.iter().position(|(late, _)| *late == n);
+        if let Some(late) = late {
+            let (_, owner) = self.late_wills.swap_remove(late);
+            self.route(n, Some(owner), None);
+            return;
+        }
         let Some(owner) = owner else {
             panic!("the will {n} was published although it was revoked or its client is connected");
         };
