@@ -83,7 +83,8 @@ def main():
     client.on_connect = on_connect
     properties = Properties(PacketTypes.CONNECT)
     properties.SessionExpiryInterval = SESSION_EXPIRY_S
-    client.connect(options.host, options.port, keepalive=60, clean_start=False, properties=properties)
+    # The broker may be away already: the loop tries again.
+    client.connect_async(options.host, options.port, keepalive=60, clean_start=False, properties=properties)
     if options.action == "pub":
         publish(client, options)
     else:

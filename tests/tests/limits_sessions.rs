@@ -101,8 +101,10 @@ fn queued_messages_per_session() {
 
 #[test]
 fn memory_per_connection_bytes() {
-    let broker =
-        Broker::start("[limits]\nmemory_per_connection_bytes = 65536\npacket_bytes_max = 65536");
+    // With a store, what goes beyond a small part of it is on the disk.
+    let broker = Broker::start(
+        "[limits]\nmemory_per_connection_bytes = 65536\npacket_bytes_max = 65536\n[store]\nenabled = false",
+    );
     absent_subscriber(&broker);
     let mut publisher = TcpClient::connect(broker.tcp(), "publisher");
     for _ in 0..4 {

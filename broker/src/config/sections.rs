@@ -446,20 +446,22 @@ sections! {
         enabled: bool = true;
         /// The store's folder. "" = store in the state folder.
         path: PathBuf = PathBuf::new();
-        /// When a record is safe, and acknowledgements that wait for it leave. "always" = it is on the disk (records of all
-        /// workers are synced together); "interval" = the system has it, and is told to write it every fsync_interval_ms;
-        /// "never" = the system has it. kill -9 loses nothing at any level; a loss of power loses nothing at "always",
-        /// the last interval at "interval", and what the system hadn't written at "never".
+        /// When a record is safe, and acknowledgements that wait for it leave. "always" = it is on
+        /// the disk (records of all workers are synced together); "interval" = the system has it, and
+        /// is told to write it every fsync_interval_ms; "never" = the system has it. kill -9 loses
+        /// nothing at any level; a loss of power loses nothing at "always", the last interval at
+        /// "interval", and what the system hadn't written at "never".
         fsync: StoreFsync = StoreFsync::Always;
         /// How often the disk is synced at fsync = "interval", milliseconds.
         fsync_interval_ms: u32 = 1_000, 10..=600_000;
-        /// What the store's files may occupy, bytes. Above it new persistent work is refused (0x97, quota exceeded) until
-        /// there is room again; QoS 0 and sessions without expiry go on.
+        /// What the store's files may occupy, bytes. Above it new persistent work is refused (0x97,
+        /// quota exceeded) until there is room again; QoS 0 and sessions without expiry go on.
         bytes_max: u64 = 8 * 1_024 * 1_024 * 1_024, 268_435_456..=1_099_511_627_776;
-        /// What the messages of one session's queue may occupy in the store, bytes; a message above it is dropped as from a
-        /// full queue.
+        /// What the messages of one session's queue may occupy in the store, bytes; a message above
+        /// it is dropped as from a full queue.
         session_bytes_max: u32 = 16 * 1_024 * 1_024, 65_536..=1_073_741_824;
-        /// What has to stay free on the store's filesystem, bytes; below it new persistent work is refused as above.
+        /// What has to stay free on the store's filesystem, bytes; below it new persistent work is
+        /// refused as above.
         reserve_bytes: u64 = 64 * 1_024 * 1_024, 0..=1_099_511_627_776;
     }
     /// How the broker is looked after.

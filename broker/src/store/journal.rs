@@ -160,10 +160,15 @@ mod tests {
         engine::{Batch, Engine, Table},
         fjall::FjallEngine,
     };
+    use std::sync::atomic::{AtomicU32, Ordering};
 
     /// A journal that fjall wrote, with commits of one entry each, up to its last byte that isn't 0.
     fn journal(commits: usize) -> Vec<u8> {
-        let folder = std::env::temp_dir().join(format!("headgate-journal-{}", std::process::id()));
+        // Tests run side by side in one process.
+        static FOLDERS: AtomicU32 = AtomicU32::new(0);
+        let number = FOLDERS.fetch_add(1, Ordering::Relaxed);
+        let name = format!("headgate-journal-{}-{number}", std::process::id());
+        let folder = std::env::temp_dir().join(name);
         let _old = fs::remove_dir_all(&folder);
         let mut engine = FjallEngine::open(&folder).expect("the folder can be used");
         for n in 0..commits {

@@ -34,7 +34,7 @@ pub struct Rounds {
     pub count: u32,
     /// Chooses the moments.
     pub seed: u64,
-    /// Shortest time between a start and the next crash, except for those in quick succession.
+    /// Shortest time between a start and the next crash; if it is zero, some follow each other at once.
     pub at_least: Duration,
     /// The load.
     pub plan: Plan,
@@ -85,7 +85,7 @@ impl Rounds {
         for round in 0..self.count {
             load.want(LATE, round / LATE_ROUNDS % 2 == 1);
             // Now and then it has hardly started, and is still busy with what was before.
-            if random.below(5) > 0 {
+            if !self.at_least.is_zero() || random.below(5) > 0 {
                 wait_for_progress(broker, &load, &mut random, self.at_least);
             }
             thread::sleep(Duration::from_millis(random.below(DELAY_MS_MAX) as u64));
