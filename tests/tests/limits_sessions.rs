@@ -52,20 +52,21 @@ fn lasting(id: &str) -> headgate_codec::Connect {
     connect
 }
 
-/// The payload lengths of what waited for the absent subscriber. Receive Maximum is far above.
-fn waiting(broker: &Broker) -> Vec<usize> {
+/// The absent subscriber comes back, and just what has these payload lengths has waited. Receive Maximum is far above.
+fn waited(broker: &Broker, lengths: &[usize]) {
     let (mut client, reason) = TcpClient::try_connect(broker.tcp(), lasting("absent"));
     assert_eq!(reason, ReasonCode::SUCCESS);
-    // Whatever waited is sent before the answer to this.
-    client.send(&Packet::PingReq);
-    let mut lengths = Vec::new();
-    loop {
+    let mut came = Vec::new();
+    while came.len() < lengths.len() {
         match client.receive() {
-            Some(Packet::Publish(publish)) => lengths.push(publish.payload.len()),
-            Some(Packet::PingResp) => return lengths,
-            other => panic!("expected what waited, got {other:?}"),
+            Some(Packet::Publish(publish)) => came.push(publish.payload.len()),
+            other => panic!("expected what waited, got {other:?} after {came:?}"),
         }
     }
+    assert_eq!(came, lengths, "the oldest are kept");
+    // Nothing else was in the queue.
+    client.send(&Packet::PingReq);
+    assert_eq!(client.receive(), Some(Packet::PingResp));
 }
 
 #[test]
@@ -95,24 +96,34 @@ fn queued_messages_per_session() {
         assert!(reason.0 < 0x80, "{reason:?}");
     }
     refused(&broker, "queued_messages_per_session", 3.0);
-    assert_eq!(waiting(&broker), [1, 2, 3, 4, 5], "the oldest are kept");
+    waited(&broker, &[1, 2, 3, 4, 5]);
     refused(&broker, "memory_per_connection_bytes", 0.0);
 }
 
 #[test]
 fn memory_per_connection_bytes() {
     // With a store, what goes beyond a small part of it is on the disk.
-    let broker = Broker::start(
-        "[limits]\nmemory_per_connection_bytes = 65536\npacket_bytes_max = 65536\n[store]\nenabled = false",
-    );
+    let config = "[limits]\nmemory_per_connection_bytes = 65536\npacket_bytes_max = 65536\n\
+        [store]\nenabled = false";
+    two_of_four_wait(config, "memory_per_connection_bytes");
+}
+
+#[test]
+fn session_bytes_max() {
+    two_of_four_wait("[store]\nsession_bytes_max = 65536", "session_bytes_max");
+}
+
+/// A queue has room for two of four large messages.
+fn two_of_four_wait(config: &str, limit: &str) {
+    let broker = Broker::start(config);
     absent_subscriber(&broker);
     let mut publisher = TcpClient::connect(broker.tcp(), "publisher");
     for _ in 0..4 {
         let reason = publisher.publish_acked(publish("a", QoS::AtLeastOnce, vec![b'x'; 30_000]));
         assert!(reason.0 < 0x80, "{reason:?}");
     }
-    refused(&broker, "memory_per_connection_bytes", 2.0);
-    assert_eq!(waiting(&broker), [30_000, 30_000]);
+    refused(&broker, limit, 2.0);
+    waited(&broker, &[30_000, 30_000]);
     refused(&broker, "queued_messages_per_session", 0.0);
 }
 
