@@ -46,7 +46,11 @@ impl World {
         if self.events.is_empty() {
             return false;
         }
-        let event = self.events[rng.below(self.events.len())];
+        let mut event = self.events[rng.below(self.events.len())];
+        // Sessions take their time, so that clients do something meanwhile.
+        if matches!(event, Event::Restore) && rng.below(32) > 0 {
+            event = self.events[rng.below(self.events.len())];
+        }
         event.hash(&mut self.trace);
         self.model.now = self.now;
         self.model.other_cause();

@@ -257,7 +257,7 @@ pub(crate) struct Model {
     has_crashed: bool,
     /// Sessions are still to come from the store.
     is_restoring: bool,
-    /// Wills that came due meanwhile, of clients that are back: they are published when all sessions are there.
+    /// Wills that had come due before their clients were back: while sessions are to come they are published later.
     late_wills: Vec<(usize, SessionNo)>,
     /// What groups are to get.
     shares: Vec<Share>,

@@ -189,7 +189,7 @@ impl Model {
         // [MQTT-3.1.3-9]
         let will = s.will.take();
         let now = self.now;
-        let late = will.filter(|w| self.is_restoring && w.due.is_some_and(|at| at <= now));
+        let late = will.filter(|w| w.due.is_some_and(|at| at <= now));
         self.late_wills.extend(late.map(|w| (w.n, session)));
     }
 
@@ -366,7 +366,12 @@ impl Model {
         let late = self.late_wills.iter().position(|(late, _)| *late == n);
         if let Some(late) = late {
             let (_, owner) = self.late_wills.swap_remove(late);
-            self.route(n, Some(owner), None);
+            // Its session has moved on meanwhile, and so may get it in spite of No Local.
+            self.route(n, None, None);
+            for (session, index) in self.messages[n].meant_for.clone() {
+                let expected = &mut self.sessions[session].expected[index];
+                expected.is_excused |= session == owner;
+            }
             return;
         }
         let Some(owner) = owner else {
