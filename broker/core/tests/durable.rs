@@ -3,11 +3,11 @@
 
 mod common;
 
-use common::*;
-use headgate_codec::{Packet, PacketId, QoS, ReasonCode, Text, Version, Will};
+use common::{stored::stored_session, *};
+use headgate_codec::{Packet, PacketId, QoS, ReasonCode, Text, Will};
 use headgate_core::{
     Completion, Input, Loaded, Message, Output, QueueSummary, Record, RestoredSession,
-    RestoredSubscription, RetainedLimits, SessionId, StorageState, Time, Txn,
+    RetainedLimits, StorageState, Time, Txn,
 };
 use std::sync::Arc;
 
@@ -45,29 +45,7 @@ fn entry(sequence: u64, payload: Option<&str>, qos: QoS, id: u16) -> Loaded {
 }
 
 fn session(client_id: &str) -> RestoredSession {
-    RestoredSession {
-        id: SessionId {
-            node: 0,
-            epoch: 1,
-            counter: 7,
-        },
-        client_id: Text::from(client_id),
-        epoch: 3,
-        sequence: 40,
-        expiry_s: 60,
-        version: Version::V5,
-        is_connected: true,
-        expires_at: None,
-        will: None,
-        will_at: None,
-        subscriptions: vec![RestoredSubscription {
-            filter: Text::from("t"),
-            options: 2,
-            subscription_id: None,
-        }],
-        received: Vec::new(),
-        queue: QueueSummary::default(),
-    }
+    stored_session(client_id, "t", QoS::ExactlyOnce)
 }
 
 /// Answers the Load that was asked for last.

@@ -2,40 +2,18 @@
 
 mod common;
 
-use common::*;
+use common::{stored::stored_session, *};
 use headgate_codec::{
-    Disconnect, DisconnectProperties, Packet, PacketId, QoS, ReasonCode, Text, Version, Will,
+    Disconnect, DisconnectProperties, Packet, PacketId, QoS, ReasonCode, Text, Will,
 };
 use headgate_core::{
     Completion, Input, Loaded, Message, Output, QueueSummary, Record, RestoredSession,
-    RestoredSubscription, RetainedLimits, SessionId, Shared, Time, WorkerSlot,
+    RetainedLimits, SessionId, Shared, Time, WorkerSlot,
 };
 use std::sync::Arc;
 
 fn stored(client_id: &str, filter: &str) -> Box<RestoredSession> {
-    Box::new(RestoredSession {
-        id: SessionId {
-            node: 0,
-            epoch: 1,
-            counter: 7,
-        },
-        client_id: Text::from(client_id),
-        epoch: 3,
-        sequence: 40,
-        expiry_s: 60,
-        version: Version::V5,
-        is_connected: true,
-        expires_at: None,
-        will: None,
-        will_at: None,
-        subscriptions: vec![RestoredSubscription {
-            filter: Text::from(filter),
-            options: 1,
-            subscription_id: None,
-        }],
-        received: Vec::new(),
-        queue: QueueSummary::default(),
-    })
+    Box::new(stored_session(client_id, filter, QoS::AtLeastOnce))
 }
 
 /// Topics of the messages that have been recorded for a session.

@@ -4,6 +4,7 @@
 mod auth;
 mod lost;
 mod packets;
+pub mod stored;
 
 use bytes::{Bytes, BytesMut};
 use headgate_codec::{
