@@ -351,3 +351,17 @@ fn a_template_is_the_encoded_publish() {
         }
     }
 }
+
+/// A text is its characters, however it is looked at.
+#[test]
+fn a_text_is_its_characters() {
+    let text = Text::from("a/ü");
+    let as_ref: &str = text.as_ref();
+    let borrowed: &str = std::borrow::Borrow::borrow(&text);
+    assert_eq!((as_ref, borrowed, &*text), ("a/ü", "a/ü", "a/ü"));
+    assert!(text == "a/ü" && text != "a/");
+    assert_eq!(
+        (format!("{text}"), format!("{text:?}")),
+        ("a/ü".into(), "\"a/ü\"".into())
+    );
+}

@@ -250,6 +250,13 @@ mod tests {
     use super::*;
 
     #[test]
+    fn versions_come_out_as_they_went_in() {
+        for version in [Version::V31, Version::V311, Version::V5] {
+            assert_eq!(version_of(version as u8), version);
+        }
+    }
+
+    #[test]
     fn what_is_packed_comes_out_again() {
         let numbers = [0, 1, 127, 128, 16_383, 16_384, u64::MAX - 1, u64::MAX];
         // The first octets of the two letters are the same.

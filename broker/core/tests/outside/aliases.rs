@@ -1,8 +1,6 @@
 //! Topic Aliases in both directions (MQTT 5.0 §3.3.2.3.4).
 
-mod common;
-
-use common::*;
+use crate::common::*;
 use headgate_codec::{Connect, Packet, Publish, QoS, ReasonCode, Version};
 use std::num::NonZeroU16;
 

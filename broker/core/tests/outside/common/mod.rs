@@ -1,7 +1,7 @@
 //! Several cores, a directory, a mesh and clients, with a clock that the test turns.
-#![expect(dead_code, reason = "each test file uses its part of the harness")]
 
 mod auth;
+mod gauges;
 mod lost;
 mod packets;
 pub mod stored;
@@ -12,9 +12,8 @@ use headgate_codec::{
     decode, frame_len,
 };
 use headgate_core::{
-    ClientCertificate, Completion, ConnId, Core, CoreConfig, Counters, Frame, Input, Mesh, OpId,
-    Output, Owner, Peer, Record, RetainedLimits, SessionId, Shared, Time, Transport, Txn,
-    WorkerSlot,
+    ClientCertificate, Completion, ConnId, Core, CoreConfig, Frame, Input, Mesh, OpId, Output,
+    Owner, Peer, Record, RetainedLimits, SessionId, Shared, Time, Transport, Txn, WorkerSlot,
 };
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -125,14 +124,6 @@ impl World {
             recovers: VecDeque::new(),
             records: Vec::new(),
         }
-    }
-
-    pub fn counters(&self, worker: usize) -> &Counters {
-        self.nodes[worker].core.counters()
-    }
-
-    pub fn sum(&self, of: impl Fn(&Counters) -> u64) -> u64 {
-        self.nodes.iter().map(|n| of(n.core.counters())).sum()
     }
 
     pub fn handle(&mut self, worker: usize, input: Input) {

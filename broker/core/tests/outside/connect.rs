@@ -1,8 +1,6 @@
 //! CONNECT, sessions, takeover, keep-alive and wills, from outside.
 
-mod common;
-
-use common::*;
+use crate::common::*;
 use headgate_codec::{
     ConnAck, Disconnect, DisconnectProperties, Packet, QoS, ReasonCode, Text, Version, Will,
 };
@@ -335,6 +333,19 @@ fn a_connection_without_connect_is_closed_after_ten_seconds() {
     world.advance_ms(400);
     assert!(world.wires[id].closed.is_some() && world.read(id).is_empty());
     assert_eq!(world.counters(0).connect_timeouts, 1);
+}
+
+/// Until then nothing has to be looked at: a connection's first timer is the time that CONNECT has.
+#[test]
+fn a_new_connection_wakes_its_worker_when_its_time_is_up_and_not_before() {
+    let mut world = World::with(1, RetainedLimits::default(), |c| {
+        c.limits.connect_timeout_s = 5;
+    });
+    assert_eq!(world.next_timeout(0), None);
+    world.open(0);
+    let due = world.next_timeout(0).expect("a timer");
+    assert!(due >= world.now.after_s(5), "{due:?}");
+    assert!(due <= world.now.after_s(6), "{due:?}");
 }
 
 #[test]

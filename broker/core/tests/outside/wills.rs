@@ -1,8 +1,6 @@
 //! Will Messages (MQTT 5.0 §3.1.2.5), from outside.
 
-mod common;
-
-use common::*;
+use crate::common::*;
 use headgate_codec::{Packet, QoS, ReasonCode, Text, Will};
 
 fn will(topic: &str, delay_s: Option<u32>) -> Option<Will> {

@@ -1,8 +1,6 @@
 //! What a client is told and why: Reason Strings, Server Keep Alive, filters that are denied.
 
-mod common;
-
-use common::*;
+use crate::common::*;
 use headgate_codec::{Packet, ReasonCode, SubscriptionOptions, Text};
 use headgate_core::RetainedLimits;
 

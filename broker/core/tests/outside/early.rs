@@ -1,9 +1,7 @@
 //! 0-RTT data (RFC 9001 §4.6), which may be a recorded flight that somebody sends late: what it may do before the
 //! handshake is complete, and what has to wait.
 
-mod common;
-
-use common::*;
+use crate::common::*;
 use headgate_codec::{Connect, Packet, Publish, QoS, ReasonCode, SubscriptionOptions, Text, Will};
 
 fn say(world: &mut World, id: Id, connect: Connect) {

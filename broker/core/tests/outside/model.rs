@@ -3,9 +3,7 @@
 //! acknowledged messages reach every lasting subscription, QoS 2 messages reach it once, messages
 //! of a publisher's connection stay in order, and a client has one owner.
 
-mod common;
-
-use common::*;
+use crate::common::*;
 use headgate_codec::{Packet, PacketId, Publish, QoS, ReasonCode};
 use headgate_topics::filter_matches;
 use proptest::prelude::*;

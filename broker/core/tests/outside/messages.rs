@@ -1,8 +1,6 @@
 //! PUBLISH, SUBSCRIBE, retained messages and limits, from outside.
 
-mod common;
-
-use common::*;
+use crate::common::*;
 use headgate_codec::{
     Connect, Disconnect, Packet, Publish, QoS, ReasonCode, SubscriptionOptions, Text, UserProperty,
     Version,

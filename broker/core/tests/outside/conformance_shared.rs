@@ -1,8 +1,6 @@
 //! Statements of MQTT 5.0 about shared subscriptions that no other test is about.
 
-mod common;
-
-use common::*;
+use crate::common::*;
 use headgate_codec::{Packet, Publish, QoS};
 
 const QOS: [QoS; 3] = [QoS::AtMostOnce, QoS::AtLeastOnce, QoS::ExactlyOnce];

@@ -1,8 +1,6 @@
 //! Statements of MQTT 5.0 about topics and subscriptions that no other test is about.
 
-mod common;
-
-use common::*;
+use crate::common::*;
 use headgate_codec::{
     Packet, Publish, QoS, ReasonCode, SubscriptionOptions, Text, Unsubscribe, Version,
 };

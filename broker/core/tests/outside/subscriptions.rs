@@ -1,8 +1,6 @@
 //! SUBSCRIBE, UNSUBSCRIBE and retained messages, from outside.
 
-mod common;
-
-use common::*;
+use crate::common::*;
 use headgate_codec::{Packet, PacketId, Publish, QoS, ReasonCode, SubscriptionOptions, Text};
 use headgate_core::RetainedLimits;
 
@@ -236,6 +234,35 @@ fn retained_messages_come_as_the_connection_takes_them() {
         world.counters(0).dropped_queue_full + world.counters(0).dropped_queue_full_qos0,
         0
     );
+}
+
+/// Nor do large ones cost more than the connection takes, whose QoS 0 no send quota holds up.
+#[test]
+fn a_portion_of_large_retained_messages_ends_when_the_connection_has_enough() {
+    let mut world = World::with(1, RetainedLimits::default(), |c| {
+        c.limits.send_buffer_bytes = 2_000;
+    });
+    let p = world.client(0, "p");
+    for i in 10..50 {
+        let message = Publish {
+            retain: true,
+            ..publish(&format!("r/{i}"), &"x".repeat(1_000))
+        };
+        world.send(p, Packet::Publish(message));
+    }
+    let s = world.client(0, "s");
+    world.wires[s].stalled = true;
+    world.send(s, subscribe(1, "#", options(QoS::AtMostOnce)));
+    let waiting = world.wires[s].unread.len();
+    assert!(waiting < 4_000, "{waiting} bytes wait");
+    world.wires[s].stalled = false;
+    world.run();
+    let packets = world.read(s);
+    let topics: Vec<_> = packets.iter().filter_map(publish_of).collect();
+    let mut topics: Vec<_> = topics.iter().map(|p| p.topic.to_string()).collect();
+    topics.sort();
+    let expected: Vec<_> = (10..50).map(|i| format!("r/{i}")).collect();
+    assert_eq!(topics, expected, "each once");
 }
 
 #[test]

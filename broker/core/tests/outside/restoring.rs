@@ -1,8 +1,6 @@
 //! What holds while sessions are still to come from the store, when the worker that had one is lost, and when one ends.
 
-mod common;
-
-use common::{stored::stored_session, *};
+use crate::common::{stored::stored_session, *};
 use headgate_codec::{
     Disconnect, DisconnectProperties, Packet, PacketId, QoS, ReasonCode, Text, Will,
 };

@@ -1,8 +1,6 @@
 //! What the server does by itself: its own topics, and sending its clients elsewhere.
 
-mod common;
-
-use common::*;
+use crate::common::*;
 use headgate_codec::{Packet, QoS, ReasonCode, Text, Version};
 use headgate_core::{Drain, Input};
 

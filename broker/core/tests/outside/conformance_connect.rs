@@ -1,8 +1,6 @@
 //! Statements of MQTT 5.0 about connections, sessions and wills that no other test is about.
 
-mod common;
-
-use common::*;
+use crate::common::*;
 use headgate_codec::{
     ConnAck, Connect, Packet, Publish, PublishProperties, QoS, ReasonCode, Text, Version, Will,
 };

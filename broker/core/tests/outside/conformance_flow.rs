@@ -1,10 +1,8 @@
 //! Statements of MQTT 5.0 about delivery, acknowledgements and flow control that no other test is about.
 
-mod common;
-
 use std::collections::BTreeSet;
 
-use common::*;
+use crate::common::*;
 use headgate_codec::{Ack, Packet, Publish, QoS, ReasonCode, SubscriptionOptions, Text, Version};
 use headgate_core::RetainedLimits;
 

@@ -1,8 +1,6 @@
 //! What the simulation has found.
 
-mod common;
-
-use common::*;
+use crate::common::*;
 use headgate_codec::{Packet, QoS, ReasonCode};
 use headgate_core::{Input, WorkerSlot};
 

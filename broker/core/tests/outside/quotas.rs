@@ -1,8 +1,6 @@
 //! Quota classes: each client gets what its class may use, and its neighbours don't notice.
 
-mod common;
-
-use common::*;
+use crate::common::*;
 use headgate_codec::{Packet, QoS, ReasonCode, SubscriptionOptions, Version};
 use headgate_core::{
     AboveQuota, AuthResult, CoreConfig, Granted, Input, QuotaLimits, RetainedLimits, Transport,

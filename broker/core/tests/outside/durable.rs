@@ -1,9 +1,7 @@
 //! What survives: which packet waits for which record, what is recorded, what comes back after a restart, and what a
 //! store that can't go on costs.
 
-mod common;
-
-use common::{stored::stored_session, *};
+use crate::common::{stored::stored_session, *};
 use headgate_codec::{Packet, PacketId, QoS, ReasonCode, Text, Will};
 use headgate_core::{
     Completion, Input, Loaded, Message, Output, QueueSummary, Record, RestoredSession,

@@ -1,10 +1,8 @@
 //! The classes of what waits for a client, and what is shared between clients.
 
-mod common;
-
-use common::*;
-use headgate_codec::{Packet, QoS};
-use headgate_core::{Frame, Input, Output, Time};
+use crate::common::*;
+use headgate_codec::{Packet, Publish, QoS, SubscriptionOptions};
+use headgate_core::{Frame, Input, Message, Output, RetainedLimits, Time};
 
 /// A client whose transport takes nothing, and one that publishes to it.
 fn stalled(world: &mut World, receive_maximum: u16) -> (Id, Id) {
@@ -107,7 +105,7 @@ fn receivers_share_the_bytes_of_a_message() {
             conn: conn(index),
             packet,
         });
-        let options = headgate_codec::SubscriptionOptions {
+        let options = SubscriptionOptions {
             qos: QoS::AtLeastOnce,
             ..Default::default()
         };
@@ -146,5 +144,47 @@ fn receivers_share_the_bytes_of_a_message() {
             let shared = &ends[..ends.len() - alone];
             assert!(shared.iter().all(|end| *end == shared[0]), "{ends:?}");
         }
+    }
+}
+
+/// A message that fits to the byte is queued, and one that is a byte too large is not.
+#[test]
+fn a_session_has_all_of_its_memory() {
+    let message = publish_acked("a", "x", QoS::AtLeastOnce, 1);
+    let cost = Message::from_publish(&message, Time(0)).cost();
+    for (session_bytes, queued) in [(cost, 1), (cost - 1, 0)] {
+        let mut world = World::with(1, RetainedLimits::default(), |c| {
+            c.limits.session_bytes = session_bytes;
+        });
+        let (s, _) = world.connect(0, lasting("s", 60));
+        world.subscribe(s, "a", QoS::AtLeastOnce);
+        world.lose(s);
+        let p = world.client(0, "p");
+        world.send(p, Packet::Publish(message.clone()));
+        assert_eq!(world.counters(0).queued, queued, "{session_bytes} bytes");
+        assert_eq!(world.counters(0).limit_session_bytes, 1 - queued);
+    }
+}
+
+/// [MQTT-3.3.1-12] [MQTT-3.3.1-13] hold for what waits as well.
+#[test]
+fn retain_as_published_is_kept_in_a_queue() {
+    for (wanted, retain) in [(false, false), (false, true), (true, false), (true, true)] {
+        let mut world = World::new(1);
+        let (s, _) = world.connect(0, lasting("s", 60));
+        let options = SubscriptionOptions {
+            qos: QoS::AtLeastOnce,
+            retain_as_published: wanted,
+            ..SubscriptionOptions::default()
+        };
+        world.send(s, subscribe(1, "a", options));
+        world.lose(s);
+        let p = world.client(0, "p");
+        let message = publish_acked("a", "x", QoS::AtLeastOnce, 1);
+        world.send(p, Packet::Publish(Publish { retain, ..message }));
+        let (s, _) = world.connect(0, lasting("s", 60));
+        let packets = world.read(s);
+        let got = packets.iter().find_map(publish_of).expect("it was queued");
+        assert_eq!(got.retain, retain && wanted);
     }
 }

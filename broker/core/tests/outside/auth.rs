@@ -1,9 +1,7 @@
 //! Authentication of CONNECT and AUTH exchanges (MQTT 5.0 §4.12), as the core sees them.
 
-mod common;
-
+use crate::common::*;
 use bytes::Bytes;
-use common::*;
 use headgate_codec::{Auth, ConnAck, Connect, Disconnect, Packet, QoS, ReasonCode, Text, Version};
 use headgate_core::{
     AuthResult, AuthStep, ClientCertificate, Credentials, Granted, Identity, Input, RetainedLimits,

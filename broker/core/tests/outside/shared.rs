@@ -1,8 +1,6 @@
 //! Shared Subscriptions (MQTT 5.0 §4.8.2).
 
-mod common;
-
-use common::*;
+use crate::common::*;
 use headgate_codec::{Packet, PacketId, QoS, ReasonCode, SubscriptionOptions, Version};
 use headgate_core::{CoreConfig, RetainedLimits, ShareStrategy, Shared};
 use std::sync::Arc;
@@ -164,6 +162,29 @@ fn unacknowledged_messages_of_a_member_that_leaves_go_to_another_but_for_qos_2()
                 assert_eq!(world.payloads(leaver).len(), expected);
             }
         }
+    }
+}
+
+/// What was recorded leaves one member's queue and enters the other's in one transaction; what was not needs none.
+#[test]
+fn a_recorded_message_is_handed_on_in_one_transaction() {
+    for lasts in [false, true] {
+        let mut world = world(2, ShareStrategy::Sticky);
+        let expiry_s = if lasts { 100 } else { 0 };
+        let mut connect = lasting("leaver", expiry_s);
+        connect.properties.receive_maximum = Some(1);
+        let leaver = world.connect(0, connect).0;
+        world.subscribe(leaver, "$share/g/a/b", QoS::AtLeastOnce);
+        let p = world.client(1, "p");
+        publish_all(&mut world, p, 3, QoS::AtLeastOnce);
+        let stayer = world.connect(1, lasting("stayer", 100)).0;
+        world.subscribe(stayer, "$share/g/a/b", QoS::AtLeastOnce);
+        let before = world.joined.len();
+        world.lose(leaver);
+        assert_eq!(world.payloads(stayer), ["1", "2", "3"]);
+        // One was in flight, and two were queued: both parts of each.
+        let parts = world.joined.len() - before;
+        assert_eq!(parts, if lasts { 6 } else { 0 }, "lasts: {lasts}");
     }
 }
 
