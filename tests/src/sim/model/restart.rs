@@ -335,13 +335,7 @@ impl Model {
             }) else {
                 continue;
             };
-            let meant = self.messages[n]
-                .meant_for
-                .iter()
-                .find(|(to, _)| *to == session);
-            let index = meant
-                .map(|(_, index)| *index)
-                .filter(|_| loaded.group.is_none());
+            let index = self.queued_for(session, n, loaded);
             // What was sent to it before is the message itself, and this what is retained of it.
             let is_other =
                 |index: &usize| old.is_some() || self.sessions[session].expected[*index].is_sent;
@@ -358,6 +352,20 @@ impl Model {
         }
     }
 
+    /// The expectation that an entry of a session's queue is for. A message that was published once more has several, and
+    /// the session may have changed its subscription in between.
+    fn queued_for(&self, session: SessionNo, n: usize, loaded: &Loaded) -> Option<usize> {
+        if loaded.group.is_some() {
+            return None;
+        }
+        let meant = self.messages[n].meant_for.iter();
+        let meant = || meant.clone().filter(|(to, _)| *to == session);
+        let of_qos = |index: &usize| self.sessions[session].expected[*index].qos == loaded.qos;
+        let all = || meant().map(|(_, index)| *index).filter(of_qos);
+        let is_awaited = |index: &usize| self.sessions[session].expected[*index].received == 0;
+        all().rev().find(is_awaited).or_else(|| all().next_back())
+    }
+
     /// What only a queue had of a group's message: it is sent for the first time now, as if it were again.
     fn take_share(&mut self, session: SessionNo, n: usize, loaded: &Loaded) -> Option<Met> {
         let group = loaded.group.as_ref()?;
@@ -365,8 +373,7 @@ impl Model {
             .conns
             .iter()
             .rposition(|c| c.session == Some(session))?;
-        let mut shares = self.shares.iter();
-        let index = shares.position(|share| share.is_untaken(n, group))?;
+        let index = self.share_of(session, n, group, loaded.qos)?;
         self.shares[index].take(session, link, loaded.qos);
         Some(Met::Share(index))
     }

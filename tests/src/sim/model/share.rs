@@ -95,6 +95,29 @@ impl Model {
         Some((index, share.n))
     }
 
+    /// What a group is to get of a message, and nobody has been sent. What the session was sent before may have been taken for
+    /// this group's and was another's, which looks alike: then that one's is open still.
+    pub(super) fn share_of(
+        &self,
+        session: SessionNo,
+        n: usize,
+        filter: &str,
+        qos: QoS,
+    ) -> Option<usize> {
+        let all = || (0..self.shares.len()).filter(|index| self.shares[*index].n == n);
+        let own = all().find(|index| self.shares[*index].is_untaken(n, filter));
+        own.or_else(|| {
+            let is_mistaken = |share: &Share| {
+                share.filter == filter && share.taken.iter().all(|(to, _, _)| *to == session)
+            };
+            all().find(|index| is_mistaken(&self.shares[*index]))?;
+            all().find(|index| {
+                let other = &self.shares[*index];
+                other.taken.is_empty() && self.has_granted(other, session, qos, None)
+            })
+        })
+    }
+
     /// Groups with the same options look alike: what was taken for one of `fitting` may have been another's, which
     /// leaves room.
     fn exchange(&mut self, fitting: &[usize]) -> Option<usize> {
