@@ -6,6 +6,7 @@ pub mod clients;
 pub mod crash;
 pub mod disk;
 pub mod flood;
+pub mod heap;
 pub mod load;
 pub mod mounts;
 pub mod netns;

@@ -5,10 +5,8 @@
 //! Times are CPU time of this thread, the best of several passes; dropping the outputs is part of
 //! it. Bytes are what the allocator spends, its own headers and rounding included.
 
-use std::alloc::{GlobalAlloc, Layout, System};
 use std::hint::black_box;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicIsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -21,40 +19,12 @@ use headgate_core::{
     Time, Transport, WorkerSlot,
 };
 use headgate_tests::bench::{self, Row, cpu};
+use headgate_tests::heap::Counting;
 
 const PASSES: usize = 9;
 const BATCH: usize = 256;
 const SUBSCRIBERS: u32 = 1_000;
 const SESSIONS: u32 = 100_000;
-
-/// Counts the bytes of live blocks as glibc's malloc lays them out.
-struct Counting;
-
-static LIVE_BYTES: AtomicIsize = AtomicIsize::new(0);
-
-fn block_bytes(block: *mut u8) -> isize {
-    // SAFETY: a live block of malloc's. Its usable size leaves out the 8 bytes of the header.
-    let usable = unsafe { libc::malloc_usable_size(block.cast()) };
-    usable.cast_signed() + 8
-}
-
-// SAFETY: passes everything on to the system's allocator and only counts.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: the caller's promise is passed on.
-        let block = unsafe { System.alloc(layout) };
-        if !block.is_null() {
-            LIVE_BYTES.fetch_add(block_bytes(block), Ordering::Relaxed);
-        }
-        block
-    }
-
-    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        LIVE_BYTES.fetch_sub(block_bytes(block), Ordering::Relaxed);
-        // SAFETY: the caller's promise is passed on.
-        unsafe { System.dealloc(block, layout) }
-    }
-}
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
@@ -267,7 +237,7 @@ fn sent_id(output: &Output) -> Option<PacketId> {
 /// to subscribe twice.
 fn sessions() -> (f64, f64) {
     let mut bench = Bench::new();
-    let before = LIVE_BYTES.load(Ordering::Relaxed);
+    let before = Counting::live_bytes();
     let start = cpu();
     for i in 0..SESSIONS {
         let filters = [
@@ -278,7 +248,7 @@ fn sessions() -> (f64, f64) {
     }
     let ns = (cpu() - start).as_nanos() as f64 / f64::from(SESSIONS);
     let table = bench.shared.topics.memory_bytes() as f64;
-    let bytes = (LIVE_BYTES.load(Ordering::Relaxed) - before) as f64;
+    let bytes = (Counting::live_bytes() - before) as f64;
     ((bytes - table) / f64::from(SESSIONS), ns)
 }
 

@@ -4,12 +4,11 @@
 //! Times are CPU time of this thread; of each stretch of 2,500 topics the best of several passes over all. Bytes are what
 //! the allocator spends, its own headers and rounding included.
 
-use std::alloc::{GlobalAlloc, Layout, System};
 use std::hint::black_box;
-use std::sync::atomic::{AtomicIsize, Ordering};
 use std::time::Duration;
 
 use headgate_tests::bench::{self, Row, cpu};
+use headgate_tests::heap::Counting;
 use headgate_topics::{Cache, Subscriber, Table};
 
 const SUBSCRIPTIONS: u64 = 1_000_000;
@@ -18,35 +17,6 @@ const HOT_TOPICS: usize = 1_000;
 const PASSES: usize = 15;
 /// Topics that are timed together: a few milliseconds.
 const STRETCH: usize = 2_500;
-
-/// Counts the bytes of live blocks as glibc's malloc lays them out.
-struct Counting;
-
-static LIVE_BYTES: AtomicIsize = AtomicIsize::new(0);
-
-fn block_bytes(block: *mut u8) -> isize {
-    // SAFETY: a live block of malloc's. Its usable size leaves out the 8 bytes of the header.
-    let usable = unsafe { libc::malloc_usable_size(block.cast()) };
-    usable.cast_signed() + 8
-}
-
-// SAFETY: passes everything on to the system's allocator and only counts.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: the caller's promise is passed on.
-        let block = unsafe { System.alloc(layout) };
-        if !block.is_null() {
-            LIVE_BYTES.fetch_add(block_bytes(block), Ordering::Relaxed);
-        }
-        block
-    }
-
-    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        LIVE_BYTES.fetch_sub(block_bytes(block), Ordering::Relaxed);
-        // SAFETY: the caller's promise is passed on.
-        unsafe { System.dealloc(block, layout) }
-    }
-}
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
@@ -124,7 +94,7 @@ fn best_ns(topics: &[String], mut one: impl FnMut(&str)) -> f64 {
 
 fn main() {
     let (filters, topics) = workload();
-    let live_before = LIVE_BYTES.load(Ordering::Relaxed);
+    let live_before = Counting::live_bytes();
     let table = Table::new([0x0123_4567_89AB_CDEF, 0xFEDC_BA98_7654_3210]);
     let start = cpu();
     for (filter, id) in filters.iter().zip(1..) {
@@ -139,8 +109,7 @@ fn main() {
         table.matches(topic, &mut found);
         matched += found.len();
     }
-    let live_bytes =
-        LIVE_BYTES.load(Ordering::Relaxed) - live_before - (found.capacity() * 8).cast_signed();
+    let live_bytes = Counting::live_bytes() - live_before - (found.capacity() * 8).cast_signed();
 
     let match_ns = best_ns(&topics, |topic| {
         found.clear();
