@@ -23,6 +23,9 @@ pub struct Options {
     json: bool,
 }
 
+/// With this the programs are built, and what they compare with.
+pub const BENCH_FEATURE: &str = "headgate-tests/bench";
+
 /// The keys of a figure, which are the table's columns as well.
 const COLUMNS: [&str; 5] = ["name", "value", "unit", "bar", "met"];
 
@@ -47,6 +50,8 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         "headgate",
         "--package",
         "headgate-tests",
+        "--features",
+        BENCH_FEATURE,
         "--bins",
     ]);
     shell::must("bench-build", "cargo build --release", &mut build)?;
