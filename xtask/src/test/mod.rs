@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
+use crate::bench::BENCH_FEATURE;
 use crate::setup::{self, ebpf};
 use crate::{build_ebpf, conformance, mutants, paths, shell, tidy};
 
@@ -34,7 +35,7 @@ pub const SKIP_LOG: &str = "HEADGATE_SKIP_LOG";
 pub const BINARY: &str = "HEADGATE_BIN";
 
 /// Cases per property in `--full`.
-const PROPERTY_CASES_FULL: &str = "20000";
+const PROPERTY_CASES_FULL: &str = "5000";
 
 /// How often a thread of a model may be interrupted where it does not wait; without a bound a model takes hours.
 const PREEMPTIONS_MAX: &str = "3";
@@ -118,6 +119,8 @@ impl Session {
             "clippy",
             "--workspace",
             "--all-targets",
+            "--features",
+            BENCH_FEATURE,
             "--quiet",
             "--",
             "-D",
@@ -128,6 +131,11 @@ impl Session {
         doc.args(["doc", "--workspace", "--no-deps", "--quiet"])
             .env("RUSTDOCFLAGS", "-D warnings");
         self.check("doc", &mut doc)?;
+        Ok(())
+    }
+
+    /// Sizes, comments, links. It asks the binary for its commands, so that is built before.
+    fn tidy(&mut self) -> Result<()> {
         let started = Instant::now();
         let complaints = tidy::complaints()?;
         if complaints.is_empty() {
@@ -143,7 +151,9 @@ impl Session {
         let mut build = shell::cargo();
         // With the features that the tests' build has: nothing is compiled twice.
         build.args(["build", "--quiet", "--workspace", "--bins"]);
-        if !self.check("build", &mut build)? {
+        let is_built = self.check("build", &mut build)?;
+        self.tidy()?;
+        if !is_built {
             return Ok(());
         }
         let mut test = shell::cargo();
@@ -217,7 +227,7 @@ impl Session {
     /// A sample of small changes, which the tests of the core and the codec have to notice.
     fn mutants(&mut self) {
         let started = Instant::now();
-        match mutants::sample(&mutants::Options::default()) {
+        match mutants::sample(&mutants::Options::default(), self.tally.failed > 0) {
             Ok(sample) => {
                 for survivor in &sample.survivors {
                     println!("  survived: {survivor}");

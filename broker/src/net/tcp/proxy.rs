@@ -195,10 +195,9 @@ mod tests {
 
         /// A beginning is waited for; nothing that came is held beyond the limit.
         #[test]
-        fn a_cut_header_is_waited_for(which in 0..10usize, cut in 0..60usize) {
+        fn a_cut_header_is_waited_for(which in 0..10usize, cut in any::<prop::sample::Index>()) {
             let (header, _) = &headers()[which];
-            prop_assume!(cut < header.len());
-            prop_assert_eq!(in_pieces(&header[..cut], &[]), Ok(None));
+            prop_assert_eq!(in_pieces(&header[..cut.index(header.len())], &[]), Ok(None));
         }
 
         #[test]
