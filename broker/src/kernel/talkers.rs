@@ -46,7 +46,7 @@ impl Shield {
 
 /// Each CPU has a sketch of its own: what they say of a prefix is added up.
 fn top(cells: &[Talker], count: usize) -> Vec<TopTalker> {
-    let mut sums: HashMap<u64, (u64, u64)> = HashMap::new();
+    let mut sums: HashMap<[u8; 8], (u64, u64)> = HashMap::new();
     for cell in cells.iter().filter(|cell| cell.packets > 0) {
         let (packets, drops) = sums.entry(cell.prefix).or_default();
         *packets += cell.packets;
@@ -65,12 +65,11 @@ fn top(cells: &[Talker], count: usize) -> Vec<TopTalker> {
     all
 }
 
-/// What [`headgate_common::frame::Source::prefix`] was made from.
-fn network(prefix: u64) -> IpAddr {
-    let octets = prefix.to_le_bytes();
-    match octets {
+/// The first address of a prefix.
+fn network(prefix: [u8; 8]) -> IpAddr {
+    match prefix {
         [a, b, c, 0, 0, 0, 0, 0xff] => Ipv4Addr::new(a, b, c, 0).into(),
-        _ => Ipv6Addr::from_bits(u128::from(u64::from_be_bytes(octets)) << 64).into(),
+        _ => Ipv6Addr::from_bits(u128::from(u64::from_be_bytes(prefix)) << 64).into(),
     }
 }
 
@@ -83,7 +82,7 @@ mod tests {
     fn cell(address: &str, packets: u64, drops: u64) -> Talker {
         let address: IpAddr = address.parse().expect("an address");
         Talker {
-            prefix: Source::from(address).prefix(),
+            prefix: Source::from(address).prefix().to_le_bytes(),
             votes: 1,
             packets,
             drops,

@@ -25,8 +25,8 @@ const VOTES_MAX: u64 = 1 << 12;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Talker {
-    /// The /24 or /64 that has the cell, as [`crate::frame::Source::prefix`] gives it.
-    pub prefix: u64,
+    /// The /64 that has the cell: its eight bytes; or the /24: its three bytes, four zeros and 255.
+    pub prefix: [u8; 8],
     /// How sure that is.
     pub votes: u64,
     /// Sampled packets of the prefix since it got the cell.
@@ -39,13 +39,14 @@ impl Talker {
     /// Counts a sampled packet that fell into this cell.
     #[inline(always)]
     pub const fn vote(&mut self, prefix: u64, is_dropped: bool) {
-        if self.prefix != prefix {
+        // As [`crate::frame::Source::prefix`] has it.
+        if u64::from_le_bytes(self.prefix) != prefix {
             if self.votes > 0 {
                 self.votes -= 1;
                 return;
             }
             *self = Self {
-                prefix,
+                prefix: prefix.to_le_bytes(),
                 votes: 0,
                 packets: 0,
                 drops: 0,
@@ -93,7 +94,7 @@ mod tests {
         }
         let found = cells.iter().max_by_key(|cell| cell.packets);
         let found = found.expect("there are cells");
-        assert_eq!(found.prefix, 42);
+        assert_eq!(found.prefix, 42_u64.to_le_bytes());
         assert!(
             found.packets > sent * 9 / 10 && found.packets <= sent,
             "{found:?} of {sent}"
@@ -124,6 +125,6 @@ mod tests {
         for _ in 0..=VOTES_MAX {
             cell.vote(2, true);
         }
-        assert_eq!((cell.prefix, cell.packets, cell.drops), (2, 1, 1));
+        assert_eq!((cell.prefix[0], cell.packets, cell.drops), (2, 1, 1));
     }
 }
