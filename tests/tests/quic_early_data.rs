@@ -113,6 +113,18 @@ async fn early(
     Ok(begun.ok_or("the broker gave no ticket")?)
 }
 
+/// Does the same with each flight, side by side: much of it is waiting for the metrics.
+fn with_each_flight(
+    test: impl AsyncFn(&'static str, Connect, Option<Packet>) -> Result<(), Error> + Sync,
+) {
+    std::thread::scope(|threads| {
+        for (name, connect, packet) in flights() {
+            let test = &test;
+            threads.spawn(move || run(test(name, connect, packet)));
+        }
+    });
+}
+
 async fn until(what: &str, broker: &Broker, holds: impl Fn(&Metrics) -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !holds(&broker.metrics()) {
@@ -186,8 +198,8 @@ fn connect_and_publish_are_acknowledged_one_round_trip_after_the_first_packet() 
 /// The client's first flight arrives, perhaps long after it was sent, and nothing else of it ever does.
 #[test]
 fn a_flight_whose_handshake_never_completes_changes_nothing_that_lasts() {
-    let broker = Broker::start("mqtt.connect_timeout_s = 2");
-    run(async {
+    with_each_flight(async |name, connect, packet| {
+        let broker = Broker::start("mqtt.connect_timeout_s = 2");
         let relay = Relay::start(broker.quic(), Conditions::default(), 2);
         let endpoint = endpoint()?;
         let direct =
@@ -195,48 +207,45 @@ fn a_flight_whose_handshake_never_completes_changes_nothing_that_lasts() {
         let mut watcher = Client::connect(&direct, broker.quic(), "watcher").await?;
         watcher.subscribe("early/#", QoS::ExactlyOnce).await?;
         let mut taken = Client::connect(&direct, broker.quic(), "taken").await?;
-        for (name, connect, packet) in flights() {
-            let waits = !name.starts_with("qos0") && !name.starts_with("qos1");
-            relay.set(Conditions::default());
-            get_ticket(&endpoint, &relay, "first").await?;
-            let before = settled(&broker).await;
-            relay.set(Conditions {
-                one_flight: true,
-                ..Conditions::default()
-            });
-            let (mut client, _) = early(&endpoint, &relay).await?;
-            client.send(&Packet::Connect(Box::new(connect))).await?;
-            if let Some(packet) = &packet {
-                client.send(packet).await?;
-            }
-            let timeouts = "headgate_connect_timeouts_total";
-            until(name, &broker, |now| {
-                now.sum(timeouts) > before.sum(timeouts)
-            })
-            .await;
-            let now = settled(&broker).await;
-            for kept in ["headgate_subscriptions", "headgate_retained_messages "] {
-                assert_eq!(now.sum(kept), before.sum(kept), "{name}: {kept}");
-            }
-            // What the watcher gets first is what nobody held back.
-            if !waits {
-                let Packet::Publish(message) = watcher.receive().await? else {
-                    panic!("{name}: the message of the flight");
-                };
-                assert_eq!(message.topic.as_str(), "early/t");
-                if let Some(packet_id) = message.packet_id {
-                    watcher.acknowledge(packet_id).await?;
-                }
-            }
-            watcher
-                .publish("early/marker", QoS::AtMostOnce, name.as_bytes())
-                .await?;
-            let Packet::Publish(marker) = watcher.receive().await? else {
-                panic!("{name}: nothing but the marker");
-            };
-            assert_eq!(marker.payload, name.as_bytes());
-            client.connection.close(0u32.into(), b"");
+        let waits = !name.starts_with("qos0") && !name.starts_with("qos1");
+        get_ticket(&endpoint, &relay, "first").await?;
+        let before = settled(&broker).await;
+        relay.set(Conditions {
+            one_flight: true,
+            ..Conditions::default()
+        });
+        let (mut client, _) = early(&endpoint, &relay).await?;
+        client.send(&Packet::Connect(Box::new(connect))).await?;
+        if let Some(packet) = &packet {
+            client.send(packet).await?;
         }
+        let timeouts = "headgate_connect_timeouts_total";
+        until(name, &broker, |now| {
+            now.sum(timeouts) > before.sum(timeouts)
+        })
+        .await;
+        let now = settled(&broker).await;
+        for kept in ["headgate_subscriptions", "headgate_retained_messages "] {
+            assert_eq!(now.sum(kept), before.sum(kept), "{name}: {kept}");
+        }
+        // What the watcher gets first is what nobody held back.
+        if !waits {
+            let Packet::Publish(message) = watcher.receive().await? else {
+                panic!("{name}: the message of the flight");
+            };
+            assert_eq!(message.topic.as_str(), "early/t");
+            if let Some(packet_id) = message.packet_id {
+                watcher.acknowledge(packet_id).await?;
+            }
+        }
+        watcher
+            .publish("early/marker", QoS::AtMostOnce, name.as_bytes())
+            .await?;
+        let Packet::Publish(marker) = watcher.receive().await? else {
+            panic!("{name}: nothing but the marker");
+        };
+        assert_eq!(marker.payload, name.as_bytes());
+        client.connection.close(0u32.into(), b"");
         // Nobody took its session from it.
         taken.send(&Packet::PingReq).await?;
         assert!(matches!(taken.receive().await?, Packet::PingResp));
@@ -247,58 +256,56 @@ fn a_flight_whose_handshake_never_completes_changes_nothing_that_lasts() {
 /// A flight that the broker has taken once is sent again, byte for byte, from elsewhere.
 #[test]
 fn a_recorded_flight_that_is_sent_again_does_nothing() {
-    let broker = Broker::start("");
-    run(async {
+    with_each_flight(async |name, connect, packet| {
+        let broker = Broker::start("");
         let relay = Relay::start(broker.quic(), Conditions::default(), 3);
         let endpoint = endpoint()?;
-        for (name, connect, packet) in flights() {
-            get_ticket(&endpoint, &relay, "first").await?;
-            relay.forget();
-            let (mut client, accepted) = early(&endpoint, &relay).await?;
-            client.send(&Packet::Connect(Box::new(connect))).await?;
-            if let Some(packet) = &packet {
-                client.send(packet).await?;
+        get_ticket(&endpoint, &relay, "first").await?;
+        relay.forget();
+        let (mut client, accepted) = early(&endpoint, &relay).await?;
+        client.send(&Packet::Connect(Box::new(connect))).await?;
+        if let Some(packet) = &packet {
+            client.send(packet).await?;
+        }
+        expect_connack(&mut client).await?;
+        assert!(accepted.await, "{name}: the broker takes 0-RTT data");
+        if packet.is_some() && name != "qos0" {
+            // The answer: all of the flight has had its effect.
+            client.receive().await?;
+        }
+        client.connection.close(0u32.into(), b"");
+        endpoint.wait_idle().await;
+        let recorded = relay.recorded(Way::Up);
+        // Long headers only: the flight, and what followed in the handshake.
+        let flight: Vec<_> = recorded.iter().filter(|d| d[0] & 0x80 != 0).collect();
+        assert!(!flight.is_empty());
+        until(name, &broker, |now| now.sum("headgate_clients") == 0.0).await;
+        let before = settled(&broker).await;
+        let handshakes = "headgate_handshakes_total";
+        let attacker = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
+        let deadline = Instant::now() + PATIENCE;
+        // The broker remembers the connection for a while, and its packets are duplicates then.
+        while broker.metrics().sum(handshakes) == before.sum(handshakes) {
+            assert!(
+                Instant::now() < deadline,
+                "{name}: the flight begins a handshake"
+            );
+            for datagram in &flight {
+                attacker.send_to(datagram, broker.quic())?;
             }
-            expect_connack(&mut client).await?;
-            assert!(accepted.await, "{name}: the broker takes 0-RTT data");
-            if packet.is_some() && name != "qos0" {
-                // The answer: all of the flight has had its effect.
-                client.receive().await?;
-            }
-            client.connection.close(0u32.into(), b"");
-            endpoint.wait_idle().await;
-            let recorded = relay.recorded(Way::Up);
-            // Long headers only: the flight, and what followed in the handshake.
-            let flight: Vec<_> = recorded.iter().filter(|d| d[0] & 0x80 != 0).collect();
-            assert!(!flight.is_empty());
-            until(name, &broker, |now| now.sum("headgate_clients") == 0.0).await;
-            let before = settled(&broker).await;
-            let handshakes = "headgate_handshakes_total";
-            let attacker = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
-            let deadline = Instant::now() + PATIENCE;
-            // The broker remembers the connection for a while, and its packets are duplicates then.
-            while broker.metrics().sum(handshakes) == before.sum(handshakes) {
-                assert!(
-                    Instant::now() < deadline,
-                    "{name}: the flight begins a handshake"
-                );
-                for datagram in &flight {
-                    attacker.send_to(datagram, broker.quic())?;
-                }
-                tokio::time::sleep(Duration::from_millis(100)).await;
-            }
-            let now = settled(&broker).await;
-            for same in [
-                "headgate_early_connections_total",
-                "headgate_connects_accepted_total",
-                "headgate_messages_received_total",
-                "headgate_subscriptions",
-                "headgate_sessions{",
-                "headgate_sessions_taken_over_total",
-                "headgate_retained_messages ",
-            ] {
-                assert_eq!(now.sum(same), before.sum(same), "{name}: {same}");
-            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        let now = settled(&broker).await;
+        for same in [
+            "headgate_early_connections_total",
+            "headgate_connects_accepted_total",
+            "headgate_messages_received_total",
+            "headgate_subscriptions",
+            "headgate_sessions{",
+            "headgate_sessions_taken_over_total",
+            "headgate_retained_messages ",
+        ] {
+            assert_eq!(now.sum(same), before.sum(same), "{name}: {same}");
         }
         Ok(())
     });
