@@ -26,7 +26,8 @@ use headgate_common::{AnswerReason, DropReason, Head, NO_SLOT, PassReason, Socke
 use crate::maps::Maps;
 use crate::packet::XdpPacket;
 
-/// Judges every packet of the interface.
+/// Judges every packet of the interface. What happens to it is counted, and by its number it may be one that is looked at for
+/// the sketch of sources.
 #[xdp(frags)]
 pub fn shield(ctx: XdpContext) -> u32 {
     let Judgement {
@@ -34,26 +35,28 @@ pub fn shield(ctx: XdpContext) -> u32 {
         bytes,
         prefix,
     } = judge(&XdpPacket::new(&ctx), &Maps);
-    let action = match verdict {
+    let (action, number) = match verdict {
         Verdict::Ignore => return XDP_PASS,
         Verdict::Pass(reason, slot) => pass(&ctx, reason, slot, bytes),
         Verdict::Drop(reason) => drop_packet(&ctx, reason, bytes),
         Verdict::Answer(reason, payload) => answer(&ctx, reason, payload, bytes),
     };
-    Maps::note_talker(prefix, action == XDP_DROP);
+    if is_sampled(number) {
+        Maps::note_talker(prefix, action == XDP_DROP);
+    }
     action
 }
 
 #[inline(always)]
-fn pass(ctx: &XdpContext, reason: PassReason, slot: u8, bytes: u32) -> u32 {
+fn pass(ctx: &XdpContext, reason: PassReason, slot: u8, bytes: u32) -> (u32, u64) {
     let action = if slot == NO_SLOT {
         XDP_PASS
     } else {
         redirect(slot)
     };
-    Maps::count_pass(reason, bytes, action != XDP_PASS);
+    let number = Maps::count_pass(reason, bytes, action != XDP_PASS);
     log(ctx, "pass", reason.name());
-    action
+    (action, number)
 }
 
 /// Sends the packet to the CPU of the slot's worker, unless it is there already.
@@ -76,14 +79,14 @@ fn redirect(slot: u8) -> u32 {
 }
 
 #[inline(always)]
-fn drop_packet(ctx: &XdpContext, reason: DropReason, bytes: u32) -> u32 {
-    Maps::count_drop(reason, bytes);
+fn drop_packet(ctx: &XdpContext, reason: DropReason, bytes: u32) -> (u32, u64) {
+    let number = Maps::count_drop(reason, bytes);
     log(ctx, "drop", reason.name());
-    XDP_DROP
+    (XDP_DROP, number)
 }
 
 #[inline(always)]
-fn answer(ctx: &XdpContext, reason: AnswerReason, payload: usize, bytes: u32) -> u32 {
+fn answer(ctx: &XdpContext, reason: AnswerReason, payload: usize, bytes: u32) -> (u32, u64) {
     let written = match reason {
         AnswerReason::VersionNegotiation => answer::version_negotiation(ctx, payload),
         AnswerReason::Retry
@@ -92,9 +95,9 @@ fn answer(ctx: &XdpContext, reason: AnswerReason, payload: usize, bytes: u32) ->
     };
     match written {
         Ok(()) => {
-            Maps::count_answer(reason, bytes);
+            let number = Maps::count_answer(reason, bytes);
             log(ctx, "answer", reason.name());
-            XDP_TX
+            (XDP_TX, number)
         }
         Err(answer::Failed) => drop_packet(ctx, DropReason::AnswerFailed, bytes),
     }
@@ -181,26 +184,15 @@ fn refuse(bytes: u32) -> u32 {
 }
 
 impl Maps {
-    /// Looks at some packets: at every one the hash alone would cost as much as a check.
+    /// Votes for a packet's prefix. Only for some packets: the hash alone costs as much as a check.
     #[inline(always)]
     fn note_talker(prefix: u64, is_dropped: bool) {
-        let Some(seen) = maps::talkers_seen.get_ptr_mut(0) else {
-            return;
-        };
-        // SAFETY: a map's value is there until the program ends, and aligned; it is of this CPU.
-        let seen = unsafe {
-            *seen = (*seen).wrapping_add(1);
-            *seen
-        };
-        if !is_sampled(seen) {
-            return;
-        }
         let Some(secrets) = Maps.secrets() else {
             return;
         };
         let cell = hash_of_prefix(prefix, secrets) & (TALKER_CELLS - 1);
         if let Some(cell) = maps::talkers.get_ptr_mut(cell) {
-            // SAFETY: as above.
+            // SAFETY: a map's value is there until the program ends, and aligned; it is of this CPU.
             unsafe { &mut *cell }.vote(prefix, is_dropped);
         }
     }

@@ -88,9 +88,6 @@ pub static packet_debts: Array<u64, { PACKET_CELLS as usize }> = Array::new();
 pub static initial_debts: Array<u64, { INITIAL_CELLS as usize }> = Array::new();
 #[btf_map]
 pub static syn_debts: Array<u64, { SYN_CELLS as usize }> = Array::new();
-/// Packets of this CPU: some of them are sampled for `talkers`.
-#[btf_map]
-pub static talkers_seen: PerCpuArray<u64, 1> = PerCpuArray::new();
 #[btf_map]
 pub static scratch: PerCpuArray<Scratch, 1> = PerCpuArray::new();
 
@@ -284,14 +281,14 @@ impl Debt for MapDebt {
 }
 
 impl Maps {
-    /// Counts a packet that was let through.
+    /// Counts a packet that was let through; how many of this CPU's there were.
     #[inline(always)]
-    pub fn count_pass(reason: PassReason, bytes: u32, redirected: bool) {
+    pub fn count_pass(reason: PassReason, bytes: u32, redirected: bool) -> u64 {
         let Some(counters) = passes.get_ptr_mut(0) else {
-            return;
+            return 0;
         };
         let Some(index) = below::<{ PassReason::ALL.len() as u64 }>(reason as u64) else {
-            return;
+            return 0;
         };
         // SAFETY: the record is an array of so many counters (asserted beside it), per CPU, and this program is not
         // interrupted by itself.
@@ -299,28 +296,25 @@ impl Maps {
         counter.packets += 1;
         counter.bytes += u64::from(bytes);
         counter.redirected += u64::from(redirected);
+        counter.packets
     }
 
-    /// Counts a packet that was dropped.
+    /// Counts a packet that was dropped; how many of this CPU's there were.
     #[inline(always)]
-    pub fn count_drop(reason: DropReason, bytes: u32) {
-        count::<_, { DropReason::ALL.len() as u64 }>(drops.get_ptr_mut(0), reason as u64, bytes);
+    pub fn count_drop(reason: DropReason, bytes: u32) -> u64 {
+        count::<_, { DropReason::ALL.len() as u64 }>(drops.get_ptr_mut(0), reason as u64, bytes)
     }
 
-    /// Counts a packet that was answered.
+    /// Counts a packet that was answered; how many of this CPU's there were.
     #[inline(always)]
-    pub fn count_answer(reason: AnswerReason, bytes: u32) {
-        count::<_, { AnswerReason::ALL.len() as u64 }>(
-            answers.get_ptr_mut(0),
-            reason as u64,
-            bytes,
-        );
+    pub fn count_answer(reason: AnswerReason, bytes: u32) -> u64 {
+        count::<_, { AnswerReason::ALL.len() as u64 }>(answers.get_ptr_mut(0), reason as u64, bytes)
     }
 
     /// Counts a datagram that was given to a socket, or not.
     #[inline(always)]
     pub fn count_socket(reason: SocketReason, bytes: u32) {
-        count::<_, { SocketReason::ALL.len() as u64 }>(
+        let _number = count::<_, { SocketReason::ALL.len() as u64 }>(
             sockets.get_ptr_mut(0),
             reason as u64,
             bytes,
@@ -330,13 +324,14 @@ impl Maps {
 
 /// `counters` must be an array of `COUNT` counters; the verifier refuses the program if it has fewer.
 #[inline(always)]
-fn count<T, const COUNT: u64>(counters: Option<*mut T>, reason: u64, bytes: u32) {
-    let Some(counters) = counters else { return };
+fn count<T, const COUNT: u64>(counters: Option<*mut T>, reason: u64, bytes: u32) -> u64 {
+    let Some(counters) = counters else { return 0 };
     let Some(index) = below::<COUNT>(reason) else {
-        return;
+        return 0;
     };
     // SAFETY: as in `count_pass`.
     let counter = unsafe { &mut *counters.cast::<Counter>().add(index) };
     counter.packets += 1;
     counter.bytes += u64::from(bytes);
+    counter.packets
 }

@@ -10,7 +10,7 @@ pub const TALKER_CELLS: u32 = 512;
 /// Each CPU looks at one packet in so many.
 pub const TALKER_SAMPLE: u64 = 8;
 
-/// Whether a CPU looks at its packet with this number. Not at every eighth: sources that take turns would be seen always
+/// Whether a CPU looks at its packet with this number, among those with the same verdict. Not at every eighth: sources that take turns would be seen always
 /// or never. Multiples of the golden ratio fall evenly into all eighths, and so do those of every second, third, …
 #[inline(always)]
 #[must_use]
