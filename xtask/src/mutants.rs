@@ -206,7 +206,11 @@ fn commits() -> u64 {
     count.unwrap_or(1)
 }
 
-fn install() -> Result<PathBuf> {
+/// cargo-mutants, which is compiled where it isn't there.
+///
+/// # Errors
+/// It can't be compiled.
+pub fn install() -> Result<PathBuf> {
     let program = paths::tools().join("bin/cargo-mutants");
     if program.is_file() {
         return Ok(program);

@@ -5,8 +5,10 @@ mod tally;
 
 use std::env;
 use std::fs;
+use std::panic;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -87,17 +89,23 @@ impl Session {
     fn prepare(&mut self) -> Result<()> {
         let started = Instant::now();
         let mut missing = setup::kernel_part()?;
-        missing.extend(setup::for_tests()?);
+        // One of the clients is a single large crate: meanwhile the other cores have something to do.
+        let (of_tests, built) = thread::scope(|threads| {
+            let built = threads.spawn(|| {
+                let built = ebpf::find().map(|toolchain| build_ebpf::build(&toolchain));
+                mutants::install().map(|_| built)
+            });
+            (setup::for_tests(), built.join())
+        });
+        missing.extend(of_tests?);
         for line in &missing {
             println!("missing: {line}");
         }
         self.is_complete &= missing.is_empty();
         step("setup", started.elapsed(), "ok");
-        match ebpf::find() {
-            Ok(toolchain) => match build_ebpf::build(&toolchain) {
-                Ok(text) => self.passed("build-ebpf", None, &text),
-                Err(error) => self.fails("build-ebpf", &format!("{error:#}")),
-            },
+        match built.unwrap_or_else(|panic| panic::resume_unwind(panic))? {
+            Ok(Ok(text)) => self.passed("build-ebpf", None, &text),
+            Ok(Err(error)) => self.fails("build-ebpf", &format!("{error:#}")),
             Err(reason) => self.skipped("build-ebpf", &format!("missing: {reason}")),
         }
         Ok(())
@@ -171,6 +179,7 @@ impl Session {
             .arg(paths::target().join("loom"))
             .args(["--", "interleavings"])
             .env("RUSTFLAGS", "--cfg loom")
+            .env("CARGO_PROFILE_RELEASE_LTO", "off")
             .env("LOOM_MAX_PREEMPTIONS", PREEMPTIONS_MAX);
         self.cargo_test("loom", &mut test)?;
         Ok(())
