@@ -451,7 +451,10 @@ fn guards(
     quotas: Arc<QuotaBook>,
     kernel: &Arc<KernelPart>,
 ) -> Result<Guards, ServerError> {
-    quotas.save()?;
+    // A full disk is no reason not to start.
+    if let Err(error) = quotas.save() {
+        tracing::warn!(%error, "what is edited in the map `quotas` can't be told at the next start");
+    }
     let state_dir = &config.node.state_dir;
     let lists = Arc::new(Lists::load(
         &config.lists,

@@ -93,7 +93,7 @@ pub struct Guard {
     pub metrics: Arc<WorkerMetrics>,
     /// When the server started.
     pub start: Instant,
-    /// [`DEAD_CIDS`], used up until then: nanoseconds since the start.
+    /// `DEAD_CIDS`, used up until then: nanoseconds since the start.
     pub dead_debt: Cell<u64>,
 }
 
