@@ -1,10 +1,12 @@
 //! Finds the eBPF object that `cargo xtask build-ebpf` makes. Without it the broker is built all the same, and says at
 //! start that it has no kernel part.
 
-use std::path::Path;
+use std::path::PathBuf;
 
 fn main() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    // Cargo's word at run time, not at compile time: a build folder may have been copied from elsewhere.
+    let own = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_default();
+    let root = PathBuf::from(own).join("..");
     let object = root.join("xdp-ebpf/target/bpfel-unknown-none/release/headgate-xdp");
     println!("cargo::rustc-check-cfg=cfg(headgate_bpf_object)");
     println!("cargo::rerun-if-changed=build.rs");

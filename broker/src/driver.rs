@@ -8,12 +8,12 @@ use crate::{
     store::{LoadRequest, MAIL_PER_TURN, Store, StoreMail},
     worker::conns::Conns,
 };
-use headgate_codec::QoS;
+use headgate_codec::{QoS, ReasonCode};
 use headgate_core::{
-    Completion, ConnId, Core, Counters, Input, Mesh as CoreMessage, Output, Receipt, Time,
-    WorkerSlot,
+    AuthResult, Completion, ConnId, Core, Counters, Input, Mesh as CoreMessage, Output, Receipt,
+    Time, WorkerSlot,
 };
-use std::{collections::VecDeque, sync::Arc};
+use std::{collections::VecDeque, net::IpAddr, sync::Arc};
 
 /// How long deliveries to a worker that takes nothing are kept before those with QoS 0 are
 /// dropped, milliseconds.
@@ -64,6 +64,10 @@ pub struct Driver {
     waiting: Vec<ConnId>,
     /// What is executed is what a session did that was restored.
     restoring: bool,
+    /// What the kernel is to do about clients above their quota.
+    penalties: Vec<(ConnId, Option<u8>)>,
+    /// Where clients are that failed to authenticate.
+    failed: Vec<IpAddr>,
     metrics: Arc<WorkerMetrics>,
 }
 
@@ -97,6 +101,8 @@ impl Driver {
             origin: None,
             waiting: Vec::new(),
             restoring: false,
+            penalties: Vec::new(),
+            failed: Vec::new(),
             metrics,
         }
     }
@@ -174,6 +180,16 @@ impl Driver {
         self.desk.has_answers()
     }
 
+    /// Penalties that the core has put on connections or taken off since.
+    pub fn take_penalties(&mut self) -> Vec<(ConnId, Option<u8>)> {
+        std::mem::take(&mut self.penalties)
+    }
+
+    /// The addresses of clients that have failed to authenticate since.
+    pub fn take_failed(&mut self) -> Vec<IpAddr> {
+        std::mem::take(&mut self.failed)
+    }
+
     /// Whether something waits for room in another worker's ring.
     pub fn has_spooled(&self) -> bool {
         self.spooled > 0
@@ -215,6 +231,14 @@ impl Driver {
                 self.handle(Input::Mesh { from, message }, now);
             }
             for completion in std::mem::take(&mut self.completions) {
+                if let Completion::Authenticated { conn, result, .. } = &completion
+                    && is_failure(result)
+                    && let Some(conn) = conns.get(*conn)
+                    // 0-RTT data may come from anywhere.
+                    && !conn.early
+                {
+                    self.failed.push(conn.peer.ip());
+                }
                 self.handle(Input::Completed(completion), now);
             }
         }
@@ -287,8 +311,7 @@ impl Driver {
                 }
             }
             Output::Recover { op, client_id } => self.store.recover(op, client_id),
-            // Without the kernel part, what the core itself does about the client has to do.
-            Output::Penalty { .. } => {}
+            Output::Penalty { conn, class } => self.penalties.push((conn, class)),
             Output::Authenticate { op, conn, step } => {
                 self.completions.extend(self.desk.step(op, conn, step));
             }
@@ -391,6 +414,16 @@ impl Driver {
             }
         }
     }
+}
+
+/// Whether a client has shown something wrong; that the broker is busy is not its fault.
+fn is_failure(result: &AuthResult) -> bool {
+    let wrong = [
+        ReasonCode::BAD_USER_NAME_OR_PASSWORD,
+        ReasonCode::NOT_AUTHORIZED,
+        ReasonCode::BAD_AUTHENTICATION_METHOD,
+    ];
+    matches!(result, AuthResult::Refused(reason) if wrong.contains(reason))
 }
 
 fn is_qos0(post: &Post) -> bool {

@@ -10,6 +10,7 @@ use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use headgate_common::cid::ROTATIONS;
+use headgate_common::token::{EPOCH_S, TokenEpoch, TokenKeys};
 use headgate_common::{CidKeys, Secrets, SipKey};
 use ring::rand::SecureRandom as _;
 use ring::{hkdf, hmac, rand};
@@ -77,6 +78,7 @@ pub enum KeyError {
 }
 
 /// Everything that is derived from the master secret.
+#[derive(Clone)]
 pub struct Keys {
     root: hkdf::Prk,
 }
@@ -163,10 +165,24 @@ impl Keys {
         hmac::Key::new(hmac::HMAC_SHA256, &self.expand::<32>(&[b"stateless reset"]))
     }
 
-    /// Makes the keys of Retry and address validation tokens (RFC 9000 §8.1); the same for every worker.
+    /// The keys of Retry and address validation tokens (RFC 9000 §8.1) at a time, in Unix seconds; the same for every
+    /// worker and for the kernel. They change with the days, and those of the day before are valid still.
     #[must_use]
-    pub fn token_key(&self) -> hkdf::Prk {
-        hkdf::Salt::new(hkdf::HKDF_SHA256, &[]).extract(&self.expand::<32>(&[b"address token"]))
+    pub fn token_keys(&self, unix_s: u64) -> TokenKeys {
+        let of = |epoch: u64| {
+            let key =
+                |label: &[u8]| SipKey::from_bytes(self.expand(&[label, &epoch.to_be_bytes()]));
+            TokenEpoch::new(
+                epoch,
+                key(b"address token MAC"),
+                key(b"address token cipher"),
+            )
+        };
+        let epoch = unix_s / EPOCH_S;
+        TokenKeys {
+            current: of(epoch),
+            former: of(epoch.wrapping_sub(1)),
+        }
     }
 
     /// Seeds the hashes of the topic table, so that nobody can prepare colliding topics.

@@ -9,6 +9,7 @@ pub mod driver;
 pub mod kernel;
 pub mod keys;
 pub mod limits;
+pub mod lists;
 pub mod mesh;
 pub mod metrics;
 pub mod net;

@@ -10,10 +10,13 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use crate::metrics::Label;
+use crate::{
+    lists::{Action, Lists, Offence},
+    metrics::Label,
+};
 
 /// Every limit, by its key in the sections `[limits]` and `[store]` of the configuration, or in that of a quota class.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -52,6 +55,8 @@ pub enum Limit {
     ResumableSessions,
     /// Bytes of one session's queue in the store.
     SessionStoreBytes,
+    /// The source is on the deny list (section `[lists]`).
+    Denied,
 }
 
 impl Limit {
@@ -64,6 +69,7 @@ impl Limit {
     pub fn reason(self) -> ReasonCode {
         match self {
             Self::Connections | Self::PasswordChecks => ReasonCode::SERVER_BUSY,
+            Self::Denied => ReasonCode::BANNED,
             Self::HandshakesPerSecond => ReasonCode::CONNECTION_RATE_EXCEEDED,
             Self::ClientIdBytes => ReasonCode::CLIENT_IDENTIFIER_NOT_VALID,
             Self::PacketBytesMax => ReasonCode::PACKET_TOO_LARGE,
@@ -103,6 +109,7 @@ impl Label for Limit {
         Self::PasswordChecks,
         Self::ResumableSessions,
         Self::SessionStoreBytes,
+        Self::Denied,
     ];
 
     fn text(self) -> &'static str {
@@ -124,6 +131,7 @@ impl Label for Limit {
             Self::PasswordChecks => "password_checks",
             Self::ResumableSessions => "resumable_sessions",
             Self::SessionStoreBytes => "session_bytes_max",
+            Self::Denied => "denied",
         }
     }
 
@@ -158,6 +166,7 @@ pub struct Admission {
     limits: AdmissionLimits,
     connections: AtomicU64,
     prefixes: Box<[Mutex<HashMap<Prefix, u32>>]>,
+    lists: Option<Arc<Lists>>,
     hasher: RandomState,
     start: Instant,
     /// When the bucket of handshakes will be full again, ns since `start` (a GCRA: one word of
@@ -177,14 +186,54 @@ pub struct Permit {
 impl Admission {
     /// No connections yet; the budget of handshakes is full.
     pub fn new(limits: AdmissionLimits, now: Instant) -> Arc<Self> {
+        Arc::new(Self::unlisted(limits, now))
+    }
+
+    /// The same, with lists of who may come in.
+    pub fn with_lists(limits: AdmissionLimits, lists: Arc<Lists>, now: Instant) -> Arc<Self> {
         Arc::new(Self {
+            lists: Some(lists),
+            ..Self::unlisted(limits, now)
+        })
+    }
+
+    fn unlisted(limits: AdmissionLimits, now: Instant) -> Self {
+        Self {
             limits,
             connections: AtomicU64::new(0),
             prefixes: (0..SHARDS).map(|_| Mutex::default()).collect(),
+            lists: None,
             hasher: RandomState::new(),
             start: now,
             bucket_full_at_ns: AtomicU64::new(0),
-        })
+        }
+    }
+
+    /// A source over an established connection has done what sources may be denied for.
+    pub fn report(&self, address: IpAddr, offence: Offence) {
+        let Some(lists) = &self.lists else { return };
+        if lists.report(address, offence, unix_s()) {
+            tracing::warn!(%address, ?offence, "a source is denied for a while: it did this too often");
+        }
+    }
+
+    fn is_denied(&self, address: IpAddr) -> bool {
+        let lists = self.lists.as_ref();
+        lists.is_some_and(|lists| lists.find(address, unix_s()) == Some(Action::Deny))
+    }
+
+    /// The prefixes with the most connections, and how many these are; none when the limit per prefix is off.
+    pub fn top_prefixes(&self, count: usize) -> Vec<(String, u32)> {
+        let mut top: Vec<(Prefix, u32)> = Vec::new();
+        for shard in &self.prefixes {
+            top.extend(lock(shard).iter().map(|(prefix, count)| (*prefix, *count)));
+            top.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+            top.truncate(count);
+        }
+        let shown = top.into_iter();
+        shown
+            .map(|(prefix, count)| (prefix.to_string(), count))
+            .collect()
     }
 
     /// Asks for a place for a connection from `address`. The refusal names the limit; a refused
@@ -300,6 +349,9 @@ impl Permit {
         if self.prefix.is_some() {
             return Ok(());
         }
+        if self.admission.is_denied(address) {
+            return Err(Limit::Denied);
+        }
         let prefix = Prefix::of(address);
         if !self.admission.enter(prefix) {
             return Err(Limit::ConnectionsPerPrefix);
@@ -325,6 +377,18 @@ enum Prefix {
     V6([u8; 8]),
 }
 
+impl fmt::Display for Prefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::V4([a, b, c]) => write!(f, "{a}.{b}.{c}.0/24"),
+            Self::V6(high) => {
+                let high = u64::from_be_bytes(high);
+                write!(f, "{}/64", Ipv6Addr::from_bits(u128::from(high) << 64))
+            }
+        }
+    }
+}
+
 impl Prefix {
     fn of(address: IpAddr) -> Self {
         match address.to_canonical() {
@@ -342,6 +406,11 @@ impl Prefix {
         let [a, b, c, d, e, f, g, h, ..] = address.octets();
         Self::V6([a, b, c, d, e, f, g, h])
     }
+}
+
+fn unix_s() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| since.as_secs())
 }
 
 fn ns(duration: Duration) -> u64 {

@@ -22,7 +22,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use crate::{auth::Method, limits::Limit, store::metrics::StoreMetrics};
+use crate::{auth::Method, limits::Limit, lists::ListCounts, store::metrics::StoreMetrics};
 
 /// A number that the worker adds to (a counter) or sets (a gauge).
 #[derive(Debug, Default)]
@@ -208,6 +208,16 @@ worker_metrics! {
     /// UDP datagrams sent without a connection: Version Negotiation, Retry, stateless reset and
     /// refusals (RFC 9000 §5.2.2, §6, §8.1.2, §10.3).
     Counter stateless_responses: Number = "headgate_stateless_responses_total",
+    /// Retry packets sent by user space (those of the kernel are answers of XDP).
+    Counter retries: Number = "headgate_retries_total",
+    /// Connections that were refused because they began with a connection ID of ours and no token.
+    Counter initials_to_own_cids: Number = "headgate_initials_to_own_cids_total",
+    /// QUIC packets of connections that didn't decrypt.
+    Counter packets_forged: Number = "headgate_packets_forged_total",
+    /// QUIC datagrams with a connection ID of ours whose connection is gone.
+    Counter packets_orphaned: Number = "headgate_packets_orphaned_total",
+    /// Times that connection IDs were given to the kernel to be policed.
+    Counter penalties: Number = "headgate_penalties_total",
     /// UDP datagrams dropped in user space.
     Counter datagrams_dropped: PerLabel<DatagramDrop> = "headgate_datagrams_dropped_total",
     /// PUBLISH packets that were sent again after a reconnect.
@@ -266,6 +276,8 @@ pub struct KernelCounters {
 /// Retained messages, and the memory that they take in bytes.
 type RetainedSource = Box<dyn Fn() -> (u64, u64) + Send + Sync>;
 
+type ListsSource = Box<dyn Fn() -> ListCounts + Send + Sync>;
+
 type KernelSource = Box<dyn Fn() -> Option<KernelCounters> + Send + Sync>;
 
 /// All metrics of the process.
@@ -274,6 +286,7 @@ pub struct Metrics {
     kernel: OnceLock<KernelSource>,
     retained: OnceLock<RetainedSource>,
     store: OnceLock<Arc<StoreMetrics>>,
+    lists: OnceLock<ListsSource>,
     started: SystemTime,
 }
 
@@ -285,6 +298,7 @@ impl Metrics {
             kernel: OnceLock::new(),
             retained: OnceLock::new(),
             store: OnceLock::new(),
+            lists: OnceLock::new(),
             started: SystemTime::now(),
         })
     }
@@ -327,6 +341,11 @@ impl Metrics {
         let _ = self.store.set(numbers);
     }
 
+    /// Registers where the numbers of the lists come from. Only the first registration counts.
+    pub fn register_lists(&self, source: impl Fn() -> ListCounts + Send + Sync + 'static) {
+        let _ = self.lists.set(Box::new(source));
+    }
+
     /// The kernel's counters now; `None` without the kernel part.
     pub fn kernel(&self) -> Option<KernelCounters> {
         self.kernel.get().and_then(|source| source())
@@ -347,6 +366,9 @@ impl Metrics {
                     "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}"
                 );
             }
+        }
+        if let Some(source) = self.lists.get() {
+            render_lists(&mut out, &source());
         }
         for family in FAMILIES {
             head(&mut out, family.kind, family.name, family.help);
@@ -435,6 +457,38 @@ fn render_retained(out: &mut String, (messages, bytes): (u64, u64)) {
     for (name, help, value) in gauges {
         head(out, Kind::Gauge, name, help);
         let _ = writeln!(out, "{name} {value}");
+    }
+}
+
+fn render_lists(out: &mut String, counts: &ListCounts) {
+    let name = "headgate_listed_prefixes";
+    let help = "Prefixes on the deny and the allow list.";
+    head(out, Kind::Gauge, name, help);
+    let _ = writeln!(out, "{name}{{list=\"deny\"}} {}", counts.denied);
+    let _ = writeln!(out, "{name}{{list=\"allow\"}} {}", counts.allowed);
+    let families = [
+        (
+            "headgate_denied_automatically_total",
+            "Sources that were denied automatically, by what they did too often.",
+            [
+                ("malformed_packets", counts.automatic_malformed),
+                ("failed_authentications", counts.automatic_failed),
+            ],
+        ),
+        (
+            "headgate_not_denied_total",
+            "Offences of sources that were let be, because of lists.automatic_max, or because too many are watched.",
+            [
+                ("automatic_max", counts.automatic_full),
+                ("sources", counts.unwatched),
+            ],
+        ),
+    ];
+    for (name, help, counts) in families {
+        head(out, Kind::Counter, name, help);
+        for (reason, count) in counts {
+            let _ = writeln!(out, "{name}{{reason=\"{reason}\"}} {count}");
+        }
     }
 }
 

@@ -3,6 +3,9 @@
 mod affinity;
 mod ctl;
 mod durable;
+mod housekeeping;
+mod live;
+mod load;
 mod settings;
 mod shield;
 mod supervisor;
@@ -14,6 +17,7 @@ use crate::{
     config::{Config, UdpGro},
     kernel::KernelError,
     keys::{KeyError, Keys},
+    lists::{ListCounts, Lists},
     metrics::{Label, Metrics},
     net::{
         tcp::{self, Bound},
@@ -26,10 +30,12 @@ use crate::{
 };
 use durable::Durable;
 use headgate_core::{Drain, Input, WorkerSlot};
+use housekeeping::Housekeeping;
+pub use load::{PrefixStatus, WorkerLoad};
 use serde::Serialize;
 use settings::TlsParts;
-use shield::KernelPart;
 pub use shield::{InterfaceStatus, KernelStatus};
+use shield::{Keeper, KernelPart};
 use socket2::Type;
 use std::{
     io,
@@ -39,7 +45,7 @@ use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
-use supervisor::{Supervised, WorkerSockets, Workshop};
+use supervisor::{Guards, Supervised, WorkerSockets, Workshop};
 use sys::{SysSource, SysThread};
 
 /// Why the server did not start.
@@ -141,6 +147,14 @@ pub struct ServerStatus {
     pub subscriptions: u64,
     /// The store; `None` = nothing is kept beyond the process.
     pub store: Option<StoreStatus>,
+    /// Prefixes that are denied and allowed, and sources that were denied automatically.
+    pub lists: ListCounts,
+    /// Quotas that somebody has changed in the map `quotas`, such as `default.connections = 5`.
+    pub quotas_edited: Vec<String>,
+    /// The source prefixes with the most connections.
+    pub prefixes: Vec<PrefixStatus>,
+    /// What each worker does.
+    pub load: Vec<WorkerLoad>,
     /// The kernel part.
     pub kernel: KernelStatus,
 }
@@ -154,6 +168,8 @@ pub struct Server {
     workshop: Arc<Workshop>,
     kernel: Arc<KernelPart>,
     sys: Option<SysThread>,
+    keeper: Option<Keeper>,
+    housekeeping: Option<Housekeeping>,
 }
 
 impl Server {
@@ -175,13 +191,17 @@ impl Server {
         let chain = Chain::load(&config, keys.scram_secret())?;
         let sockets = bind(&config, count)?;
         let listeners = listeners(&sockets);
-        let kernel = Arc::new(start_kernel(&config, &keys, (&sockets, &listeners), &cpus)?);
+        let quotas = Arc::new(QuotaBook::load(&config.quota, state_dir)?);
+        let bound = (&*sockets, &*listeners);
+        let kernel = Arc::new(start_kernel(&config, &keys, bound, &cpus, &quotas)?);
+        let keeper = Keeper::spawn(Arc::clone(&kernel))
+            .map_err(|source| ServerError::Worker { slot: 0, source })?;
         let reader = Arc::clone(&kernel);
         metrics.register_kernel(move || reader.counters());
         let shared = Arc::new(settings::shared(&config, &keys));
-        let quotas = Arc::new(QuotaBook::load(&config.quota, state_dir)?);
+        let guards = guards(&config, quotas, &kernel)?;
         let parts = (start, count);
-        let mut workshop = Workshop::new(&config, &keys, &tls, parts, metrics, shared, quotas)?;
+        let mut workshop = Workshop::new(&config, &keys, &tls, parts, metrics, shared, guards)?;
         if config.store.enabled {
             let store = Durable::open(&config, start, &workshop.mesh, &workshop.shared)?;
             let numbers = Arc::clone(&store.metrics);
@@ -190,6 +210,8 @@ impl Server {
         }
         workshop.authenticate_by(chain).map_err(ServerError::Auth)?;
         let workshop = Arc::new(workshop);
+        let counted = Arc::clone(&workshop.lists);
+        workshop.metrics.register_lists(move || counted.counts());
         let shared = Arc::clone(&workshop.shared);
         workshop
             .metrics
@@ -212,9 +234,14 @@ impl Server {
             workers.push(worker);
         }
         let sys = start_sys(&workshop, start, config.mqtt.sys_interval_s)?;
+        let housekeeping = Housekeeping::spawn(Arc::clone(&workshop), Arc::clone(&kernel));
+        let housekeeping =
+            Some(housekeeping.map_err(|source| ServerError::Worker { slot: 0, source })?);
         Ok(Self {
             start,
             sys,
+            keeper: Some(keeper),
+            housekeeping,
             node: config.node.id,
             listeners,
             workers,
@@ -236,6 +263,10 @@ impl Server {
             sessions: metrics.sum(|m| m.sessions.get()),
             subscriptions: self.workshop.shared.topics.len() as u64,
             store: self.workshop.store().map(|store| store.metrics.status()),
+            lists: self.workshop.lists.counts(),
+            quotas_edited: self.workshop.quotas.edited_in_map(),
+            prefixes: load::prefixes(&self.workshop.admission),
+            load: load::workers(metrics),
             kernel: self.kernel.status(),
         }
     }
@@ -290,6 +321,8 @@ impl Server {
     pub fn shutdown(mut self, grace: Duration) -> u64 {
         let deadline = Instant::now() + grace;
         drop(self.sys.take());
+        drop(self.keeper.take());
+        drop(self.housekeeping.take());
         for worker in &self.workers {
             self.workshop.control(worker.slot).drain();
             self.workshop.mesh.ring_doorbell(worker.slot);
@@ -394,6 +427,7 @@ fn start_kernel(
     keys: &Keys,
     (sockets, listeners): (&[WorkerSockets], &[Listener]),
     cpus: &[u32],
+    quotas: &QuotaBook,
 ) -> Result<KernelPart, KernelError> {
     let (quic, over_tcp): (Vec<_>, Vec<_>) = listeners.iter().partition(|l| l.transport == "quic");
     let port = |listener: &&Listener| listener.address.port();
@@ -407,7 +441,32 @@ fn start_kernel(
         quic.first().map(port),
         over_tcp.iter().map(port).collect::<Vec<_>>(),
     );
-    KernelPart::start(config, keys, settings::KEY_EPOCH, ports, &workers)
+    let told = (ports, quotas);
+    KernelPart::start(config, keys, settings::KEY_EPOCH, told, &workers)
+}
+
+/// What may change while the server runs; the kernel's lists become those of the configuration and the state folder.
+fn guards(
+    config: &Config,
+    quotas: Arc<QuotaBook>,
+    kernel: &Arc<KernelPart>,
+) -> Result<Guards, ServerError> {
+    quotas.save()?;
+    let state_dir = &config.node.state_dir;
+    let lists = Arc::new(Lists::load(
+        &config.lists,
+        state_dir,
+        housekeeping::unix_s(),
+    )?);
+    kernel.forget_former_lists(&lists);
+    if let Err(error) = kernel.follow_lists(&lists) {
+        tracing::warn!(%error, "the kernel doesn't take all of the lists");
+    }
+    Ok(Guards {
+        quotas,
+        lists,
+        kernel: Arc::clone(kernel),
+    })
 }
 
 /// Starts to publish below `$SYS`, unless that is off.

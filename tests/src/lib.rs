@@ -13,6 +13,7 @@ pub mod packets;
 pub mod quic_client;
 pub mod relay;
 pub mod rig;
+pub mod siege;
 pub mod sim;
 pub mod skip;
 pub mod streams;

@@ -135,3 +135,31 @@ pub fn address(namespace: &Namespace, device: &str, address: &str) {
         namespace.ip(&["addr", "add", address, "dev", device]);
     }
 }
+
+/// An XDP program of the benchmarks on a device, until this is dropped.
+pub struct BenchXdp(#[expect(dead_code, reason = "kept for its drop")] aya::Ebpf);
+
+/// Attaches the program `name`: `nothing` lets everything pass, `drop_all` nothing. A veth device takes what XDP sends
+/// back from its peer only when it has a program itself.
+///
+/// # Panics
+/// When the kernel programs of the benchmarks weren't built, or the kernel refuses.
+pub fn bench_xdp(namespace: &Namespace, device: &'static str, name: &'static str) -> BenchXdp {
+    let attached = namespace.enter(move || {
+        let object = std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("../xdp-ebpf/target/bpfel-unknown-none/release/headgate-xdp-bench");
+        let mut ebpf = aya::Ebpf::load_file(&object)
+            .unwrap_or_else(|error| panic!("{}: {error}", object.display()));
+        let program: &mut aya::programs::Xdp = ebpf
+            .program_mut(name)
+            .expect("the object has this program")
+            .try_into()
+            .expect("an XDP program");
+        program.load().expect("the kernel takes the program");
+        program
+            .attach(device, aya::programs::xdp::XdpMode::Driver)
+            .expect("veth has native XDP");
+        BenchXdp(ebpf)
+    });
+    attached.join().expect("no panic")
+}

@@ -224,3 +224,63 @@ pub fn short(dcid: &[u8], len: usize) -> Vec<u8> {
     bytes.resize(bytes.len().max(len), 0x5a);
     bytes
 }
+
+/// A QUIC v1 Initial with a token (RFC 9000 §17.2.2), padded to `len` bytes.
+#[must_use]
+pub fn initial(dcid: &[u8], scid: &[u8], token: &[u8], len: usize) -> Vec<u8> {
+    let mut bytes = long(0, 1, dcid, scid, 0);
+    if token.len() < 64 {
+        bytes.push(token.len() as u8);
+    } else {
+        bytes.extend((token.len() as u16 | 0x4000).to_be_bytes());
+    }
+    bytes.extend(token);
+    bytes.resize(bytes.len().max(len), 0x5a);
+    bytes
+}
+
+/// Checks that an answer goes back to where its request came from, with right lengths and checksums; its UDP payload.
+///
+/// # Panics
+/// When something isn't right.
+#[must_use]
+pub fn check_turned<'a>(packet: &Packet, request: &[u8], answer: &'a [u8]) -> &'a [u8] {
+    let ip = if packet.vlan.is_some() { 18 } else { 14 };
+    let udp = ip + if packet.source.is_ipv4() { 20 } else { 40 };
+    assert_eq!(answer[..6], request[6..12], "to where it came from");
+    assert_eq!(answer[6..12], request[..6]);
+    assert_eq!(answer[12..ip], request[12..ip], "the same tag and protocol");
+    let payload = &answer[udp + 8..];
+    if packet.source.is_ipv4() {
+        assert_eq!(answer[ip], 0x45);
+        assert_eq!(
+            usize::from(u16::from_be_bytes([answer[ip + 2], answer[ip + 3]])),
+            answer.len() - ip
+        );
+        assert_eq!(answer[ip + 8], 64, "a time to live of its own");
+        assert_eq!(sum(&answer[ip..ip + 20], 0), 0xffff, "header checksum");
+        assert_eq!(answer[ip + 12..ip + 16], request[ip + 16..ip + 20]);
+        assert_eq!(answer[ip + 16..ip + 20], request[ip + 12..ip + 16]);
+    } else {
+        assert_eq!(answer[ip..ip + 4], [0x60, 0, 0, 0]);
+        assert_eq!(
+            usize::from(u16::from_be_bytes([answer[ip + 4], answer[ip + 5]])),
+            answer.len() - ip - 40
+        );
+        assert_eq!(answer[ip + 6..ip + 8], [17, 64]);
+        assert_eq!(answer[ip + 8..ip + 24], request[ip + 24..ip + 40]);
+        assert_eq!(answer[ip + 24..ip + 40], request[ip + 8..ip + 24]);
+    }
+    assert_eq!(
+        answer[udp..udp + 2],
+        request[udp + 2..udp + 4],
+        "ports change places"
+    );
+    assert_eq!(answer[udp + 2..udp + 4], request[udp..udp + 2]);
+    assert_eq!(
+        usize::from(u16::from_be_bytes([answer[udp + 4], answer[udp + 5]])),
+        payload.len() + 8
+    );
+    assert!(udp_checksum_is_right(answer, ip, udp));
+    payload
+}

@@ -118,18 +118,28 @@ pub struct Client {
 }
 
 impl Client {
-    /// Connects and waits for CONNACK with reason 0.
+    /// Connects and waits for CONNACK with reason 0. Its Keep Alive is a minute.
     pub async fn connect(
         endpoint: &quinn::Endpoint,
         server: SocketAddr,
         id: &str,
+    ) -> Result<Self, Error> {
+        Self::connect_for(endpoint, server, id, 60).await
+    }
+
+    /// The same with another Keep Alive, seconds; 0 is none.
+    pub async fn connect_for(
+        endpoint: &quinn::Endpoint,
+        server: SocketAddr,
+        id: &str,
+        keep_alive_s: u16,
     ) -> Result<Self, Error> {
         let mut client = Self::open(endpoint, server).await?;
         client
             .send(&Packet::Connect(Box::new(Connect {
                 version: Version::V5,
                 clean_start: true,
-                keep_alive_s: 60,
+                keep_alive_s,
                 client_id: Text::from(id),
                 will: None,
                 user_name: None,

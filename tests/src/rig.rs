@@ -4,9 +4,9 @@ use std::net::{SocketAddr, UdpSocket};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use headgate::kernel::{Counters, KernelSettings, Mode, Shield, object};
+use headgate::kernel::{Counters, KernelSettings, Mode, RetrySettings, Shield, object};
 use headgate::keys::Keys;
-use headgate_common::records::Budgets;
+use headgate_common::records::{Budgets, RetryMode};
 use headgate_common::{AnswerReason, CidKeys, DropReason, PassReason, SocketReason};
 
 use socket2::{Domain, Socket, Type};
@@ -70,7 +70,7 @@ pub fn pin_dir() -> PathBuf {
     format!("/sys/fs/bpf/headgate-test-{}-{number}", std::process::id()).into()
 }
 
-/// Settings of a shield on no interface, whose budgets never run out.
+/// Settings of a shield on no interface, whose budgets never run out and which never asks for an address to be proved.
 #[must_use]
 pub fn settings() -> KernelSettings {
     KernelSettings {
@@ -80,6 +80,10 @@ pub fn settings() -> KernelSettings {
         tcp_ports: vec![1883, 8883],
         node: NODE,
         budgets: Budgets::UNLIMITED,
+        retry: RetrySettings {
+            mode: RetryMode::Never,
+            ..RetrySettings::default()
+        },
         ..KernelSettings::default()
     }
 }

@@ -2,15 +2,22 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::process::Command;
+use std::time::Duration;
 
-use headgate_common::records::{Budgets, Limit};
+use headgate::kernel::{PenaltyOrder, Prefix};
+use headgate_common::quota::PenaltyReason;
+use headgate_common::records::{Budgets, Limit, ListAction, ListReason};
 use headgate_common::{DropReason, PassReason};
-use headgate_tests::packets::{Packet, long, short};
+use headgate_tests::packets::{Packet, initial as initial_datagram, long, short};
 use headgate_tests::rig::{Outcome, Rig, why_not};
 use headgate_tests::skip;
 
 fn initial(source: impl Into<IpAddr>, id: u8) -> Vec<u8> {
-    Packet::quic(source.into(), long(0, 1, &[id; 8], &[1; 8], 1200)).bytes()
+    Packet::quic(
+        source.into(),
+        initial_datagram(&[id; 8], &[1; 8], &[], 1200),
+    )
+    .bytes()
 }
 
 fn v4(third: u8, last: u8) -> Ipv4Addr {
@@ -132,6 +139,7 @@ fn list(rig: &Rig, action: u8, prefix: IpAddr, len: u8) {
     command.args([len, 0, 0, 0].map(|byte| byte.to_string()));
     command.args(octets.iter().map(u8::to_string)).arg("value");
     command.args([action, 0, 0, 0].map(|byte| byte.to_string()));
+    command.args(["0"; 8]);
     let output = command.output().expect("bpftool runs");
     assert!(output.status.success(), "{output:?}");
 }
@@ -213,7 +221,20 @@ fn somebody_with_bpftool_can_read_the_maps() {
             Outcome::Dropped(DropReason::ForgedCid)
         );
     }
-    list(&rig, DENY, v4(0, 0).into(), 16);
+    let prefix = Prefix::new(v4(0, 0).into(), 16).expect("a prefix");
+    let lasts = Some(Duration::from_secs(600));
+    rig.shield()
+        .list(prefix, ListAction::Deny, ListReason::Operator, lasts)
+        .expect("there is room");
+    let order = PenaltyOrder {
+        class: 0,
+        reason: PenaltyReason::Quota,
+        own_address: None,
+        lasts: Duration::from_secs(600),
+    };
+    rig.shield()
+        .penalize(&[rig.cid(1)], order)
+        .expect("there is room");
     let dump = |name: &str| {
         let path = rig.settings.pin_dir.join(name);
         let output = Command::new("bpftool")
@@ -239,7 +260,12 @@ fn somebody_with_bpftool_can_read_the_maps() {
         ("config", vec!["layout_version", "quic_port", "14567"]),
         ("budgets", vec!["initials_per_prefix", "burst_ns"]),
         ("workers", vec!["generation", "Active", "Free"]),
-        ("prefixes4", vec!["Deny"]),
+        ("prefixes4", vec!["Deny", "Operator", "expires_s"]),
+        (
+            "quotas",
+            vec!["\"name\"", "\"messages_per_second\"", "\"memory_bytes\""],
+        ),
+        ("penalties", vec!["bucket", "expires_s", "Quota"]),
         ("steering", vec!["spread", "live"]),
     ] {
         let text = dump(name);

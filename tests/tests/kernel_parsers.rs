@@ -15,6 +15,8 @@ use proptest::prelude::*;
 mod frame_check;
 #[path = "../fuzz/checks/common_route.rs"]
 mod route_check;
+#[path = "../fuzz/checks/common_token.rs"]
+mod token_check;
 
 fn address() -> impl Strategy<Value = IpAddr> {
     prop_oneof![
@@ -164,4 +166,5 @@ fn replay(target: &str, check: fn(&[u8])) {
 fn the_corpora_are_replayed() {
     replay("common_frame", frame_check::check);
     replay("common_route", route_check::check);
+    replay("common_token", token_check::check);
 }

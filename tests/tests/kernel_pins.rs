@@ -113,6 +113,19 @@ fn pair() -> (Namespace, Namespace) {
 }
 
 #[test]
+fn the_maps_take_at_most_64_mib() {
+    if let Some(reason) = why_not() {
+        skip!("{reason}");
+    }
+    let cleanup = on(&[], Mode::Off);
+    let shield = Shield::start(&cleanup.0, &keys(), EPOCH).expect("the shield starts");
+    let bytes = shield.status().map_memory_bytes;
+    println!("{} KiB", bytes >> 10);
+    assert!((1 << 20..=64 << 20).contains(&bytes), "{bytes}");
+    shield.stop().expect("it is taken down");
+}
+
+#[test]
 fn each_interface_gets_the_best_mode_that_it_has() {
     if let Some(reason) = missing() {
         skip!("{reason}");
@@ -188,7 +201,7 @@ fn a_crash_leaves_the_shield_up_and_the_next_broker_adopts_it() {
     let listed = Command::new("bpftool")
         .args(["map", "update", "pinned"])
         .arg(settings.0.pin_dir.join("prefixes4"))
-        .args("key 32 0 0 0 192 0 2 9 value 1 0 0 0".split(' '))
+        .args("key 32 0 0 0 192 0 2 9 value 1 0 0 0 2 0 0 0 0 0 0 0".split(' '))
         .status();
     assert!(listed.is_ok_and(|status| status.success()));
     let id = link_id(&settings.0);
@@ -248,7 +261,7 @@ fn pins_of_another_layout_are_replaced_and_it_is_said_why() {
     let spoils: [(&str, Spoil); 4] = [
         ("layout version", |folder| {
             // The version is the first field of `config`; the rest of the record is of no matter here.
-            let zeros = ["0"; 20].join(" ");
+            let zeros = ["0"; 36].join(" ");
             let arguments = format!("key 0 0 0 0 value 200 0 0 0 {zeros}");
             let update = Command::new("bpftool")
                 .args(["map", "update", "pinned"])

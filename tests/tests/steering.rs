@@ -253,7 +253,9 @@ fn steered(mode: &str, steering: &str, v6: bool) {
         "each forged packet was dropped in the kernel"
     );
     let initials = delta(r#"headgate_kernel_drops_total{reason="initial"#)
-        + delta(r#"headgate_kernel_passes_total{reason="initial"#);
+        + delta(r#"headgate_kernel_passes_total{reason="initial"#)
+        + delta(r#"headgate_kernel_drops_total{reason="retry_budget"#)
+        + delta("headgate_kernel_answers_total");
     assert_eq!(
         initials, FLOOD_INITIALS as f64,
         "each spoofed Initial was counted once"

@@ -17,7 +17,7 @@ pub struct Failed;
 
 /// Helpers answer 0 or an error number.
 #[inline(always)]
-fn done(result: i64) -> Result<(), Failed> {
+pub fn done(result: i64) -> Result<(), Failed> {
     if result == 0 { Ok(()) } else { Err(Failed) }
 }
 
@@ -30,15 +30,10 @@ pub fn version_negotiation(ctx: &XdpContext, payload: usize) -> Result<(), Faile
     };
     let out = scratch.cast::<u8>();
     let mut lengths = [0u8; 8];
-    // SAFETY: every write goes to the 128 bytes of the scratch buffer, at offsets that the masks keep below 64 + 31;
+    // SAFETY: every write goes to the 384 bytes of the scratch buffer, at offsets that the masks keep below 64 + 31;
     // the helpers check what they read from the packet.
     let length = unsafe {
-        let mut word = 0;
-        while word < 16 {
-            // Volatile, or it becomes a call of memset.
-            out.cast::<u64>().add(word).write_volatile(0);
-            word += 1;
-        }
+        clear::<16>(out.cast());
         done(bpf_xdp_load_bytes(
             ctx.ctx,
             payload as u32 + 5,
@@ -81,9 +76,27 @@ pub fn version_negotiation(ctx: &XdpContext, payload: usize) -> Result<(), Faile
     reply(ctx, payload, out, length)
 }
 
-/// Copies a connection ID of the packet.
+/// Fills words with zeros.
+///
+/// # Safety
+/// There must be so many from `to`.
 #[inline(always)]
-unsafe fn copy_cid(ctx: &XdpContext, from: u64, to: *mut u8, len: u64) -> Result<(), Failed> {
+pub unsafe fn clear<const WORDS: usize>(to: *mut u64) {
+    let mut word = 0;
+    while word < WORDS {
+        // Volatile, or it becomes a call of memset.
+        // SAFETY: the caller's promise.
+        unsafe { to.add(word).write_volatile(0) };
+        word += 1;
+    }
+}
+
+/// Copies a connection ID of the packet.
+///
+/// # Safety
+/// `to` must have room for 32 bytes.
+#[inline(always)]
+pub unsafe fn copy_cid(ctx: &XdpContext, from: u64, to: *mut u8, len: u64) -> Result<(), Failed> {
     if len == 0 {
         return Ok(());
     }
@@ -94,8 +107,8 @@ unsafe fn copy_cid(ctx: &XdpContext, from: u64, to: *mut u8, len: u64) -> Result
 /// Cuts the packet to `len` bytes of UDP payload, which are taken from `out` (zero-padded to whole words), and turns
 /// it around: addresses, ports, lengths and checksums.
 #[inline(always)]
-fn reply(ctx: &XdpContext, payload: usize, out: *mut u8, len: u64) -> Result<(), Failed> {
-    let len = mask::<0x7f>(len);
+pub fn reply(ctx: &XdpContext, payload: usize, out: *mut u8, len: u64) -> Result<(), Failed> {
+    let len = mask::<0xff>(len);
     // SAFETY: the context is the kernel's own; the helper refuses what doesn't fit.
     unsafe {
         let now = bpf_xdp_get_buff_len(ctx.ctx) as i32;
@@ -104,9 +117,9 @@ fn reply(ctx: &XdpContext, payload: usize, out: *mut u8, len: u64) -> Result<(),
             payload as i32 + len as i32 - now,
         ))?;
     }
-    // SAFETY: `out` has 128 zero-padded bytes, and `padded` is at most 124.
+    // SAFETY: `out` has 256 zero-padded bytes, and `padded` is at most 252.
     let sum = unsafe {
-        let padded = mask::<0x7c>(len + 3);
+        let padded = mask::<0xfc>(len + 3);
         bpf_csum_diff(core::ptr::null_mut(), 0, out.cast(), padded as u32, 0)
     };
     let sum = sum as u64 & 0xffff_ffff;
@@ -117,20 +130,20 @@ fn reply(ctx: &XdpContext, payload: usize, out: *mut u8, len: u64) -> Result<(),
         66 => turn_ipv6::<18>(ctx, len, sum)?,
         _ => return Err(Failed),
     }
-    // SAFETY: `out` has 128 bytes; the helper checks the packet's bounds.
+    // SAFETY: `out` has 256 bytes; the helper checks the packet's bounds.
     done(unsafe {
         bpf_xdp_store_bytes(
             ctx.ctx,
             payload as u32,
             out.cast::<c_void>(),
-            one_to::<0x7f>(len),
+            one_to::<0xff>(len),
         )
     })
 }
 
 /// The packet's linear part, if it reaches `end` bytes.
 #[inline(always)]
-fn linear(ctx: &XdpContext, end: usize) -> Result<*mut u8, Failed> {
+pub fn linear(ctx: &XdpContext, end: usize) -> Result<*mut u8, Failed> {
     if ctx.data() + end > ctx.data_end() {
         Err(Failed)
     } else {

@@ -8,9 +8,11 @@
     reason = "as in the shield, a map's name is what bpftool shows"
 )]
 
-use aya_ebpf::bindings::xdp_action::{XDP_ABORTED, XDP_PASS};
+use aya_ebpf::bindings::xdp_action::{XDP_ABORTED, XDP_DROP, XDP_PASS};
 use aya_ebpf::btf_maps::{Array, PerCpuArray, ProgramArray};
-use aya_ebpf::helpers::generated::bpf_get_prandom_u32;
+use aya_ebpf::helpers::generated::{
+    bpf_get_prandom_u32, bpf_xdp_adjust_tail, bpf_xdp_get_buff_len,
+};
 use aya_ebpf::macros::{btf_map, xdp};
 use aya_ebpf::programs::XdpContext;
 
@@ -23,11 +25,23 @@ pub struct Client {
     pub head: [u64; 2],
 }
 
+/// A client with a token.
+#[repr(C)]
+pub struct Holder {
+    /// Its IPv4 address as it stands in the packet.
+    pub source: u64,
+    /// A token of a Retry packet.
+    pub token: [u64; 10],
+}
+
 /// Clients. Few enough that a short round of runs finds their records in the cache: the records are not the shield's.
 const CLIENTS: usize = 1024;
 
 #[btf_map]
 pub static clients: Array<Client, CLIENTS> = Array::new();
+/// Who has a token.
+#[btf_map]
+pub static holders: Array<Holder, CLIENTS> = Array::new();
 /// The client of the next run.
 #[btf_map]
 pub static next_client: PerCpuArray<Client, 1> = PerCpuArray::new();
@@ -42,6 +56,12 @@ const PAYLOAD: usize = 14 + 20 + 8;
 #[xdp(frags)]
 pub fn nothing(_ctx: XdpContext) -> u32 {
     XDP_PASS
+}
+
+/// Drops everything: what a flood costs at least.
+#[xdp(frags)]
+pub fn drop_all(_ctx: XdpContext) -> u32 {
+    XDP_DROP
 }
 
 /// Reads what the other programs have written, and nothing else. That their last stores have to reach the next loads is
@@ -100,12 +120,68 @@ pub fn random_source(ctx: XdpContext) -> u32 {
         return XDP_ABORTED;
     };
     put(start, SOURCE, random() as u32);
-    // Type Initial, version 1, a connection ID of 8 bytes, and the client's own of 8 bytes.
-    const START: u64 = u64::from_le_bytes([0xc0, 0, 0, 0, 1, 8, 0, 0]);
     let dcid = random();
-    put_head(start, START | dcid << 48, dcid >> 16 | 8 << 48);
+    put_head(start, INITIAL | dcid << 48, dcid >> 16 | 8 << 48);
     call(&ctx)
 }
+
+/// The same, whatever the shield has made of the packet in the run before: an answer is shorter, and turned around.
+#[xdp(frags)]
+pub fn answered_source(ctx: XdpContext) -> u32 {
+    const LEN: i32 = PAYLOAD as i32 + 1200;
+    const PORT: u16 = 14567;
+    // SAFETY: the context is the kernel's own; the helper refuses what doesn't fit.
+    unsafe {
+        let now = bpf_xdp_get_buff_len(ctx.ctx) as i32;
+        if now != LEN && bpf_xdp_adjust_tail(ctx.ctx, LEN - now) != 0 {
+            return XDP_ABORTED;
+        }
+    }
+    let Some(start) = start(&ctx) else {
+        return XDP_ABORTED;
+    };
+    put(start, 14 + 2, (LEN as u16 - 14).to_be());
+    put(start, SOURCE, random() as u32);
+    put(start, PAYLOAD - 8, 40_000u16.to_be());
+    put(start, PAYLOAD - 6, PORT.to_be());
+    put(start, PAYLOAD - 4, 1208u16.to_be());
+    let dcid = random();
+    put_head(start, INITIAL | dcid << 48, dcid >> 16 | 8 << 48);
+    // The client's connection ID, no token.
+    put(start, PAYLOAD + 16, 0x0077_6655_4433_2211u64);
+    call(&ctx)
+}
+
+/// An Initial with a token that is good.
+#[xdp(frags)]
+pub fn known_token(ctx: XdpContext) -> u32 {
+    const TOKEN: usize = PAYLOAD + 25;
+    let index = random() as u32 & (CLIENTS as u32 - 1);
+    let Some(holder) = holders.get(index) else {
+        return XDP_ABORTED;
+    };
+    if ctx.data() + TOKEN + 80 > ctx.data_end() {
+        return XDP_ABORTED;
+    }
+    let Some(start) = start(&ctx) else {
+        return XDP_ABORTED;
+    };
+    put(start, SOURCE, holder.source as u32);
+    let dcid = random();
+    put_head(start, INITIAL | dcid << 48, dcid >> 16 | 8 << 48);
+    // The client's connection ID, and a length of 80.
+    put(start, PAYLOAD + 16, 0x4077_6655_4433_2211u64);
+    put(start, PAYLOAD + 24, 0x50u8);
+    let mut word = 0;
+    while word < 10 {
+        put(start, TOKEN + 8 * word, holder.token[word]);
+        word += 1;
+    }
+    call(&ctx)
+}
+
+/// Type Initial, version 1, a connection ID of 8 bytes, and the client's own of 8 bytes.
+const INITIAL: u64 = u64::from_le_bytes([0xc0, 0, 0, 0, 1, 8, 0, 0]);
 
 /// The packet as it is.
 #[xdp(frags)]

@@ -8,6 +8,7 @@
 mod answer;
 mod maps;
 mod packet;
+mod retry;
 mod verifier;
 
 use aya_ebpf::bindings::sk_reuseport_md;
@@ -78,6 +79,9 @@ fn drop_packet(ctx: &XdpContext, reason: DropReason, bytes: u32) -> u32 {
 fn answer(ctx: &XdpContext, reason: AnswerReason, payload: usize, bytes: u32) -> u32 {
     let written = match reason {
         AnswerReason::VersionNegotiation => answer::version_negotiation(ctx, payload),
+        AnswerReason::Retry
+        | AnswerReason::RetryForeignToken
+        | AnswerReason::RetryInvalidNewToken => retry::retry(ctx, payload),
     };
     match written {
         Ok(()) => {

@@ -7,15 +7,22 @@
 )]
 
 use aya_ebpf::btf_maps::lpm_trie::Key;
-use aya_ebpf::btf_maps::{Array, CpuMap, LpmTrie, PerCpuArray, ReusePortSockArray};
-use aya_ebpf::helpers::generated::bpf_jiffies64;
+use aya_ebpf::btf_maps::{Array, CpuMap, LpmTrie, LruHashMap, PerCpuArray, ReusePortSockArray};
+use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_ktime_get_coarse_ns};
 use aya_ebpf::macros::btf_map;
+use headgate_common::cid::RawCid;
 use headgate_common::frame::Source;
+use headgate_common::quota::{
+    CLASSES_MAX, Debts, PENALTIES_MAX, PENALTY_BUCKETS, PENALTY_FILTER_WORDS, Penalty,
+    PenaltyBucket, PenaltyKey, QuotaClass,
+};
 use headgate_common::records::{
-    Budgets, Config, Counter, INITIAL_CELLS, ListAction, ListEntry, PACKET_CELLS, PREFIXES_MAX,
-    PassCounter, SOCKETS_MAX, SYN_CELLS, WORKERS_MAX, Worker,
+    Budgets, Clock, Config, Counter, INITIAL_CELLS, ListAction, ListEntry, PACKET_CELLS,
+    PREFIXES_MAX, PassCounter, RetryMode, SOCKETS_MAX, SYN_CELLS, VALIDATED_MAX, WORKERS_MAX,
+    Worker,
 };
 use headgate_common::shield::{Debt, Environment, SharedDebt};
+use headgate_common::token::TokenKeys;
 use headgate_common::{
     AnswerReason, Answers, DropReason, Drops, PassReason, Passes, Secrets, SocketReason, Sockets,
     Steering,
@@ -37,6 +44,11 @@ pub static prefixes4: LpmTrie<[u8; 4], ListEntry, { PREFIXES_MAX as usize }> = L
 #[btf_map]
 pub static prefixes6: LpmTrie<[u8; 16], ListEntry, { PREFIXES_MAX as usize }> = LpmTrie::new();
 #[btf_map]
+pub static quotas: Array<QuotaClass, { CLASSES_MAX as usize }> = Array::new();
+#[btf_map]
+pub static penalties: LruHashMap<PenaltyKey, Penalty, { PENALTIES_MAX as usize }> =
+    LruHashMap::new();
+#[btf_map]
 pub static drops: PerCpuArray<Drops, 1> = PerCpuArray::new();
 #[btf_map]
 pub static passes: PerCpuArray<Passes, 1> = PerCpuArray::new();
@@ -48,6 +60,17 @@ pub static sockets: PerCpuArray<Sockets, 1> = PerCpuArray::new();
 // Not pinned: keys, which nobody else may read, and what belongs to one process or is not worth keeping.
 #[btf_map]
 pub static secrets: Array<Secrets, 1> = Array::new();
+#[btf_map]
+pub static clock: Array<Clock, 1> = Array::new();
+#[btf_map]
+pub static token_keys: Array<TokenKeys, 1> = Array::new();
+/// By host. An LRU, because only who has shown a valid token gets an entry: a flood of spoofed sources can't evict them.
+#[btf_map]
+pub static validated_debts: LruHashMap<u64, u64, { VALIDATED_MAX as usize }> = LruHashMap::new();
+#[btf_map]
+pub static penalty_filter: Array<u64, { PENALTY_FILTER_WORDS as usize }> = Array::new();
+#[btf_map]
+pub static penalty_buckets: Array<PenaltyBucket, { PENALTY_BUCKETS as usize }> = Array::new();
 /// By CPU number. The loader gives it as many entries as the machine has CPUs; the kernel refuses more.
 #[btf_map]
 pub static cpus: CpuMap<1> = CpuMap::new();
@@ -68,8 +91,10 @@ pub static scratch: PerCpuArray<Scratch, 1> = PerCpuArray::new();
 /// Where an answer is put together.
 #[repr(C)]
 pub struct Scratch {
-    /// The answer's UDP payload.
-    pub answer: [u64; 16],
+    /// The answer's UDP payload; of a Retry, the pseudo-packet that its tag is made from.
+    pub answer: [u64; 48],
+    /// The client's connection ID.
+    pub cid: [u64; 4],
 }
 
 /// The maps as the verdict sees them.
@@ -99,7 +124,7 @@ impl Environment for Maps {
     }
 
     #[inline(always)]
-    fn listed(&self, source: &Source) -> Option<ListAction> {
+    fn listed(&self, source: &Source) -> Option<(ListAction, u64)> {
         let entry = match *source {
             Source::V4(address) => {
                 let key = [32, address];
@@ -122,8 +147,61 @@ impl Environment for Maps {
         // SAFETY: the entry starts with a number of four bytes. It is not read as an enum, because anybody with
         // bpftool may have written any number.
         entry.and_then(|entry| {
-            ListAction::from_number(unsafe { *core::ptr::from_ref(entry).cast::<u32>() })
+            let action =
+                ListAction::from_number(unsafe { *core::ptr::from_ref(entry).cast::<u32>() })?;
+            Some((action, u64::from(entry.expires_s)))
         })
+    }
+
+    #[inline(always)]
+    fn unix_ns(&self) -> u64 {
+        let offset = clock.get(0).map_or(0, |now| now.wall_offset_ns);
+        // SAFETY: the helper has no arguments and no preconditions.
+        unsafe { bpf_ktime_get_coarse_ns() }.wrapping_add(offset)
+    }
+
+    #[inline(always)]
+    fn penalty_filter(&self, word: u32) -> u64 {
+        penalty_filter.get(word).copied().unwrap_or(0)
+    }
+
+    #[inline(always)]
+    fn penalty(&self, cid: RawCid) -> Option<&Penalty> {
+        let key = PenaltyKey::words(cid);
+        // SAFETY: the key has the size of the map's, and lives on the stack during the lookup. An entry that is
+        // replaced meanwhile may be read half old, half new, which harms nobody.
+        unsafe { penalties.get(&*key.as_ptr().cast::<PenaltyKey>()) }
+    }
+
+    #[inline(always)]
+    fn quota(&self, class: u32) -> Option<&QuotaClass> {
+        quotas.get(class)
+    }
+
+    #[inline(always)]
+    fn penalty_debts(&self, bucket: u32, elsewhere: bool) -> Option<Debts> {
+        let bucket = penalty_buckets.get(bucket)?;
+        Some(if elsewhere {
+            bucket.elsewhere
+        } else {
+            bucket.own
+        })
+    }
+
+    #[inline(always)]
+    fn set_penalty_debts(&self, bucket: u32, elsewhere: bool, debts: Debts) {
+        let Some(bucket) = penalty_buckets.get_ptr_mut(bucket) else {
+            return;
+        };
+        // SAFETY: a map's value is there until the program ends, and aligned. CPUs that write at once forget what one
+        // of them has charged.
+        unsafe {
+            if elsewhere {
+                (*bucket).elsewhere = debts;
+            } else {
+                (*bucket).own = debts;
+            }
+        }
     }
 
     #[inline(always)]
@@ -151,6 +229,27 @@ impl Environment for Maps {
     #[inline(always)]
     fn syn_debt(&self, index: u32) -> Option<MapDebt> {
         syn_debts.get_ptr_mut(index).map(MapDebt)
+    }
+
+    #[inline(always)]
+    fn validated_debt(&self, host: u64) -> Option<MapDebt> {
+        if let Some(debt) = validated_debts.get_ptr_mut(&host) {
+            return Some(MapDebt(debt));
+        }
+        validated_debts.insert(&host, &0, 0).ok()?;
+        validated_debts.get_ptr_mut(&host).map(MapDebt)
+    }
+
+    #[inline(always)]
+    fn retry_mode(&self, settings: &Config) -> RetryMode {
+        // Read as a number, because anybody with bpftool may have written any.
+        // SAFETY: the field is a number of four bytes.
+        RetryMode::from_number(unsafe { *(&raw const settings.retry).cast::<u32>() })
+    }
+
+    #[inline(always)]
+    fn token_keys(&self) -> Option<&TokenKeys> {
+        token_keys.get(0)
     }
 }
 

@@ -1,5 +1,7 @@
 //! Packets as XDP programs read them.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::helpers::generated::{bpf_xdp_get_buff_len, bpf_xdp_load_bytes};
 use aya_ebpf::programs::XdpContext;
@@ -65,6 +67,20 @@ impl Packet for XdpPacket {
             66 => self.head_at::<66>(),
             _ => None,
         }
+    }
+
+    #[inline(always)]
+    fn words<const N: usize>(&self, offset: u32) -> Option<[u64; N]> {
+        let mut words = [const { MaybeUninit::<u64>::uninit() }; N];
+        // SAFETY: `words` has the bytes that the helper writes.
+        let loaded = unsafe {
+            bpf_xdp_load_bytes(self.ctx, offset, words.as_mut_ptr().cast(), 8 * N as u32)
+        };
+        if loaded != 0 {
+            return None;
+        }
+        // SAFETY: the helper has written all of them.
+        Some(words.map(|word| unsafe { word.assume_init() }))
     }
 
     #[inline(always)]

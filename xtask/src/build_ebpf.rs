@@ -6,17 +6,22 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 
 use crate::setup::ebpf::{self, Compiler, Toolchain};
-use crate::{paths, shell};
+use crate::{paths, shell, verifier};
 
 const TARGET: &str = "bpfel-unknown-none";
 
 /// Runs the command.
 ///
 /// # Errors
-/// The toolchain is missing, or the programs don't compile.
+/// The toolchain is missing, the programs don't compile, or the verifier has too much to do with them.
 pub fn run() -> Result<ExitCode> {
     match ebpf::find() {
-        Ok(toolchain) => println!("{}", build(&toolchain)?),
+        Ok(toolchain) => {
+            println!("{}", build(&toolchain)?);
+            for line in verifier::check(&paths::ebpf_object())? {
+                println!("{line}");
+            }
+        }
         Err(reason) => bail!("missing: {reason}; `cargo xtask setup` installs it as root"),
     }
     Ok(ExitCode::SUCCESS)

@@ -10,6 +10,7 @@ mod setup;
 mod shell;
 mod test;
 mod tidy;
+mod verifier;
 
 use std::process::ExitCode;
 

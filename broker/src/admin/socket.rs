@@ -26,7 +26,14 @@ use tokio::{
 };
 
 /// What the server itself answers, for `headgate ctl`.
-const CONTROLS: &[&str] = &["quota_list", "quota_set", "quota_reset"];
+const CONTROLS: &[&str] = &[
+    "quota_list",
+    "quota_set",
+    "quota_reset",
+    "lists",
+    "list_add",
+    "list_del",
+];
 /// Longest question, bytes. Longer: an error, and the connection is closed.
 const LINE_BYTES_MAX: u64 = 4096;
 /// Connections that are served at once; further ones wait in the kernel's backlog.

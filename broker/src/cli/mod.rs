@@ -16,6 +16,7 @@ mod run;
 mod show;
 mod status;
 mod store;
+mod top;
 
 use crate::config::{Config, ConfigError, Sources};
 use clap::{Parser, Subcommand};
@@ -33,6 +34,7 @@ pub fn main() -> ExitCode {
         Command::Run(args) => finish(run::run(*args)),
         Command::Check(args) => finish(check::check(&args)),
         Command::Status(args) => finish(status::status(&args)),
+        Command::Top(args) => finish(top::top(&args)),
         Command::Drain(args) => finish(drain::drain(&args)),
         Command::Ctl(args) => finish(ctl::ctl(&args)),
         Command::Reload(args) => finish(reload::reload(&args)),
@@ -61,8 +63,10 @@ Run it for good:
   headgate check --config headgate.toml
   headgate run --config headgate.toml
   headgate status                                    while it runs
+  headgate top                                       the same, as it changes
   headgate drain --to other.example:8883             send its clients elsewhere
   headgate ctl quota set default connections=50000   change a quota
+  headgate ctl deny add 203.0.113.0/24 --for 10m     turn somebody away
   headgate reload                                    read its certificates again
   headgate store check                               are persistent sessions all right?
   headgate passwd -c users ann                       who may connect (auth.password_file)
@@ -79,6 +83,7 @@ enum Command {
     Run(Box<run::RunArgs>),
     Check(check::CheckArgs),
     Status(status::StatusArgs),
+    Top(top::TopArgs),
     Drain(drain::DrainArgs),
     Ctl(ctl::CtlArgs),
     Reload(reload::ReloadArgs),

@@ -120,6 +120,10 @@ pub(super) fn status(status: &Value) -> String {
     if let Some(text) = store(&status["store"]) {
         line("store", text);
     }
+    for edit in status["quotas_edited"].as_array().into_iter().flatten() {
+        let edit = edit.as_str().unwrap_or_default();
+        line("quota", format!("{edit} (written into the map; not kept)"));
+    }
     if let Some(bytes) = status["resident_bytes"].as_u64() {
         line("memory", format!("{:.1} MB resident", bytes as f64 / 1e6));
     }
@@ -262,6 +266,10 @@ fn kernel_lines(status: &Value) -> Vec<(&'static str, String)> {
             text(kernel, "pins")
         ),
     ));
+    if let Some(bytes) = kernel["map_memory_bytes"].as_u64() {
+        let mib = bytes as f64 / f64::from(1 << 20);
+        lines.push(("maps", format!("{mib:.1} MiB when they are full")));
+    }
     lines
 }
 
@@ -401,11 +409,13 @@ mod tests {
                 ],
                 "reuseport": true, "cpumap": false, "why_no_cpumap": "one worker",
                 "pin_dir": "/sys/fs/bpf/x", "pins": ["a", "b"], "adoption": "adopted",
+                "map_memory_bytes": 27_787_264,
             })),
             "shield: lo: XDP generic (no driver)\n\
              shield: eth0: XDP native, taken over from the former broker\n\
              steering: sk_reuseport, no CPUMAP (one worker)\n\
-             pins: /sys/fs/bpf/x (adopted): a, b\n"
+             pins: /sys/fs/bpf/x (adopted): a, b\n\
+             maps: 26.5 MiB when they are full\n"
         );
         let lines = lines(json!({ "active": true, "interfaces": [], "reuseport": true }));
         assert!(

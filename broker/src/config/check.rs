@@ -6,6 +6,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 
 use crate::{
     auth::users::{Users, UsersError},
+    kernel::Prefix,
     net::tls::TlsIdentity,
 };
 
@@ -172,6 +173,17 @@ fn quotas(findings: &mut Findings<'_>) {
                     class_names(config)
                 ),
             ));
+        }
+    }
+    for (key, prefixes) in [("deny", &config.lists.deny), ("allow", &config.lists.allow)] {
+        for text in prefixes {
+            if let Err(error) = text.parse::<Prefix>() {
+                findings.problems.push(Problem::new(
+                    format!("lists.{key} holds `{text}`: {error}"),
+                    findings.loaded.origin("lists", key),
+                    "a prefix is an address and a length, such as 203.0.113.0/24 or 2001:db8::/32",
+                ));
+            }
         }
     }
 }

@@ -16,8 +16,9 @@ pub use load::{Flag, Loaded, Sources};
 pub use quota::{Above, DEFAULT_CLASS, QuotaClass, QuotaConfig, SUSPECT_CLASS, is_class_name};
 pub use sections::{
     AdminConfig, AuthConfig, Config, Congestion, DeniedReason, KernelConfig, KernelMode,
-    LimitsConfig, ListenConfig, LogConfig, LogFormat, LogLevel, MqttConfig, NodeConfig,
-    SharedSubscriptions, ShutdownConfig, Steering, StoreConfig, StoreFsync, TlsConfig, UdpGro,
+    LimitsConfig, ListenConfig, ListsConfig, LogConfig, LogFormat, LogLevel, MqttConfig,
+    NodeConfig, RetryMode, SharedSubscriptions, ShutdownConfig, Steering, StoreConfig, StoreFsync,
+    TlsConfig, UdpGro,
 };
 
 use crate::{

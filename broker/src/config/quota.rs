@@ -188,7 +188,7 @@ pub(super) fn show(config: &QuotaConfig) -> String {
         "\n# Quota classes: what the sessions of a class may use. There may be up to 62 more, [quota.NAME]; \
          a name\n# has 1 to 31 letters, digits, - and _. A client's class comes from its line in the password \
          file\n# (`headgate passwd --class`), or else from its listener (listen.quota_classes). \
-         `headgate ctl quota set`\n# changes them while the broker runs. In each key 0 = no limit of the class.\n",
+         `headgate ctl quota set`\n# and bpftool (the map `quotas`) change them while the broker runs. In each key 0 = no limit of the\n# class.\n",
     );
     for (name, class) in config.classes() {
         let _ = writeln!(out, "[quota.{name}]");

@@ -21,6 +21,18 @@ words! {
 }
 
 words! {
+    /// When new QUIC connections have to prove their address first.
+    RetryMode {
+        /// Under load, and where a budget for Initials is used up.
+        Auto = "auto",
+        /// All of them.
+        Always = "always",
+        /// None: what is above a budget is dropped.
+        Never = "never",
+    }
+}
+
+words! {
     /// How packets find the worker that owns their connection.
     Steering {
         /// `Reuseport`, and CPUMAP besides with native drivers and more than one worker.
@@ -305,6 +317,26 @@ sections! {
         initials_per_second: u32 = 40_000, 0..=100_000_000;
         /// The same from one source prefix (IPv4 /24, IPv6 /64). 0 = no limit.
         initials_per_second_per_prefix: u32 = 10_000, 0..=100_000_000;
+        /// QUIC Initial packets with a valid token that pass, per second, all sources together: a flood from
+        /// spoofed addresses doesn't touch this budget. 0 = no limit.
+        validated_initials_per_second: u32 = 40_000, 0..=100_000_000;
+        /// The same from one host (IPv4 address, IPv6 /64). A client repeats its token on every Initial, and
+        /// so may somebody who has seen it. 0 = no limit.
+        validated_initials_per_second_per_host: u32 = 2_000, 0..=100_000_000;
+        /// When new QUIC connections have to prove their address first, by a Retry packet (RFC 9000 §8.1.2),
+        /// which costs them a round trip. "auto" = under load, and where a budget for Initials is used up;
+        /// "always"; "never" = what is above a budget is dropped. XDP answers by itself; without it, the
+        /// broker does.
+        retry: RetryMode = RetryMode::Auto;
+        /// "auto" begins above so many Initials without a valid token per second. 0 = not by this.
+        retry_above_initials_per_second: u32 = 10_000, 0..=100_000_000;
+        /// And ends some seconds after there were fewer than this.
+        retry_below_initials_per_second: u32 = 5_000, 0..=100_000_000;
+        /// How long the token of a Retry packet is good, seconds. A client uses it at once.
+        retry_token_life_s: u32 = 15, 1..=300;
+        /// Retry packets that XDP answers with, per second; above it, the Initials are dropped. An answer is
+        /// always shorter than what it answers. 0 = no limit.
+        retries_per_second: u32 = 1_000_000, 0..=100_000_000;
         /// All QUIC packets from one source prefix that pass, per second. A fleet behind one
         /// carrier's NAT shares a prefix. 0 = no limit.
         packets_per_second_per_prefix: u32 = 500_000, 0..=100_000_000;
@@ -463,6 +495,26 @@ sections! {
         /// What has to stay free on the store's filesystem, bytes; below it new persistent work is
         /// refused as above.
         reserve_bytes: u64 = 64 * 1_024 * 1_024, 0..=1_099_511_627_776;
+    }
+    /// Sources that are let in or turned away; the longest prefix decides. The XDP program drops what is
+    /// denied; without it, connections are refused and counted (headgate_refused_total{limit="denied"}).
+    /// `headgate ctl deny` and `headgate ctl allow` change the lists while the broker runs.
+    lists: ListsConfig {
+        /// Prefixes that are denied, such as ["203.0.113.0/24", "2001:db8::/32"].
+        deny: Vec<String> = Vec::new();
+        /// Prefixes that no budget by source applies to, and that are never denied automatically.
+        allow: Vec<String> = Vec::new();
+        /// A source (an IPv4 address, an IPv6 /64) is denied automatically when it sent so many malformed
+        /// packets within a minute. Only what comes over a connection counts: nobody else's address can be
+        /// denied by forging it. Many devices may share an address behind a NAT; allow such ones. 0 = off.
+        malformed_per_minute: u32 = 100;
+        /// The same for authentications that failed. 0 = off.
+        failed_authentications_per_minute: u32 = 100;
+        /// How long it is denied, seconds.
+        deny_for_s: u32 = 600, 1..=604_800;
+        /// Sources that are denied automatically, at most; further ones are let in and counted.
+        /// Worst case: 100 bytes here and 130 in the kernel for each.
+        automatic_max: u32 = 4_096, 0..=32_768;
     }
     /// How the broker is looked after.
     admin: AdminConfig {

@@ -19,7 +19,10 @@ use socket2::SockRef;
 use super::attach::{attach_all, explain, why_no_cpumap};
 use super::debug_log::DebugLog;
 use super::error::{KernelError, chain, is_permission};
+use super::live;
 use super::maps;
+use super::memory;
+use super::penalties::{self, Penalties};
 use super::pins::{self, PinFolder};
 use super::settings::KernelSettings;
 use super::status::{Adoption, Counters, InterfaceStatus, Status};
@@ -29,21 +32,27 @@ use crate::keys::Keys;
 #[derive(Debug)]
 pub struct Shield {
     settings: KernelSettings,
+    pub(super) keys: Keys,
     pins: PinFolder,
     adoption: Adoption,
     interfaces: Vec<InterfaceStatus>,
     /// Distinguishes this start of the broker from earlier ones in the map `workers`.
     generation: u64,
+    /// Of all maps when they are full, in bytes.
+    map_memory_bytes: u64,
     state: Mutex<State>,
     _debug_log: Option<DebugLog>,
 }
 
 #[derive(Debug)]
-struct State {
-    ebpf: Ebpf,
+pub(super) struct State {
+    pub(super) ebpf: Ebpf,
     /// Slot → CPU and state.
     workers: BTreeMap<u8, (u32, WorkerState)>,
-    router: Router,
+    pub(super) router: Router,
+    pub(super) penalties: Penalties,
+    /// Calls of [`Shield::tick`].
+    pub(super) ticks: u32,
     cpumap: bool,
     why_no_cpumap: Option<String>,
 }
@@ -67,9 +76,10 @@ impl Shield {
                 .then(|| DebugLog::start(&mut ebpf))
                 .transpose()?;
             let interfaces = attach_all(&mut ebpf, settings, &pins)?;
-            Ok((ebpf, router, debug_log, interfaces))
+            let map_memory_bytes = memory::of(&ebpf)?;
+            Ok((ebpf, router, debug_log, interfaces, map_memory_bytes))
         });
-        let (ebpf, router, debug_log, interfaces) = match started {
+        let (ebpf, router, debug_log, interfaces, map_memory_bytes) = match started {
             Ok(started) => started,
             Err(error) => {
                 // An earlier process's shield would drop what it can't steer to workers that it doesn't know.
@@ -83,15 +93,19 @@ impl Shield {
             ebpf,
             workers: BTreeMap::new(),
             router,
+            penalties: Penalties::default(),
+            ticks: 0,
             cpumap: false,
             why_no_cpumap,
         };
         Ok(Self {
             settings: settings.clone(),
+            keys: keys.clone(),
             pins,
             adoption,
             interfaces,
             generation: generation(),
+            map_memory_bytes,
             state: Mutex::new(state),
             _debug_log: debug_log,
         })
@@ -203,6 +217,7 @@ impl Shield {
             pin_dir: self.settings.pin_dir.clone(),
             pins: self.pins.names(),
             adoption: self.adoption.clone(),
+            map_memory_bytes: self.map_memory_bytes,
         }
     }
 
@@ -268,7 +283,7 @@ impl Shield {
         Ok(())
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
         // Every change is complete or an error: a panic elsewhere left nothing half done.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -306,12 +321,10 @@ impl Shield {
         if state.cpumap != why_not.is_none() || state.why_no_cpumap != why_not {
             state.cpumap = why_not.is_none();
             state.why_no_cpumap = why_not;
-            maps::write(
-                &mut state.ebpf,
-                "config",
-                0,
-                config(&self.settings, state.cpumap),
-            )?;
+            // Only this field: others may have been edited meanwhile.
+            let now = live::config(&state.ebpf)?;
+            let cpumap = state.cpumap.into();
+            maps::write(&mut state.ebpf, "config", 0, Config { cpumap, ..now })?;
         }
         Ok(())
     }
@@ -411,7 +424,7 @@ fn cpus() -> Result<u32, KernelError> {
     Ok(cpus as u32)
 }
 
-fn config(settings: &KernelSettings, cpumap: bool) -> Config {
+fn config(settings: &KernelSettings) -> Config {
     let mut tcp_ports = [0; TCP_PORTS];
     for (slot, port) in tcp_ports.iter_mut().zip(&settings.tcp_ports) {
         *slot = *port;
@@ -419,9 +432,13 @@ fn config(settings: &KernelSettings, cpumap: bool) -> Config {
     Config {
         layout_version: LAYOUT_VERSION,
         quic_port: settings.quic_port,
-        cpumap: cpumap.into(),
+        cpumap: 0,
         tcp_ports,
         tick_ns: tick_ns(),
+        retry: settings.retry.mode,
+        retry_above_per_second: settings.retry.above_per_second,
+        retry_below_per_second: settings.retry.below_per_second,
+        retry_token_life_s: settings.retry.token_life_s,
     }
 }
 
@@ -451,8 +468,15 @@ fn configure(
             },
         )?;
     }
+    maps::write(ebpf, "clock", 0, live::clock())?;
+    maps::write(ebpf, "token_keys", 0, keys.token_keys(live::unix_s()))?;
+    for (number, class) in settings.quotas() {
+        maps::write(ebpf, "quotas", number, class)?;
+    }
+    // An earlier process's connections are gone, and its buckets with it.
+    penalties::clear(ebpf)?;
     // Last, because its version says that the others are there.
-    maps::write(ebpf, "config", 0, config(settings, false))?;
+    maps::write(ebpf, "config", 0, config(settings))?;
     Ok(router)
 }
 

@@ -2,7 +2,9 @@
 
 use aya::maps::{Array, MapData, MapError, PerCpuArray};
 use aya::{Ebpf, Pod};
-use headgate_common::records::{Budgets, Config, Worker};
+use headgate_common::quota::{Penalty, PenaltyBucket, PenaltyKey, QuotaClass};
+use headgate_common::records::{Budgets, Clock, Config, ListEntry, Worker};
+use headgate_common::token::TokenKeys;
 use headgate_common::{Answers, Drops, Passes, Secrets, Sockets, Steering};
 
 use super::error::{KernelError, chain};
@@ -15,6 +17,8 @@ pub(super) struct Record<T>(pub T);
 
 // SAFETY: these records are `repr(C)` without padding (their sizes are asserted beside them), made of integers only.
 unsafe impl Pod for Record<Config> {}
+/// [`Config`] as it is read: somebody may have written a number that is no mode.
+pub(super) type ConfigWords = [u32; size_of::<Config>() / 4];
 // SAFETY: as above.
 unsafe impl Pod for Record<Budgets> {}
 // SAFETY: as above.
@@ -31,15 +35,29 @@ unsafe impl Pod for Record<Answers> {}
 unsafe impl Pod for Record<Sockets> {}
 // SAFETY: as above; it is only ever written, because a number read back may be no state.
 unsafe impl Pod for Record<Worker> {}
+// SAFETY: as above.
+unsafe impl Pod for Record<Clock> {}
+// SAFETY: as above.
+unsafe impl Pod for Record<TokenKeys> {}
+// SAFETY: as above.
+unsafe impl Pod for Record<QuotaClass> {}
+// SAFETY: as above.
+unsafe impl Pod for Record<PenaltyKey> {}
+// SAFETY: as above.
+unsafe impl Pod for Record<PenaltyBucket> {}
+// SAFETY: as above; it is only ever written, because a number read back may be no reason.
+unsafe impl Pod for Record<Penalty> {}
+// SAFETY: as above; it is only ever written, because a number read back may be no action.
+unsafe impl Pod for Record<ListEntry> {}
 
-fn refused(what: &'static str) -> impl Fn(MapError) -> KernelError {
+pub(super) fn refused(what: &'static str) -> impl Fn(MapError) -> KernelError {
     move |error| KernelError::Refused {
         what,
         reason: chain(&error),
     }
 }
 
-fn missing(name: &'static str) -> KernelError {
+pub(super) fn missing(name: &'static str) -> KernelError {
     KernelError::StaleObject {
         what: format!("no map named {name}"),
     }
@@ -60,6 +78,29 @@ where
     array
         .set(index, Record(value), 0)
         .map_err(refused("a map's entry"))
+}
+
+/// Writes a number into an entry of an array map.
+pub(super) fn write_plain<T: Pod>(
+    ebpf: &mut Ebpf,
+    name: &'static str,
+    index: u32,
+    value: T,
+) -> Result<(), KernelError> {
+    let map = ebpf.map_mut(name).ok_or_else(|| missing(name))?;
+    let mut array = Array::<_, T>::try_from(map).map_err(refused("a map's type"))?;
+    array.set(index, value, 0).map_err(refused("a map's entry"))
+}
+
+/// Reads an entry of an array map. `T` must be right whatever its bytes are.
+pub(super) fn read_entry<T: Pod>(
+    ebpf: &Ebpf,
+    name: &'static str,
+    index: u32,
+) -> Result<T, KernelError> {
+    let map = ebpf.map(name).ok_or_else(|| missing(name))?;
+    let array = Array::<_, T>::try_from(map).map_err(refused("a map's type"))?;
+    array.get(&index, 0).map_err(refused("to give an entry"))
 }
 
 /// Reads a map of counters, all CPUs together.

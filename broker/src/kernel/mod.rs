@@ -7,16 +7,24 @@
 mod attach;
 mod debug_log;
 mod error;
+mod found;
 mod link;
+mod lists;
+mod live;
 mod loader;
 mod maps;
+mod memory;
+mod penalties;
 mod pins;
 mod settings;
 mod status;
 
 pub use error::KernelError;
+pub use found::pinned_quotas;
+pub use lists::{Listed, Prefix};
 pub use loader::{Shield, TestRun};
-pub use settings::{KernelSettings, Mode, Steering};
+pub use penalties::{PenaltyId, PenaltyOrder};
+pub use settings::{KernelSettings, Mode, RetrySettings, Steering};
 pub use status::{Adoption, AttachedMode, Counters, InterfaceStatus, Status};
 
 /// The compiled kernel programs, or None if the broker was built without them.

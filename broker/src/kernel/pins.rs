@@ -10,13 +10,14 @@ use std::time::{Duration, Instant};
 
 use aya::maps::{Array, Map, MapData, MapInfo, MapType};
 use aya::programs::links::PinnedLink;
+use headgate_common::quota::{CLASSES_MAX, PENALTIES_MAX, Penalty, QuotaClass};
 use headgate_common::records::{
     Budgets, Config, LAYOUT_VERSION, ListEntry, PREFIXES_MAX, WORKERS_MAX, Worker,
 };
 use headgate_common::{Answers, Drops, Passes, Sockets, Steering};
 
 use super::error::{KernelError, chain};
-use super::maps::Record;
+use super::maps::ConfigWords;
 use super::status::{Adoption, AttachedMode};
 
 /// The shape of a pinned map.
@@ -39,13 +40,15 @@ const fn shape<V>(name: &'static str, kind: MapType, key: usize, entries: usize)
 }
 
 /// Every map that is pinned, by the name of its pin.
-const PINNED: [Shape; 10] = [
+const PINNED: [Shape; 12] = [
     shape::<Config>("config", MapType::Array, 4, 1),
     shape::<Budgets>("budgets", MapType::Array, 4, 1),
     shape::<Steering>("steering", MapType::Array, 4, 1),
     shape::<Worker>("workers", MapType::Array, 4, WORKERS_MAX as usize),
     shape::<ListEntry>("prefixes4", MapType::LpmTrie, 8, PREFIXES_MAX as usize),
     shape::<ListEntry>("prefixes6", MapType::LpmTrie, 20, PREFIXES_MAX as usize),
+    shape::<QuotaClass>("quotas", MapType::Array, 4, CLASSES_MAX as usize),
+    shape::<Penalty>("penalties", MapType::LruHash, 16, PENALTIES_MAX as usize),
     shape::<Drops>("drops", MapType::PerCpuArray, 4, 1),
     shape::<Passes>("passes", MapType::PerCpuArray, 4, 1),
     shape::<Answers>("answers", MapType::PerCpuArray, 4, 1),
@@ -177,8 +180,9 @@ impl PinFolder {
 
     fn layout_version(&self) -> Result<u32, aya::maps::MapError> {
         let map = Map::from_map_data(MapData::from_pin(self.map("config"))?)?;
-        let config = Array::<_, Record<Config>>::try_from(map)?;
-        Ok(config.get(&0, 0)?.0.layout_version)
+        let config = Array::<_, ConfigWords>::try_from(map)?;
+        let [version, ..] = config.get(&0, 0)?;
+        Ok(version)
     }
 
     /// Detaches the links of interfaces that are not in `keep` (their pins' paths).
@@ -233,7 +237,9 @@ pub(super) fn check_object(ebpf: &aya::Ebpf) -> Result<(), KernelError> {
 
 fn map_data(map: &Map) -> Option<&MapData> {
     match map {
-        Map::Array(data) | Map::LpmTrie(data) | Map::PerCpuArray(data) => Some(data),
+        Map::Array(data) | Map::LpmTrie(data) | Map::LruHashMap(data) | Map::PerCpuArray(data) => {
+            Some(data)
+        }
         _ => None,
     }
 }

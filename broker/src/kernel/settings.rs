@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use headgate_common::records::{Budgets, Limit, TCP_PORTS};
+use headgate_common::quota::{CLASS_DEFAULT, CLASS_SUSPECT, CLASSES_MAX, QuotaClass};
+use headgate_common::records::{Budgets, Limit, RetryMode, TCP_PORTS};
 
 /// Which kind of XDP is used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -65,6 +66,11 @@ pub struct KernelSettings {
     pub node: u16,
     /// What is allowed by time.
     pub budgets: Budgets,
+    /// When Initials are answered with Retry.
+    pub retry: RetrySettings,
+    /// Classes of quotas by number; further ones than the map has room for are left out. Where these two are missing,
+    /// [`CLASS_DEFAULT`] has no limits and [`CLASS_SUSPECT`] 100 packets per second.
+    pub classes: Vec<(u32, QuotaClass)>,
     /// Packets that wait for a CPU before further ones are dropped. Worst case 2 KiB of kernel memory each, per CPU.
     pub cpumap_queue_packets: u32,
     /// Whether every verdict is logged, which costs about a microsecond a packet.
@@ -85,6 +91,54 @@ impl KernelSettings {
             initials_per_prefix: Limit::new(50_000, 100_000),
             packets_per_prefix: Limit::new(1_000_000, 2_000_000),
             syns_per_prefix: Limit::new(20_000, 40_000),
+            validated_initials: Limit::new(100_000, 200_000),
+            validated_initials_per_address: Limit::new(2_000, 4_000),
+            retries: Limit::new(1_000_000, 2_000_000),
+        }
+    }
+
+    /// Every entry of the map `quotas`.
+    pub(super) fn quotas(&self) -> impl Iterator<Item = (u32, QuotaClass)> + '_ {
+        (0..CLASSES_MAX).map(|number| {
+            let given = self.classes.iter().find(|(own, _)| *own == number);
+            let class = given.map_or_else(|| Self::default_class(number), |(_, class)| *class);
+            (number, class)
+        })
+    }
+
+    /// A class that the configuration doesn't name.
+    fn default_class(number: u32) -> QuotaClass {
+        match number {
+            CLASS_DEFAULT => QuotaClass::named("default"),
+            CLASS_SUSPECT => QuotaClass {
+                packets_per_second: 100,
+                ..QuotaClass::named("suspect")
+            },
+            _ => QuotaClass::NONE,
+        }
+    }
+}
+
+/// When Initials without a valid token are answered with Retry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RetrySettings {
+    /// Whether it depends on the load.
+    pub mode: RetryMode,
+    /// [`RetryMode::Auto`] begins above so many Initials without a valid token per second; 0 = not by this.
+    pub above_per_second: u32,
+    /// And ends when there are fewer than this for some seconds.
+    pub below_per_second: u32,
+    /// A token of a Retry packet is good for so many seconds.
+    pub token_life_s: u32,
+}
+
+impl Default for RetrySettings {
+    fn default() -> Self {
+        Self {
+            mode: RetryMode::Auto,
+            above_per_second: 10_000,
+            below_per_second: 5_000,
+            token_life_s: 15,
         }
     }
 }
@@ -100,6 +154,8 @@ impl Default for KernelSettings {
             tcp_ports: vec![1883],
             node: 0,
             budgets: Self::default_budgets(),
+            retry: RetrySettings::default(),
+            classes: Vec::new(),
             cpumap_queue_packets: 2048,
             debug_log: false,
         }

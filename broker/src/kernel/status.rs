@@ -73,6 +73,8 @@ pub struct Status {
     pub pins: Vec<String>,
     /// What was found there.
     pub adoption: Adoption,
+    /// Memory of all maps when they are full, in bytes.
+    pub map_memory_bytes: u64,
 }
 
 /// What the kernel has counted, of all CPUs together, since the maps were made.

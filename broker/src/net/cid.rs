@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::quic::guard::Issued;
 use headgate_common::CidKeys;
 use headgate_common::cid::{CID_LEN, RANDOM_LEN};
 use quinn_proto::{ConnectionId, ConnectionIdGenerator, InvalidCid};
@@ -22,11 +23,13 @@ pub struct CidGenerator {
     pool: [[u8; RANDOM_LEN]; POOL_LEN],
     /// Entries of the pool that are not used yet.
     left: usize,
+    /// Who wants to know which were made.
+    issued: Issued,
 }
 
 impl CidGenerator {
     /// For the worker in `slot` of the node `node`. `keys` are the node's; the current rotation is used for new IDs.
-    pub fn new(keys: CidKeys, node: u16, slot: u8) -> Self {
+    pub fn new(keys: CidKeys, node: u16, slot: u8, issued: Issued) -> Self {
         Self {
             keys,
             node,
@@ -34,6 +37,7 @@ impl CidGenerator {
             random: SystemRandom::new(),
             pool: [[0; RANDOM_LEN]; POOL_LEN],
             left: 0,
+            issued,
         }
     }
 
@@ -52,6 +56,7 @@ impl CidGenerator {
 impl ConnectionIdGenerator for CidGenerator {
     fn generate_cid(&mut self) -> ConnectionId {
         let random = self.next_random();
+        self.issued.note(random);
         ConnectionId::new(&self.keys.encode(self.node, self.slot, random))
     }
 
@@ -86,7 +91,7 @@ mod tests {
     #[test]
     fn ids_name_their_worker_and_are_unique() {
         let keys = CidKeys::new(3, key(1));
-        let mut generator = CidGenerator::new(keys, 0x1234, 7);
+        let mut generator = CidGenerator::new(keys, 0x1234, 7, Issued::default());
         let mut randoms = HashSet::new();
         for _ in 0..10 * POOL_LEN {
             let cid = generator.generate_cid();
@@ -104,10 +109,16 @@ mod tests {
     #[test]
     fn ids_of_any_worker_and_of_the_former_key_are_valid_and_others_are_not() {
         let former = CidKeys::new(2, key(1));
-        let generator = CidGenerator::new(CidKeys::new(3, key(2)).with_former(2, key(1)), 1, 0);
-        let of_former = CidGenerator::new(former, 1, 5).generate_cid();
+        let generator = CidGenerator::new(
+            CidKeys::new(3, key(2)).with_former(2, key(1)),
+            1,
+            0,
+            Issued::default(),
+        );
+        let of_former = CidGenerator::new(former, 1, 5, Issued::default()).generate_cid();
         generator.validate(&of_former).unwrap();
-        let of_other_key = CidGenerator::new(CidKeys::new(3, key(3)), 1, 0).generate_cid();
+        let of_other_key =
+            CidGenerator::new(CidKeys::new(3, key(3)), 1, 0, Issued::default()).generate_cid();
         assert!(generator.validate(&of_other_key).is_err());
         assert!(
             generator

@@ -6,5 +6,6 @@ pub mod quic;
 pub mod tcp;
 pub mod timer;
 pub mod tls;
+pub mod token;
 pub mod udp;
 pub mod ws;

@@ -5,17 +5,20 @@
 
 mod arrival;
 pub mod error_code;
+pub mod guard;
+mod opening;
 mod resets;
 mod unvalidated;
 mod window;
 
 use crate::{
-    limits::{Admission, Limit, Permit},
+    kernel::PenaltyOrder,
+    limits::{Admission, Limit},
     metrics::{DatagramDrop, Transport, WorkerMetrics},
     net::{
         framing::Inbox,
         tcp::canonical,
-        tls::TicketStore,
+        tls::{TicketStore, failed_decryptions},
         udp::{SendBatch, SendCounters, UdpSocket},
     },
     worker::{
@@ -26,6 +29,7 @@ use crate::{
 pub use arrival::Arrival;
 use arrival::Arrived;
 use bytes::{Bytes, BytesMut};
+use guard::{Guard, Record};
 use headgate_codec::ReasonCode;
 use headgate_core::{ClientCertificate, ConnId};
 use quinn_proto::{
@@ -70,6 +74,8 @@ pub struct QuicLink {
     /// Until the client has shown that it receives what is sent to its address.
     unvalidated: Option<Box<Unvalidated>>,
     window: Window,
+    /// Its connection IDs, and how it behaves.
+    record: Record,
 }
 
 impl QuicLink {
@@ -118,6 +124,7 @@ pub struct QuicSide {
     /// Small frames of one connection, joined.
     joined: Vec<u8>,
     accepting: bool,
+    guard: Guard,
 }
 
 /// What the QUIC half of a worker has to know besides its endpoint.
@@ -135,7 +142,12 @@ pub struct QuicSideSettings {
 
 impl QuicSide {
     /// Sends through the worker's socket of the reuseport group.
-    pub fn new(endpoint: Endpoint, settings: QuicSideSettings, socket: Arc<UdpSocket>) -> Self {
+    pub fn new(
+        endpoint: Endpoint,
+        settings: QuicSideSettings,
+        socket: Arc<UdpSocket>,
+        guard: Guard,
+    ) -> Self {
         Self {
             endpoint,
             resets: ResetBudget::new(settings.resets_per_second),
@@ -147,6 +159,7 @@ impl QuicSide {
             buffer: Vec::with_capacity(64 * 1024),
             joined: Vec::with_capacity(64 * 1024),
             accepting: true,
+            guard,
         }
     }
 
@@ -174,6 +187,15 @@ impl QuicSide {
             BytesMut::from(arrival.data),
             &mut self.buffer,
         );
+        let is_known = match &event {
+            Some(DatagramEvent::ConnectionEvent(..)) => true,
+            // A Retry packet of ours named the connection ID, and its token has come back.
+            Some(DatagramEvent::NewConnection(incoming)) => incoming.remote_address_validated(),
+            _ => false,
+        };
+        if !is_known {
+            self.guard.orphaned(arrival.data, clock.now);
+        }
         match event? {
             DatagramEvent::ConnectionEvent(handle, event) => {
                 let index = *self.places.get(handle.0)?;
@@ -208,7 +230,7 @@ impl QuicSide {
 
     /// Gives the connections what has arrived for them. The state of each is fetched while the ones before it work: a
     /// worker's connections are more than its cache holds.
-    pub fn deliver(&mut self, conns: &mut Conns) {
+    pub fn deliver(&mut self, conns: &mut Conns, clock: Clock) {
         for ahead in self.arrivals.iter().take(PREFETCH_AHEAD) {
             conns.prefetch_link(ahead.index);
         }
@@ -226,7 +248,13 @@ impl QuicSide {
                 } else if let Some(address) = &mut link.unvalidated {
                     address.received(arrived.bytes);
                 }
+                let failed = failed_decryptions();
                 link.connection.handle_event(arrived.event);
+                let failed = failed_decryptions().wrapping_sub(failed);
+                if failed != 0 {
+                    let peer = link.connection.remote_address().ip();
+                    self.guard.forged(&mut link.record, failed, peer, clock.now);
+                }
                 conns.schedule(arrived.index);
             }
         }
@@ -241,6 +269,7 @@ impl QuicSide {
         clock: Clock,
     ) -> Option<ConnId> {
         let peer = incoming.remote_address();
+        let incoming = self.validated(incoming, metrics, clock)?;
         let (incoming, permit) = self.admitted(incoming, admission, metrics, clock)?;
         metrics.handshakes[Transport::Quic].inc();
         let unvalidated = (!incoming.remote_address_validated()).then(|| {
@@ -253,6 +282,8 @@ impl QuicSide {
             .accept(incoming, clock.now, &mut self.buffer, None)
         {
             Ok((handle, connection)) => {
+                let mut record = Record::default();
+                self.guard.note(&mut record);
                 let link = QuicLink {
                     handle,
                     connection,
@@ -263,6 +294,7 @@ impl QuicSide {
                     connected: false,
                     unvalidated,
                     window: Window::new(self.settings.receive_window_bytes, clock.time().0),
+                    record,
                 };
                 let id = conns.insert(|id| Conn {
                     id,
@@ -297,34 +329,6 @@ impl QuicSide {
                 None
             }
         }
-    }
-
-    /// Whether a connection may begin; otherwise its client is told so, or not.
-    fn admitted(
-        &mut self,
-        incoming: Incoming,
-        admission: &Arc<Admission>,
-        metrics: &WorkerMetrics,
-        clock: Clock,
-    ) -> Option<(Incoming, Permit)> {
-        self.buffer.clear();
-        if self.accepting {
-            let address = incoming.remote_address().ip().to_canonical();
-            match admission.admit(address, clock.now) {
-                Ok(permit) => return Some((incoming, permit)),
-                Err(limit) => {
-                    metrics.refused[limit].inc();
-                    if limit == Limit::HandshakesPerSecond {
-                        // The client repeats its Initial: silence delays it, an answer turns it away.
-                        self.endpoint.ignore(incoming);
-                        return None;
-                    }
-                }
-            }
-        }
-        let refusal = self.endpoint.refuse(incoming, &mut self.buffer);
-        self.send.push(&refusal, &self.buffer);
-        None
     }
 
     /// Takes what quinn-proto has to say about a connection.
@@ -386,7 +390,18 @@ impl QuicSide {
             if let Some(event) = self.endpoint.handle_event(link.handle, event) {
                 link.connection.handle_event(event);
             }
+            self.guard.note(&mut link.record);
         }
+    }
+
+    /// Has a connection's packets policed by the rates of a class, or anew if they are already.
+    pub fn penalize(&mut self, link: &mut QuicLink, order: PenaltyOrder, clock: Clock) {
+        self.guard.penalize(&mut link.record, order, clock.now);
+    }
+
+    /// Lets a connection go on as before.
+    pub fn pardon(&mut self, link: &mut QuicLink) {
+        self.guard.pardon(&mut link.record);
     }
 
     /// The next chunk of the control stream: `Ok(None)` when there is none now, `Err` at its end.
@@ -544,7 +559,8 @@ impl QuicSide {
     }
 
     /// Forgets a drained connection.
-    pub fn forget(&mut self, link: &QuicLink) {
+    pub fn forget(&mut self, link: &mut QuicLink) {
+        self.guard.pardon(&mut link.record);
         if let Some(place) = self.places.get_mut(link.handle.0) {
             *place = u32::MAX;
         }

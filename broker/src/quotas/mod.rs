@@ -8,6 +8,7 @@ use crate::{
     config::{Above, QuotaClass, QuotaConfig},
     state_file::{self, StateError},
 };
+use headgate_common::quota::QuotaClass as Record;
 use headgate_core::{AboveQuota, QuotaLimits};
 use serde::{Deserialize, Serialize};
 use std::{
@@ -24,6 +25,9 @@ type Edits = BTreeMap<String, BTreeMap<String, String>>;
 struct Kept {
     #[serde(default)]
     edits: Edits,
+    /// What this broker has written into the map: what differs there was written by somebody else.
+    #[serde(default)]
+    in_map: Edits,
 }
 
 /// All classes, and where their values come from.
@@ -38,6 +42,8 @@ struct Pages {
     /// By number: name, what the configuration says, and what is in force.
     classes: Vec<Class>,
     edits: Edits,
+    /// What the former process had written into the map.
+    former: Edits,
 }
 
 #[derive(Clone, Debug)]
@@ -123,6 +129,7 @@ impl QuotaBook {
             pages: Mutex::new(Pages {
                 classes,
                 edits: kept.edits,
+                former: kept.in_map,
             }),
         })
     }
@@ -141,8 +148,13 @@ impl QuotaBook {
     ///
     /// # Errors
     /// When there is no such class, key or value, or the change can't be kept.
-    pub fn set(&self, name: &str, values: &[(String, String)]) -> Result<(), QuotaError> {
-        self.change(name, |class, edits| {
+    pub fn set(
+        &self,
+        name: &str,
+        values: &[(String, String)],
+        write: impl FnOnce(u32, Record) -> Result<(), String>,
+    ) -> Result<(), QuotaError> {
+        self.change(name, write, |class, edits| {
             for (key, value) in values {
                 class.now.set(key, value).map_err(QuotaError::Value)?;
                 edits.insert(key.clone(), value.clone());
@@ -155,12 +167,69 @@ impl QuotaBook {
     ///
     /// # Errors
     /// When there is no such class, or that can't be kept.
-    pub fn reset(&self, name: &str) -> Result<(), QuotaError> {
-        self.change(name, |class, edits| {
+    pub fn reset(
+        &self,
+        name: &str,
+        write: impl FnOnce(u32, Record) -> Result<(), String>,
+    ) -> Result<(), QuotaError> {
+        self.change(name, write, |class, edits| {
             class.now = class.configured.clone();
             edits.clear();
             Ok(())
         })
+    }
+
+    /// The classes as the kernel has them, by number.
+    pub fn records(&self) -> Vec<(u32, Record)> {
+        let pages = self.pages();
+        let numbered = (0..).zip(&pages.classes);
+        numbered
+            .map(|(number, class)| (number, record(&class.name, &class.now)))
+            .collect()
+    }
+
+    /// What was changed in the map that a former process has left, each edit in words.
+    pub fn found(&self, found: &[(u32, Record)]) -> Vec<String> {
+        let pages = self.pages();
+        let mut edits = Vec::new();
+        for (_, record) in found {
+            let Some(values) = pages.former.get(record.name()) else {
+                continue;
+            };
+            let mut was = QuotaClass::default();
+            for (key, value) in values {
+                // It was written by a broker; one of another version may have had other keys.
+                let _ = was.set(key, value);
+            }
+            edits.extend(take_over(record.name(), &mut was, record));
+        }
+        edits
+    }
+
+    /// Keeps what the map holds from now on, for [`QuotaBook::found`] of the next start.
+    ///
+    /// # Errors
+    /// When it can't be kept.
+    pub fn save(&self) -> Result<(), StateError> {
+        let pages = self.pages();
+        let kept = Kept {
+            edits: pages.edits.clone(),
+            in_map: in_map(&pages.classes),
+        };
+        state_file::write(&self.file, &kept)
+    }
+
+    /// Takes over what somebody has written into the map, which `read` reads; each edit in words. Nobody changes a
+    /// class meanwhile.
+    pub fn follow(&self, read: impl FnOnce() -> Option<Vec<(u32, Record)>>) -> Vec<String> {
+        let mut pages = self.pages();
+        let mut edits = Vec::new();
+        for (number, found) in read().unwrap_or_default() {
+            if let Some(class) = pages.classes.get_mut(number as usize) {
+                edits.extend(take_over(&class.name, &mut class.now, &found));
+            }
+        }
+        edits
     }
 
     /// Every class, and who has set what.
@@ -183,9 +252,22 @@ impl QuotaBook {
             .collect()
     }
 
+    /// What somebody has written into the map and is in force.
+    pub fn edited_in_map(&self) -> Vec<String> {
+        let mut edited = Vec::new();
+        for class in self.status() {
+            let values = class.values.iter().filter(|(_, value)| value.by == "map");
+            edited.extend(
+                values.map(|(key, value)| format!("{}.{key} = {}", class.name, value.value)),
+            );
+        }
+        edited
+    }
+
     fn change(
         &self,
         name: &str,
+        write: impl FnOnce(u32, Record) -> Result<(), String>,
         change: impl FnOnce(&mut Class, &mut BTreeMap<String, String>) -> Result<(), QuotaError>,
     ) -> Result<(), QuotaError> {
         let mut pages = self.pages();
@@ -204,9 +286,27 @@ impl QuotaBook {
             true => all.remove(name),
             false => all.insert(name.to_owned(), edits),
         };
-        state_file::write(&self.file, &Kept { edits: all.clone() })?;
-        pages.classes[number] = class;
-        pages.edits = all;
+        let before = Kept {
+            edits: pages.edits.clone(),
+            in_map: in_map(&pages.classes),
+        };
+        let entry = record(&class.name, &class.now);
+        let former = std::mem::replace(&mut pages.classes[number], class);
+        let kept = Kept {
+            edits: all,
+            in_map: in_map(&pages.classes),
+        };
+        // In the map under the lock: otherwise its former value would be taken for somebody's edit.
+        let done = state_file::write(&self.file, &kept)
+            .map_err(QuotaError::State)
+            .and_then(|()| write(number as u32, entry).map_err(QuotaError::Kernel));
+        if let Err(error) = done {
+            pages.classes[number] = former;
+            // If this fails as well, the log of the next start says what differs.
+            let _ = state_file::write(&self.file, &before);
+            return Err(error);
+        }
+        pages.edits = kept.edits;
         Ok(())
     }
 
@@ -232,6 +332,74 @@ impl Pages {
             (true, None) => "configuration",
         }
     }
+}
+
+/// The values of all classes as they are in force.
+fn in_map(classes: &[Class]) -> Edits {
+    let values = |class: &Class| {
+        let values = class.now.each();
+        values.map(|(key, value)| (key.to_owned(), value)).collect()
+    };
+    let each = classes
+        .iter()
+        .map(|class| (class.name.clone(), values(class)));
+    each.collect()
+}
+
+/// A class as the kernel has it.
+fn record(name: &str, class: &QuotaClass) -> Record {
+    Record {
+        packets_per_second: class.packets_per_second.into(),
+        bytes_per_second: class.bytes_per_second.into(),
+        messages_per_second: class.messages_per_second.into(),
+        connections: class.connections.into(),
+        subscriptions: class.subscriptions.into(),
+        queued_messages: class.queued_messages.into(),
+        memory_bytes: class.memory_bytes.into(),
+        ..Record::named(name)
+    }
+}
+
+/// What differs in the map is in force, and told of. Larger numbers than a key can have are the largest.
+fn take_over(name: &str, class: &mut QuotaClass, found: &Record) -> Vec<String> {
+    let values = [
+        (
+            "packets_per_second",
+            &mut class.packets_per_second,
+            found.packets_per_second,
+        ),
+        (
+            "bytes_per_second",
+            &mut class.bytes_per_second,
+            found.bytes_per_second,
+        ),
+        (
+            "messages_per_second",
+            &mut class.messages_per_second,
+            found.messages_per_second,
+        ),
+        ("connections", &mut class.connections, found.connections),
+        (
+            "subscriptions",
+            &mut class.subscriptions,
+            found.subscriptions,
+        ),
+        (
+            "queued_messages",
+            &mut class.queued_messages,
+            found.queued_messages,
+        ),
+        ("memory_bytes", &mut class.memory_bytes, found.memory_bytes),
+    ];
+    let mut edits = Vec::new();
+    for (key, value, found) in values {
+        let found = u32::try_from(found).unwrap_or(u32::MAX);
+        if *value != found {
+            edits.push(format!("{name}.{key}: {value} -> {found}"));
+            *value = found;
+        }
+    }
+    edits
 }
 
 fn limits(class: &QuotaClass) -> QuotaLimits {

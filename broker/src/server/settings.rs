@@ -6,9 +6,10 @@ use crate::{
     limits::AdmissionLimits,
     net::{
         cid::CidGenerator,
-        quic::QuicSideSettings,
+        quic::{QuicSideSettings, guard::Issued},
         tcp::TcpSettings,
         tls::{self, ClientAuthorities, LiveTls, QuicSettings, TicketStore, TlsError, TlsIdentity},
+        token::TokenKey,
     },
 };
 use headgate_codec::ReasonCode;
@@ -25,7 +26,7 @@ use std::{
     io,
     path::Path,
     sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 /// Which of the keys of connection IDs is current. The layout holds seven in turn and the kernel
@@ -145,8 +146,8 @@ pub(super) struct QuicParts {
     settings: QuicSettings,
     server: Arc<ServerConfig>,
     endpoint: EndpointConfig,
-    cids: CidKeys,
-    node: u16,
+    pub cids: CidKeys,
+    pub node: u16,
 }
 
 /// What the listeners that speak TLS have in common.
@@ -252,9 +253,10 @@ impl QuicParts {
             receive_window_bytes: config.quic.receive_window_bytes,
             // A connection has one stream that counts, and its own window is the limit.
             stream_receive_window_bytes: config.quic.receive_window_bytes_max,
+            retry_token_life: Duration::from_secs(config.kernel.retry_token_life_s.into()),
             ..QuicSettings::default()
         };
-        let token_key = Arc::new(keys.token_key());
+        let token_key = Arc::new(TokenKey::new(keys.clone()));
         let clients = tls.clients.as_ref();
         let tickets = Arc::new(TicketStore::new(config.limits.resumable_sessions));
         let tls = tls::quic_tls_config(identity, clients, &settings, &tickets)?;
@@ -278,10 +280,12 @@ impl QuicParts {
     }
 
     /// quinn-proto's endpoint for the worker in `slot`.
-    pub fn endpoint(&self, slot: WorkerSlot) -> Endpoint {
+    pub fn endpoint(&self, slot: WorkerSlot, issued: &Issued) -> Endpoint {
         let mut config = self.endpoint.clone();
         let (cids, node) = (self.cids, self.node);
-        config.cid_generator(move || Box::new(CidGenerator::new(cids, node, slot.0)));
+        let issued = issued.clone();
+        let generator = move || CidGenerator::new(cids, node, slot.0, issued.clone());
+        config.cid_generator(move || Box::new(generator()));
         Endpoint::new(
             Arc::new(config),
             Some(Arc::clone(&self.server)),

@@ -1,16 +1,29 @@
 //! The kernel part as the server has it: there, or not there for a reason that is said.
 
 use crate::{
-    config::{Config, KernelMode, Steering as ConfiguredSteering},
-    kernel::{Adoption, KernelError, KernelSettings, Mode, Shield, Steering},
+    config::{Config, KernelMode, RetryMode as ConfiguredRetry, Steering as ConfiguredSteering},
+    kernel::{
+        Adoption, KernelError, KernelSettings, Mode, PenaltyId, PenaltyOrder, RetrySettings,
+        Shield, Steering, pinned_quotas,
+    },
     keys::Keys,
     metrics::KernelCounters,
+    net::{quic::guard::Police, token::RetryGate},
+    quotas::QuotaBook,
 };
-use headgate_common::records::Limit;
+use headgate_common::{
+    cid::CID_LEN,
+    records::{Limit, RetryMode},
+};
 use serde::Serialize;
 use std::{
     os::fd::{AsFd, BorrowedFd},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant},
 };
 
 /// One protected interface.
@@ -47,6 +60,8 @@ pub struct KernelStatus {
     pub pins: Vec<String>,
     /// What was found there: `fresh`, `adopted`, or why it was replaced.
     pub adoption: Option<String>,
+    /// Memory of all maps when they are full, in bytes.
+    pub map_memory_bytes: Option<u64>,
 }
 
 /// The kernel part, or why there is none.
@@ -54,6 +69,8 @@ pub struct KernelStatus {
 pub(super) struct KernelPart {
     shield: Mutex<Option<Shield>>,
     why_not: Option<String>,
+    /// Whether user space answers with Retry: as the kernel's map says, or the configuration where there is none.
+    pub retry: Arc<RetryGate>,
 }
 
 impl KernelPart {
@@ -63,10 +80,14 @@ impl KernelPart {
         config: &Config,
         keys: &Keys,
         epoch: u32,
-        ports: (Option<u16>, Vec<u16>),
+        (ports, quotas): ((Option<u16>, Vec<u16>), &QuotaBook),
         workers: &[(BorrowedFd<'_>, u32)],
     ) -> Result<Self, KernelError> {
-        let settings = settings(config, ports);
+        let mut settings = settings(config, ports);
+        settings.classes = quotas.records();
+        for edit in quotas.found(&pinned_quotas(&settings.pin_dir)) {
+            tracing::warn!(%edit, "a quota was changed in the map that an earlier broker left; it is not kept");
+        }
         if settings.mode == Mode::Off && !settings.steering.sockets() {
             match Shield::clear(&settings.pin_dir) {
                 Ok(false) => {}
@@ -75,28 +96,44 @@ impl KernelPart {
             }
             return Ok(Self::absent(
                 "switched off: kernel.mode and kernel.steering".into(),
+                settings.retry,
             ));
         }
         match start(&settings, keys, epoch, workers) {
             Ok(shield) => Ok(Self {
                 shield: Mutex::new(Some(shield)),
                 why_not: None,
+                retry: gate(settings.retry),
             }),
             Err(error) if matches!(config.kernel.mode, KernelMode::Auto | KernelMode::Off) => {
-                Ok(Self::absent(error.to_string()))
+                Ok(Self::absent(error.to_string(), settings.retry))
             }
             Err(error) => Err(error),
         }
     }
 
-    fn absent(why_not: String) -> Self {
+    fn absent(why_not: String, retry: RetrySettings) -> Self {
         Self {
             shield: Mutex::new(None),
             why_not: Some(why_not),
+            retry: gate(retry),
         }
     }
 
-    fn shield(&self) -> MutexGuard<'_, Option<Shield>> {
+    /// What is due about every second: what the kernel must be told, and what somebody has edited there.
+    fn tick(&self) {
+        let guard = self.shield();
+        let Some(shield) = &*guard else { return };
+        if let Err(error) = shield.tick() {
+            tracing::warn!(%error, "the kernel part can't be kept up to date");
+        }
+        match shield.retry() {
+            Ok(retry) => set(&self.retry, retry),
+            Err(error) => tracing::warn!(%error, "the kernel's configuration can't be read"),
+        }
+    }
+
+    pub(super) fn shield(&self) -> MutexGuard<'_, Option<Shield>> {
         self.shield.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -133,6 +170,7 @@ impl KernelPart {
                 Adoption::Adopted => "adopted".into(),
                 Adoption::Replaced { reason } => format!("replaced: {reason}"),
             }),
+            map_memory_bytes: Some(status.map_memory_bytes),
         }
     }
 
@@ -178,6 +216,82 @@ impl KernelPart {
             None => Ok(()),
         }
     }
+}
+
+impl Police for KernelPart {
+    fn penalize(&self, cids: &[[u8; CID_LEN]], order: PenaltyOrder) -> Option<PenaltyId> {
+        let guard = self.shield();
+        let penalized = guard.as_ref()?.penalize(cids, order);
+        penalized
+            .inspect_err(|error| tracing::debug!(%error, "a connection can't be policed"))
+            .ok()
+    }
+
+    fn penalize_also(&self, id: PenaltyId, cid: [u8; CID_LEN]) {
+        if let Some(Err(error)) = self
+            .shield()
+            .as_ref()
+            .map(|shield| shield.penalize_also(id, cid))
+        {
+            tracing::debug!(%error, "a connection ID can't be policed");
+        }
+    }
+
+    fn pardon(&self, id: PenaltyId) {
+        if let Some(Err(error)) = self.shield().as_ref().map(|shield| shield.pardon(id)) {
+            tracing::debug!(%error, "a connection can't be pardoned");
+        }
+    }
+}
+
+/// The thread that keeps the kernel part up to date, until it is dropped.
+pub(super) struct Keeper {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Keeper {
+    /// How often.
+    const INTERVAL: Duration = Duration::from_millis(500);
+
+    /// Starts it.
+    pub fn spawn(kernel: Arc<KernelPart>) -> std::io::Result<Self> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let thread = std::thread::Builder::new()
+            .name("headgate-kernel".to_owned())
+            .spawn(move || {
+                while !stopped.load(Ordering::Relaxed) {
+                    kernel.tick();
+                    std::thread::park_timeout(Self::INTERVAL);
+                }
+            })?;
+        Ok(Self {
+            stop,
+            thread: Some(thread),
+        })
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            thread.thread().unpark();
+            // It only fails if the thread panicked, and then there is nothing left to wait for.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn gate(retry: RetrySettings) -> Arc<RetryGate> {
+    let gate = RetryGate::new(Instant::now());
+    set(&gate, retry);
+    Arc::new(gate)
+}
+
+fn set(gate: &RetryGate, retry: RetrySettings) {
+    gate.set(retry.mode, retry.above_per_second, retry.below_per_second);
 }
 
 fn start(
@@ -232,6 +346,16 @@ fn settings(config: &Config, (quic, over_tcp): (Option<u16>, Vec<u16>)) -> Kerne
         debug_log: kernel.debug_log,
         ..KernelSettings::default()
     };
+    settings.retry = RetrySettings {
+        mode: match kernel.retry {
+            ConfiguredRetry::Auto => RetryMode::Auto,
+            ConfiguredRetry::Always => RetryMode::Always,
+            ConfiguredRetry::Never => RetryMode::Never,
+        },
+        above_per_second: kernel.retry_above_initials_per_second,
+        below_per_second: kernel.retry_below_initials_per_second,
+        token_life_s: kernel.retry_token_life_s,
+    };
     // Twice a second's worth may come at once: fleets reconnect in waves.
     let limit = |per_second: u32| Limit::new(per_second, per_second.saturating_mul(2));
     let budgets = &mut settings.budgets;
@@ -240,6 +364,9 @@ fn settings(config: &Config, (quic, over_tcp): (Option<u16>, Vec<u16>)) -> Kerne
     budgets.initials = limit(kernel.initials_per_second);
     budgets.initials_per_prefix = limit(kernel.initials_per_second_per_prefix);
     budgets.packets_per_prefix = limit(kernel.packets_per_second_per_prefix);
+    budgets.validated_initials = limit(kernel.validated_initials_per_second);
+    budgets.validated_initials_per_address = limit(kernel.validated_initials_per_second_per_host);
+    budgets.retries = limit(kernel.retries_per_second);
     budgets.syns_per_prefix = limit(kernel.syns_per_second_per_prefix);
     settings
 }

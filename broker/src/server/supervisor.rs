@@ -4,6 +4,7 @@ use super::{
     affinity,
     durable::Durable,
     settings::{self, QuicParts, TlsParts},
+    shield::KernelPart,
 };
 use crate::{
     auth::{Chain, desk::Desk, pool::Pool},
@@ -11,9 +12,11 @@ use crate::{
     config::Config,
     keys::Keys,
     limits::Admission,
+    lists::Lists,
     mesh::Mesh,
     metrics::{Label, Metrics, Transport},
     net::{
+        quic::guard::{Guard, Issued, Police},
         tcp::{Bound, TcpSettings},
         tls::TlsError,
         udp::{RecvBatch, UdpSocket},
@@ -25,6 +28,7 @@ use crate::{
 use headgate_common::route::Router;
 use headgate_core::{Core, Input, Shared, WorkerSlot};
 use std::{
+    cell::Cell,
     io,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
@@ -47,6 +51,13 @@ pub(super) struct WorkerSockets {
     pub tcp: Vec<Bound>,
 }
 
+/// What decides who may do how much, and may change while the server runs.
+pub(super) struct Guards {
+    pub quotas: Arc<QuotaBook>,
+    pub lists: Arc<Lists>,
+    pub kernel: Arc<KernelPart>,
+}
+
 /// What all workers are built from.
 pub(super) struct Workshop {
     pub metrics: Arc<Metrics>,
@@ -60,8 +71,10 @@ pub(super) struct Workshop {
     directory: Arc<dyn Directory>,
     chain: Arc<Chain>,
     pool: Option<Arc<Pool>>,
-    admission: Arc<Admission>,
+    pub admission: Arc<Admission>,
     pub quotas: Arc<QuotaBook>,
+    kernel: Arc<KernelPart>,
+    pub lists: Arc<Lists>,
     router: Arc<Router>,
     quic: Option<QuicParts>,
     tcp: TcpSettings,
@@ -79,7 +92,7 @@ impl Workshop {
         (start, count): (Instant, usize),
         metrics: Arc<Metrics>,
         shared: Arc<Shared>,
-        quotas: Arc<QuotaBook>,
+        guards: Guards,
     ) -> Result<Self, TlsError> {
         let quic = match config.listen.quic {
             Some(_) => QuicParts::new(config, keys, tls, count)?,
@@ -97,8 +110,14 @@ impl Workshop {
             directory: Arc::new(LocalDirectory::default()),
             chain: Arc::default(),
             pool: None,
-            admission: Admission::new(settings::admission(config), start),
-            quotas,
+            kernel: guards.kernel,
+            admission: Admission::with_lists(
+                settings::admission(config),
+                Arc::clone(&guards.lists),
+                start,
+            ),
+            quotas: guards.quotas,
+            lists: guards.lists,
             router: Arc::new(settings::router(keys, config.node.id, &slots)),
             quic,
             tcp: settings::tcp(config, tls)?,
@@ -153,12 +172,28 @@ impl Workshop {
         let mut core = settings::core(&self.config, slot, count, epochs, self.quotas.limits())?;
         core.limits.spills = self.store.is_some();
         let quic = match (&self.quic, &sockets.quic) {
-            (Some(parts), Some(socket)) => Some(QuicOwn {
-                endpoint: parts.endpoint(slot),
-                settings: parts.side.clone(),
-                socket: Arc::clone(socket),
-                recv: RecvBatch::new(socket),
-            }),
+            (Some(parts), Some(socket)) => {
+                let issued = Issued::default();
+                let endpoint = parts.endpoint(slot, &issued);
+                let guard = Guard {
+                    cids: parts.cids,
+                    node: parts.node,
+                    slot: slot.0,
+                    issued,
+                    retry: Arc::clone(&self.kernel.retry),
+                    police: Arc::clone(&self.kernel) as Arc<dyn Police>,
+                    metrics: Arc::clone(self.metrics.worker(slot.0)),
+                    start: self.start,
+                    dead_debt: Cell::new(0),
+                };
+                Some(QuicOwn {
+                    endpoint,
+                    settings: parts.side.clone(),
+                    socket: Arc::clone(socket),
+                    recv: RecvBatch::new(socket),
+                    guard,
+                })
+            }
             _ => None,
         };
         let again = |bound: &Bound| {

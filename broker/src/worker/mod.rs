@@ -6,6 +6,7 @@
 
 pub mod conns;
 mod open;
+mod police;
 pub(crate) mod prefetch;
 mod publish;
 mod serve;
@@ -15,10 +16,11 @@ use crate::{
     cluster::Directory,
     driver::Driver,
     limits::Admission,
+    lists::Offence,
     mesh::{ForeignDatagram, Mesh, Post},
     metrics::{DatagramDrop, WorkerMetrics},
     net::{
-        quic::{Arrival, QuicSide, QuicSideSettings},
+        quic::{Arrival, QuicSide, QuicSideSettings, guard::Guard},
         tcp::{Bound, TcpSettings, TcpSide},
         timer::Wheel,
         udp::{RecvBatch, UdpSocket},
@@ -172,6 +174,8 @@ pub struct QuicOwn {
     pub socket: Arc<UdpSocket>,
     /// What it receives into.
     pub recv: RecvBatch,
+    /// Who may connect.
+    pub guard: Guard,
 }
 
 const WAKER: Token = Token(0);
@@ -251,6 +255,7 @@ impl Worker {
                         own.endpoint,
                         own.settings,
                         Arc::clone(&socket),
+                        own.guard,
                     )),
                     Some((own.recv, socket)),
                 )
@@ -331,6 +336,11 @@ impl Worker {
             self.serve_round(clock);
         }
         self.driver.drain_spools(&mut self.conns, clock.time());
+        self.police(clock);
+        for address in self.driver.take_failed() {
+            self.admission
+                .report(address, Offence::FailedAuthentication);
+        }
         if let Some(quic) = &mut self.quic {
             quic.flush();
         }
@@ -395,7 +405,7 @@ impl Worker {
                                 clock,
                             );
                             self.opened.extend(new);
-                            quic.deliver(&mut self.conns);
+                            quic.deliver(&mut self.conns, clock);
                         }
                         self.accepted(clock);
                     }
@@ -457,7 +467,7 @@ impl Worker {
                 }
             }
         });
-        quic.deliver(&mut self.conns);
+        quic.deliver(&mut self.conns, clock);
         self.accepted(clock);
         match received {
             Ok(0) => self.udp_readable = false,

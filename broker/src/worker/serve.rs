@@ -6,6 +6,7 @@ use super::{
     conns::{Conn, Link, Outbox, PREFETCH_AHEAD},
 };
 use crate::limits::Limit;
+use crate::lists::Offence;
 use crate::net::{
     quic::{Progress, error_code},
     tcp::{End, TcpSide},
@@ -176,7 +177,17 @@ impl Worker {
                 }
                 Err(error) => {
                     tracing::debug!(peer = %conn.peer, %error, "malformed packet");
-                    self.refuse(index, error.reason(), clock);
+                    let reason = error.reason();
+                    let is_offence = matches!(
+                        reason,
+                        ReasonCode::MALFORMED_PACKET | ReasonCode::PROTOCOL_ERROR
+                    );
+                    // 0-RTT data may come from anywhere.
+                    if is_offence && !conn.early {
+                        let source = conn.peer.ip();
+                        self.admission.report(source, Offence::Malformed);
+                    }
+                    self.refuse(index, reason, clock);
                     return Reading::Done;
                 }
             }

@@ -99,6 +99,7 @@ fn transport(reader: &mut Reader<'_>, protocol: u8, source: Source, end: u32) ->
             let length = u16::from_be_bytes([udp[4], udp[5]]);
             Some(Frame::Udp(Udp {
                 source,
+                source_port: u16::from_le_bytes([udp[0], udp[1]]),
                 port,
                 length,
                 payload: reader.taken,

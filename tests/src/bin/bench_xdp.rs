@@ -6,16 +6,19 @@
 //! can only make a round longer. What the counters say afterwards must be what the figure's name says.
 
 use std::path::Path;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use aya::maps::lpm_trie::{Key, LpmTrie};
-use aya::maps::{Array, Map, MapData, ProgramArray};
+use aya::maps::{Array, ProgramArray};
 use aya::programs::{ProgramFd, TestRun as _, TestRunOptions, Xdp};
 use aya::{Ebpf, Pod};
-use headgate::kernel::{Counters, KernelSettings};
-use headgate_common::records::{Budgets, Limit};
-use headgate_common::{DropReason, Head, PassReason};
+use headgate::kernel::{Counters, KernelSettings, PenaltyOrder, Prefix, RetrySettings};
+use headgate_common::frame::Source;
+use headgate_common::quota::{PenaltyReason, QuotaClass};
+use headgate_common::records::{Budgets, Limit, ListAction, ListReason, RetryMode};
+use headgate_common::token::{OriginalCid, Sender};
+use headgate_common::{AnswerReason, DropReason, Head, PassReason};
 use headgate_tests::bench::{self, Row};
-use headgate_tests::packets::{Packet, Transport, long, short};
+use headgate_tests::packets::{Packet, Transport, initial, long, short};
 use headgate_tests::rig::{NODE, Rig, settings, why_not};
 
 const CLIENTS: u32 = 1024;
@@ -37,9 +40,12 @@ fn main() {
     drop(rig);
     rows.extend(bench.other_budgets());
     bars.push(bench.bars(&default_rig()));
+    rows.extend(bench.shields(false));
+    rows.extend(bench.shields(true));
     let listed = default_rig();
     fill_lists(&listed);
     rows.extend(bench.with_lists(&listed));
+    rows.push(memory(&listed));
     drop(listed);
     bars.push(bench.bars(&default_rig()));
     let best = |figure: usize| {
@@ -56,6 +62,7 @@ fn default_rig() -> Rig {
     Rig::with(
         KernelSettings {
             budgets: KernelSettings::default_budgets(),
+            retry: RetrySettings::default(),
             ..settings()
         },
         4,
@@ -92,6 +99,8 @@ impl Bench {
             "known_client",
             "forged_cid",
             "random_source",
+            "answered_source",
+            "known_token",
             "unchanged",
         ] {
             xdp(&mut ebpf, name)
@@ -102,7 +111,7 @@ impl Bench {
         Self {
             ebpf,
             own: Packet::quic(source, short(&[0; 14], 100)).bytes(),
-            initial: Packet::quic(source, long(0, 1, &[1; 8], &[2; 8], 1200)).bytes(),
+            initial: Packet::quic(source, initial(&[1; 8], &[2; 8], &[], 1200)).bytes(),
         }
     }
 
@@ -114,9 +123,7 @@ impl Bench {
         let mut clients = Array::<_, Client>::try_from(map).expect("an array");
         for index in 0..CLIENTS {
             let [_, _, a, b] = index.to_be_bytes();
-            let cid = rig
-                .cids()
-                .encode(NODE, (index % 4) as u8, [a, b, a ^ 77, b ^ 13, a, b]);
+            let cid = client_cid(rig, index);
             let datagram = short(&cid, 40);
             let head = Head::of(&datagram).expect("long enough");
             let source = u64::from(u32::from_le_bytes([10, a, b, 7]));
@@ -229,6 +236,124 @@ impl Bench {
         ]
     }
 
+    /// What the shield does with floods of each kind, in the shipped order, with lists empty or full.
+    fn shields(&mut self, is_listed: bool) -> Vec<Row> {
+        let retry = self.retries(is_listed);
+        let token = self.tokens(is_listed);
+        let denied = self.denied(is_listed);
+        let penalty = self.penalties(is_listed);
+        if is_listed {
+            return vec![
+                Row::info("xdp_retry_10000_listed_ns", retry, "ns"),
+                Row::info("xdp_token_ok_10000_listed_ns", token, "ns"),
+                Row::info("xdp_denied_10000_listed_ns", denied, "ns"),
+                Row::info("xdp_penalty_10000_listed_ns", penalty, "ns"),
+            ];
+        }
+        vec![
+            Row::at_most("xdp_retry_ns", retry, "ns", 500.0),
+            Row::at_most("xdp_token_ok_ns", token, "ns", 220.0),
+            Row::at_most("xdp_denied_ns", denied, "ns", 60.0),
+            Row::at_most("xdp_penalty_ns", penalty, "ns", 90.0),
+        ]
+    }
+
+    /// An Initial that is answered with Retry.
+    fn retries(&mut self, is_listed: bool) -> f64 {
+        // The answers' cap is charged, and never reached.
+        let rig = shield(is_listed, RetryMode::Always);
+        let initial = self.initial.clone();
+        self.measure_as(&rig, "answered_source", &initial, |counters| {
+            counters.answered(AnswerReason::Retry)
+        })
+    }
+
+    /// An Initial whose token is good.
+    fn tokens(&mut self, is_listed: bool) -> f64 {
+        let rig = shield(is_listed, RetryMode::Always);
+        self.fill_holders(&rig);
+        let initial = self.initial.clone();
+        self.measure_as(&rig, "known_token", &initial, |counters| {
+            counters.passed(PassReason::InitialRetryToken)
+        })
+    }
+
+    /// A short header from a denied source.
+    fn denied(&mut self, is_listed: bool) -> f64 {
+        let rig = shield(is_listed, RetryMode::Auto);
+        deny(&rig, [10, 0, 0, 0], 8);
+        self.fill_clients(&rig);
+        let own = self.own.clone();
+        self.measure_as(&rig, "known_client", &own, |counters| {
+            counters.dropped(DropReason::Denied)
+        })
+    }
+
+    /// A short header of a connection that is policed: the dearer of those that pass and those that don't.
+    fn penalties(&mut self, is_listed: bool) -> f64 {
+        let own = self.own.clone();
+        let mut dearest = f64::MIN;
+        for (packets_per_second, passes) in [(1, false), (1_000_000_000, true)] {
+            let rig = shield(is_listed, RetryMode::Auto);
+            let class = QuotaClass {
+                packets_per_second,
+                ..QuotaClass::named("bench")
+            };
+            rig.shield().set_quota(2, class).expect("there is room");
+            let order = PenaltyOrder {
+                class: 2,
+                reason: PenaltyReason::Quota,
+                own_address: None,
+                lasts: Duration::from_secs(3_600),
+            };
+            for index in 0..CLIENTS {
+                rig.shield()
+                    .penalize(&[client_cid(&rig, index)], order)
+                    .expect("there is room");
+            }
+            self.fill_clients(&rig);
+            let cost = self.measure_as(&rig, "known_client", &own, |counters| {
+                if passes {
+                    counters.passed(PassReason::OwnCid)
+                } else {
+                    counters.dropped(DropReason::Penalty)
+                }
+            });
+            dearest = dearest.max(cost);
+        }
+        dearest
+    }
+
+    fn fill_holders(&mut self, rig: &Rig) {
+        let map = self
+            .ebpf
+            .map_mut("holders")
+            .expect("the object has this map");
+        let mut holders = Array::<_, Holder>::try_from(map).expect("an array");
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        let now_s = now.expect("after 1970").as_secs();
+        let keys = rig.keys.token_keys(now_s);
+        for index in 0..CLIENTS {
+            let [_, _, a, b] = index.to_be_bytes();
+            let source = u32::from_le_bytes([10, a, b, 7]);
+            let sender = Sender {
+                address: Source::V4(source).mapped(),
+                port: 40_000u16.swap_bytes(),
+            };
+            let cid = OriginalCid {
+                words: [index.into(), 0, 0],
+                len: 8,
+            };
+            let nonce = [index.into(), 7];
+            let token = keys.retry(sender, cid, now_s as u32, nonce);
+            let holder = Holder {
+                source: source.into(),
+                token,
+            };
+            holders.set(index, holder, 0).expect("within the array");
+        }
+    }
+
     /// The same packets where budgets are wider or absent.
     fn other_budgets(&mut self) -> Vec<Row> {
         let rig = Rig::new();
@@ -272,7 +397,8 @@ impl Bench {
         let forged = self.measure_as(rig, "forged_cid", &own, |counters| {
             counters.dropped(DropReason::ForgedCid)
         });
-        let random = self.measure(rig, "random_source", &initial);
+        let never = shield(true, RetryMode::Never);
+        let random = self.measure(&never, "random_source", &initial);
         vec![
             Row::info("xdp_steer_10000_listed_ns", steer, "ns"),
             Row::info("xdp_forged_cid_10000_listed_ns", forged, "ns"),
@@ -302,14 +428,70 @@ fn run(program: &Xdp, packet: &[u8]) -> f64 {
         .as_nanos() as f64
 }
 
+/// Who has a token, as the benchmark's programs have it.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Holder {
+    source: u64,
+    token: [u64; 10],
+}
+
+// SAFETY: integers without padding.
+unsafe impl Pod for Holder {}
+
+/// The connection ID of a client.
+fn client_cid(rig: &Rig, index: u32) -> [u8; 14] {
+    let [_, _, a, b] = index.to_be_bytes();
+    let random = [a, b, a ^ 77, b ^ 13, a, b];
+    rig.cids().encode(NODE, (index % 4) as u8, random)
+}
+
+/// The shield as it is shipped, but for budgets that never run out.
+fn shield(is_listed: bool, mode: RetryMode) -> Rig {
+    let wide = Limit::new(1_000_000_000, 1_000_000_000);
+    let retry = RetrySettings {
+        mode,
+        token_life_s: 3_600,
+        ..RetrySettings::default()
+    };
+    let settings = KernelSettings {
+        budgets: Budgets {
+            validated_initials: wide,
+            validated_initials_per_address: wide,
+            retries: wide,
+            ..KernelSettings::default_budgets()
+        },
+        retry,
+        ..settings()
+    };
+    let rig = Rig::with(settings, 4);
+    if is_listed {
+        fill_lists(&rig);
+    }
+    rig
+}
+
+fn memory(rig: &Rig) -> Row {
+    let bytes = rig.shield().status().map_memory_bytes;
+    Row::at_most(
+        "map_memory_mib",
+        bytes as f64 / f64::from(1 << 20),
+        "MiB",
+        64.0,
+    )
+}
+
+fn deny(rig: &Rig, address: [u8; 4], len: u8) {
+    let prefix = Prefix::new(address.into(), len).expect("short enough");
+    rig.shield()
+        .list(prefix, ListAction::Deny, ListReason::Operator, None)
+        .expect("there is room");
+}
+
 /// Denies /24s all over 172.0.0.0/8 and 173.0.0.0/8, where few of the packets come from.
 fn fill_lists(rig: &Rig) {
-    let map = MapData::from_pin(rig.settings.pin_dir.join("prefixes4")).expect("pinned");
-    let map = Map::from_map_data(map).expect("a map");
-    let mut list = LpmTrie::<_, [u8; 4], u32>::try_from(map).expect("a trie");
     for index in 0..LISTED {
         let [_, a, b, c] = (index * 13).to_be_bytes();
-        list.insert(&Key::new(24, [172 + a, b, c, 0]), 1, 0)
-            .expect("there is room");
+        deny(rig, [172 + a, b, c, 0], 24);
     }
 }

@@ -325,7 +325,8 @@ impl Broker {
         Ok(())
     }
 
-    /// All listeners are bound, and the admin socket answers.
+    /// All listeners are bound, the admin socket answers, and it has said that it is ready: what arrives before, waits in
+    /// the sockets, and XDP may not have seen it.
     fn is_ready(&self) -> bool {
         let is_bound = |section: &str, key: &str, protocol: &str| {
             let address = text(&self.config, section, key);
@@ -336,6 +337,9 @@ impl Broker {
             && is_bound("listen", "quic", "udp")
             && is_bound("admin", "http", "tcp")
             && UnixStream::connect(text(&self.config, "admin", "socket")).is_ok()
+            && self
+                .log()
+                .contains(&format!("is ready (pid {})", self.pid()))
     }
 
     fn is_in_namespace(&self) -> bool {

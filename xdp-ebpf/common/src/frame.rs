@@ -16,6 +16,9 @@ pub trait Packet {
     /// The first bytes of a datagram at `offset`, which may lie outside the linear part.
     fn head(&self, offset: usize) -> Option<Head>;
 
+    /// `N` words from `offset`, which may lie outside the linear part.
+    fn words<const N: usize>(&self, offset: u32) -> Option<[u64; N]>;
+
     /// Whether the packet has at least `end` bytes, in its linear part or outside.
     fn reaches(&self, end: u32) -> bool;
 }
@@ -42,6 +45,17 @@ pub enum Source {
 }
 
 impl Source {
+    /// The /32 or /64 that one host has.
+    #[inline(always)]
+    #[must_use]
+    pub const fn host(&self) -> u64 {
+        match self {
+            // As below.
+            Self::V4(address) => 0xff << 56 | *address as u64,
+            Self::V6([prefix, _]) => *prefix,
+        }
+    }
+
     /// The /24 or /64 that it shares a budget with.
     #[inline(always)]
     #[must_use]
@@ -52,6 +66,28 @@ impl Source {
             Self::V6([prefix, _]) => *prefix,
         }
     }
+
+    /// The address as one of IPv6, mapped if it is of IPv4 (RFC 4291 §2.5.5.2): two times eight bytes, little-endian.
+    #[inline(always)]
+    #[must_use]
+    pub const fn mapped(&self) -> [u64; 2] {
+        match self {
+            Self::V4(address) => [0, 0xffff_0000 | (*address as u64) << 32],
+            Self::V6(address) => *address,
+        }
+    }
+}
+
+impl From<core::net::IpAddr> for Source {
+    fn from(address: core::net::IpAddr) -> Self {
+        match address {
+            core::net::IpAddr::V4(address) => Self::V4(u32::from_le_bytes(address.octets())),
+            core::net::IpAddr::V6(address) => {
+                let both = u128::from_le_bytes(address.octets());
+                Self::V6([both as u64, (both >> 64) as u64])
+            }
+        }
+    }
 }
 
 /// A UDP datagram with the lengths that its headers claim.
@@ -59,6 +95,8 @@ impl Source {
 pub struct Udp {
     /// Where it claims to come from.
     pub source: Source,
+    /// Source port as it lies in the packet, read little-endian.
+    pub source_port: u16,
     /// Destination port.
     pub port: u16,
     /// The UDP Length field: header and payload, in bytes (RFC 768).
@@ -214,6 +252,7 @@ fn transport<P: Packet>(packet: &P, at: usize, protocol: u8, source: Source, end
         let port = udp.half(2).swap_bytes();
         return Frame::Udp(Udp {
             source,
+            source_port: udp.half(0),
             port,
             length: udp.half(4).swap_bytes(),
             payload: at + UDP_LEN,
@@ -258,6 +297,11 @@ impl Packet for &[u8] {
 
     fn head(&self, offset: usize) -> Option<Head> {
         self.chunk(offset, HEAD_LEN).and_then(Head::of)
+    }
+
+    fn words<const N: usize>(&self, offset: u32) -> Option<[u64; N]> {
+        let bytes = self.chunk(offset as usize, 8 * N)?;
+        Some(core::array::from_fn(|word| bytes.long(8 * word)))
     }
 
     fn reaches(&self, end: u32) -> bool {

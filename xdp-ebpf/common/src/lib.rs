@@ -11,11 +11,14 @@ extern crate std;
 
 pub mod cid;
 pub mod frame;
+pub mod ghash;
+pub mod quota;
 pub mod reason;
 pub mod records;
 pub mod route;
 pub mod shield;
 pub mod siphash;
+pub mod token;
 
 pub use cid::{CID_LEN, CidFields, CidKeys};
 pub use reason::{

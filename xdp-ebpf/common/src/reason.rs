@@ -96,8 +96,20 @@ reasons! {
         InitialGlobalBudget = initial_global_budget,
         /// Initials of the source's prefix were above their budget.
         InitialPrefixBudget = initial_prefix_budget,
+        /// Initials with a valid token, of all sources together, were above their budget.
+        ValidatedBudget = validated_budget,
+        /// Initials with a valid token, of one address, were above their budget: a token is repeated too often.
+        ValidatedAddressBudget = validated_address_budget,
+        /// A token of one of our Retry packets that is too old.
+        RetryTokenExpired = retry_token_expired,
+        /// A token of one of our Retry packets that was sent to another address.
+        RetryTokenElsewhere = retry_token_elsewhere,
+        /// Retry answers were above their budget.
+        RetryBudget = retry_budget,
         /// Packets of the source's prefix were above their budget.
         PacketPrefixBudget = packet_prefix_budget,
+        /// Packets with a connection ID that is policed (`penalties`) were above their rate.
+        Penalty = penalty,
         /// TCP SYNs of the source's prefix were above their budget.
         SynPrefixBudget = syn_prefix_budget,
         /// No worker accepts connections.
@@ -121,6 +133,15 @@ reasons! {
         OwnCidOrphan = own_cid_orphan,
         /// A client's first Initials, by hash.
         Initial = initial,
+        /// A client's Initials with a token of one of our Retry packets.
+        InitialRetryToken = initial_retry_token,
+        /// A client's Initials with a token of one of our NEW_TOKEN frames.
+        InitialNewToken = initial_new_token,
+        /// A client's Initials with a token that we did not make, while none is needed.
+        InitialForeignToken = initial_foreign_token,
+        /// A client's Initials with a token of a NEW_TOKEN frame that is too old or of another address, while none is
+        /// needed.
+        InitialInvalidNewToken = initial_invalid_new_token,
         /// 0-RTT that follows a client's first Initial, by hash.
         ZeroRtt = zero_rtt,
         /// A fragment or a packet with IP options or extension headers, within its budget; not steered.
@@ -140,6 +161,12 @@ reasons! {
     {
         /// A Version Negotiation packet (RFC 9000 §6.1).
         VersionNegotiation = version_negotiation,
+        /// A Retry packet (RFC 9000 §8.1.2), to an Initial without a token.
+        Retry = retry,
+        /// The same, to one with a token that we did not make.
+        RetryForeignToken = retry_foreign_token,
+        /// The same, to one with a token of a NEW_TOKEN frame that is too old or of another address.
+        RetryInvalidNewToken = retry_invalid_new_token,
     }
 }
 

@@ -6,12 +6,12 @@
 use crate::route::{NO_SLOT, SLOTS};
 
 /// Version of all pinned records together; the first field of [`Config`].
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 /// TCP ports that the shield watches.
 pub const TCP_PORTS: usize = 4;
 /// Entries of the map `workers`: every slot but the one that means none.
 pub const WORKERS_MAX: u32 = SLOTS as u32;
-/// Entries of the map `prefixes4`, and as many of `prefixes6`. Worst case about 100 bytes of kernel memory each.
+/// Entries of the map `prefixes4`, and as many of `prefixes6`. Worst case about 130 bytes of kernel memory each.
 pub const PREFIXES_MAX: u32 = 65_536;
 /// Source prefixes share this many budgets for QUIC packets by keyed hash: 8 bytes each. Few, so that they stay in a
 /// core's own cache: every packet of a connection meets one.
@@ -20,6 +20,8 @@ pub const PACKET_CELLS: u32 = 16_384;
 pub const INITIAL_CELLS: u32 = 65_536;
 /// The same for TCP SYNs.
 pub const SYN_CELLS: u32 = 16_384;
+/// Hosts with a valid token that have a budget of their own. About 100 bytes of kernel memory each.
+pub const VALIDATED_MAX: u32 = 16_384;
 /// Entries of the socket array: a socket for IPv4 and one for IPv6 by slot.
 pub const SOCKETS_MAX: u32 = 512;
 
@@ -37,6 +39,40 @@ pub struct Config {
     pub tcp_ports: [u16; TCP_PORTS],
     /// Nanoseconds that the kernel's jiffy takes: the clock of the budgets.
     pub tick_ns: u64,
+    /// When Initials without a valid token are answered with Retry (RFC 9000 §8.1.2).
+    pub retry: RetryMode,
+    /// [`RetryMode::Auto`] begins above so many Initials without a valid token per second; 0 = never by this.
+    pub retry_above_per_second: u32,
+    /// And ends some seconds after there were fewer than this.
+    pub retry_below_per_second: u32,
+    /// A token of a Retry packet is good for so many seconds.
+    pub retry_token_life_s: u32,
+}
+
+/// When Initials without a valid token are answered with Retry.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RetryMode {
+    /// Under load, and where a budget is used up.
+    #[default]
+    Auto = 0,
+    /// All of them.
+    Always = 1,
+    /// None: what is above a budget is dropped.
+    Never = 2,
+}
+
+impl RetryMode {
+    /// What a number in a map means: anything unknown is [`RetryMode::Auto`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn from_number(number: u32) -> Self {
+        match number {
+            1 => Self::Always,
+            2 => Self::Never,
+            _ => Self::Auto,
+        }
+    }
 }
 
 /// What a budget allows, as the kernel computes it: each packet is a debt of some nanoseconds that time pays back.
@@ -108,6 +144,12 @@ pub struct Budgets {
     pub packets_per_prefix: Limit,
     /// TCP SYNs of one prefix.
     pub syns_per_prefix: Limit,
+    /// Initials with a valid token, of all sources together.
+    pub validated_initials: Limit,
+    /// The same, of one address: a client repeats its token on every Initial, and so may somebody who has seen it.
+    pub validated_initials_per_address: Limit,
+    /// Retry answers to all sources together.
+    pub retries: Limit,
 }
 
 impl Budgets {
@@ -119,6 +161,9 @@ impl Budgets {
         initials_per_prefix: Limit::UNLIMITED,
         packets_per_prefix: Limit::UNLIMITED,
         syns_per_prefix: Limit::UNLIMITED,
+        validated_initials: Limit::UNLIMITED,
+        validated_initials_per_address: Limit::UNLIMITED,
+        retries: Limit::UNLIMITED,
     };
 }
 
@@ -184,12 +229,67 @@ impl ListAction {
     }
 }
 
+/// Why a prefix is listed.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ListReason {
+    /// Written by hand, without a reason.
+    Unknown = 0,
+    /// By the configuration.
+    Configuration = 1,
+    /// By an operator's command.
+    Operator = 2,
+    /// Automatically: it sent malformed packets too often.
+    MalformedPackets = 3,
+    /// Automatically: it failed to authenticate too often.
+    FailedAuthentications = 4,
+}
+
+impl ListReason {
+    /// What a number in a map means.
+    #[must_use]
+    pub const fn from_number(number: u32) -> Self {
+        match number {
+            1 => Self::Configuration,
+            2 => Self::Operator,
+            3 => Self::MalformedPackets,
+            4 => Self::FailedAuthentications,
+            _ => Self::Unknown,
+        }
+    }
+
+    /// The reason in snake case.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::Configuration => "configuration",
+            Self::Operator => "operator",
+            Self::MalformedPackets => "malformed_packets",
+            Self::FailedAuthentications => "failed_authentications",
+        }
+    }
+}
+
 /// Values of the maps `prefixes4` and `prefixes6`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ListEntry {
     /// What to do with packets from the prefix.
     pub action: ListAction,
+    /// Why.
+    pub reason: ListReason,
+    /// Until when, in Unix seconds (good until 2106); 0 for ever. Four bytes, because the kernel aligns a trie's values
+    /// no better.
+    pub expires_s: u32,
+}
+
+/// One entry, map `clock`, which is not pinned.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Clock {
+    /// Nanoseconds from `CLOCK_MONOTONIC`, which kernel programs can read, to Unix time.
+    pub wall_offset_ns: u64,
 }
 
 /// What a worker slot is used for.
@@ -225,7 +325,8 @@ pub const fn socket_index(slot: u8, ipv6: bool) -> u32 {
 }
 
 const _: () =
-    assert!(size_of::<Config>() == 24 && size_of::<Budgets>() == 96 && size_of::<Worker>() == 16);
+    assert!(size_of::<Config>() == 40 && size_of::<Budgets>() == 144 && size_of::<Worker>() == 16);
+const _: () = assert!(size_of::<ListEntry>() == 12 && size_of::<Clock>() == 8);
 const _: () = assert!(
     size_of::<PassCounter>() == 24 && size_of::<Counter>() == 16 && NO_SLOT as usize == SLOTS
 );

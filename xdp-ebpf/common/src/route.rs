@@ -62,7 +62,13 @@ impl Head {
     #[inline(always)]
     #[must_use]
     pub const fn scid_len(&self) -> u8 {
-        let offset = 6 + self.dcid_len() as u32;
+        self.octet(6 + self.dcid_len() as u32)
+    }
+
+    /// One of the bytes; any of the last 8 if there are fewer.
+    #[inline(always)]
+    #[must_use]
+    pub const fn octet(&self, offset: u32) -> u8 {
         let word = match offset >> 3 {
             0 => self.0[0],
             1 => self.0[1],
@@ -74,7 +80,8 @@ impl Head {
 
     /// The Destination Connection ID of a short header, if it is of our length.
     #[inline(always)]
-    const fn short_cid(&self) -> RawCid {
+    #[must_use]
+    pub const fn short_cid(&self) -> RawCid {
         let [w0, w1, ..] = self.0;
         RawCid {
             first: w0 >> 8 | w1 << 56,
@@ -85,7 +92,8 @@ impl Head {
 
     /// The Destination Connection ID of a long header, if it is of our length.
     #[inline(always)]
-    const fn long_cid(&self) -> RawCid {
+    #[must_use]
+    pub const fn long_cid(&self) -> RawCid {
         let [w0, w1, w2, _] = self.0;
         RawCid {
             first: w0 >> 48 | w1 << 16,

@@ -1,12 +1,19 @@
 //! What happens to a packet: one function, in the order in which the checks get more expensive.
 
+mod initial;
+
 #[cfg(target_has_atomic = "64")]
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use crate::cid::RawCid;
 use crate::frame::{Frame, Packet, Source, Tcp, Udp, parse};
+use crate::quota::{Debts, ELSEWHERE_COST, Penalty, QuotaClass, filter_bit};
 use crate::reason::{AnswerReason, DropReason, PassReason};
-use crate::records::{Budgets, Config, INITIAL_CELLS, Limit, ListAction, PACKET_CELLS, SYN_CELLS};
-use crate::route::{Class, Form, HEAD_LEN, NO_SLOT, Routing, Secrets, Steering, classify};
+use crate::records::{Budgets, Config, Limit, ListAction, PACKET_CELLS, RetryMode, SYN_CELLS};
+use crate::route::{Class, Form, HEAD_LEN, Head, NO_SLOT, Routing, Secrets, Steering, classify};
+use crate::token::TokenKeys;
+
+pub use initial::is_loaded;
 
 /// What the checks look up. In the kernel these are maps.
 pub trait Environment {
@@ -21,10 +28,22 @@ pub trait Environment {
     fn secrets(&self) -> Option<&Secrets>;
     /// Where connections live.
     fn steering(&self) -> Option<&Steering>;
-    /// The list entry with the longest prefix of the source.
-    fn listed(&self, source: &Source) -> Option<ListAction>;
+    /// The list entry with the longest prefix of the source: its action, and when it expires in Unix seconds (0 = never).
+    fn listed(&self, source: &Source) -> Option<(ListAction, u64)>;
     /// A clock in nanoseconds; it may tick coarsely.
     fn now_ns(&self, config: &Config) -> u64;
+    /// Unix time in nanoseconds; it may tick coarsely.
+    fn unix_ns(&self) -> u64;
+    /// A word of the filter in front of the penalties.
+    fn penalty_filter(&self, word: u32) -> u64;
+    /// What is known against a connection ID.
+    fn penalty(&self, cid: RawCid) -> Option<&Penalty>;
+    /// The class with this number.
+    fn quota(&self, class: u32) -> Option<&QuotaClass>;
+    /// What a policed connection has sent from its own address, or from elsewhere.
+    fn penalty_debts(&self, bucket: u32, elsewhere: bool) -> Option<Debts>;
+    /// Changes it.
+    fn set_penalty_debts(&self, bucket: u32, elsewhere: bool, debts: Debts);
     /// The debt of a budget that all sources share.
     fn shared_debt(&self, of: SharedDebt) -> Option<Self::Debt>;
     /// The debt of a source prefix's QUIC packets.
@@ -33,6 +52,12 @@ pub trait Environment {
     fn initial_debt(&self, index: u32) -> Option<Self::Debt>;
     /// The debt of a source prefix's TCP SYNs.
     fn syn_debt(&self, index: u32) -> Option<Self::Debt>;
+    /// The debt of a host that has shown a valid token ([`Source::host`]).
+    fn validated_debt(&self, host: u64) -> Option<Self::Debt>;
+    /// [`Config::retry`], whatever somebody wrote there.
+    fn retry_mode(&self, config: &Config) -> RetryMode;
+    /// The keys of tokens.
+    fn token_keys(&self) -> Option<&TokenKeys>;
 }
 
 /// Until when a budget's debt is paid back, in nanoseconds of [`Environment::now_ns`]. CPUs share it.
@@ -70,11 +95,19 @@ pub enum SharedDebt {
     VersionNegotiations = 1,
     /// [`Budgets::initials`].
     Initials = 2,
+    /// [`Budgets::validated_initials`].
+    Validated = 3,
+    /// [`Budgets::retries`].
+    Retries = 4,
+    /// [`Config::retry_above_per_second`].
+    RetryMeter = 5,
+    /// Not a debt: until when load keeps Retry on.
+    RetryHold = 6,
 }
 
 impl SharedDebt {
     /// How many there are.
-    pub const COUNT: u32 = 3;
+    pub const COUNT: u32 = 7;
 }
 
 /// What happens to a packet.
@@ -148,7 +181,7 @@ impl<E: Environment> Judge<'_, E> {
     fn fragment(&self, source: &Source) -> Verdict {
         // The lists are for our ports, which a later fragment doesn't name: only what is denied altogether is dropped
         // by them, and nothing is exempt.
-        if self.environment.listed(source) == Some(ListAction::Deny) {
+        if self.listed(source) == Some(ListAction::Deny) {
             return Verdict::Drop(DropReason::Denied);
         }
         if self.charge_shared(SharedDebt::Fragments, &self.budgets.fragments) {
@@ -163,7 +196,7 @@ impl<E: Environment> Judge<'_, E> {
         let Some(len) = udp.payload_len(packet) else {
             return Verdict::Drop(DropReason::MalformedHeader);
         };
-        let listed = self.environment.listed(&udp.source);
+        let listed = self.listed(&udp.source);
         if listed == Some(ListAction::Deny) {
             return Verdict::Drop(DropReason::Denied);
         }
@@ -201,15 +234,18 @@ impl<E: Environment> Judge<'_, E> {
             Class::Own | Class::Orphan | Class::New if slot == NO_SLOT => {
                 Verdict::Drop(DropReason::NoWorker)
             }
-            Class::New => {
-                let reason = if matches!(form, Form::Initial) {
-                    PassReason::Initial
-                } else {
-                    PassReason::ZeroRtt
-                };
-                self.initial(reason, slot, allowed, &udp.source, secrets)
-            }
+            Class::New => match form {
+                Form::Initial => self.initial(packet, &head, slot, allowed, udp, secrets),
+                _ => self.zero_rtt(slot, allowed, &udp.source, secrets),
+            },
             Class::Own | Class::Orphan => {
+                let cid = own_cid(&head, form);
+                let (word, bit) = filter_bit(cid.mac);
+                if self.environment.penalty_filter(word) >> bit & 1 != 0
+                    && !self.within_penalty(cid, &udp.source, udp.end, secrets)
+                {
+                    return Verdict::Drop(DropReason::Penalty);
+                }
                 let reason = match (class, form) {
                     (Class::Orphan, _) => PassReason::OwnCidOrphan,
                     (_, Form::Short) => PassReason::OwnCid,
@@ -217,6 +253,50 @@ impl<E: Environment> Judge<'_, E> {
                 };
                 self.packet(reason, slot, allowed, &udp.source, secrets)
             }
+        }
+    }
+
+    /// What the lists say of a source now.
+    #[inline(always)]
+    fn listed(&self, source: &Source) -> Option<ListAction> {
+        let (action, expires_s) = self.environment.listed(source)?;
+        if self.is_over(expires_s) {
+            return None;
+        }
+        Some(action)
+    }
+
+    /// Whether the time of an entry is over. Unix seconds; 0 is never.
+    #[inline(always)]
+    fn is_over(&self, expires_s: u64) -> bool {
+        expires_s != 0 && self.environment.unix_ns() / 1_000_000_000 >= expires_s
+    }
+
+    /// Whether a packet is within what its connection is policed to, if it is policed at all.
+    #[inline(always)]
+    fn within_penalty(&self, cid: RawCid, source: &Source, bytes: u32, secrets: &Secrets) -> bool {
+        let Some(penalty) = self.environment.penalty(cid) else {
+            return true;
+        };
+        if self.is_over(penalty.expires_s) {
+            return true;
+        }
+        let Some(class) = self.environment.quota(penalty.class) else {
+            return true;
+        };
+        let elsewhere =
+            penalty.own_address != 0 && penalty.own_address != address_hash(source, secrets);
+        let Some(debts) = self.environment.penalty_debts(penalty.bucket, elsewhere) else {
+            return true;
+        };
+        let cost = if elsewhere { ELSEWHERE_COST } else { 1 };
+        match class.allows(debts, bytes, cost, self.now_ns()) {
+            Some(debts) => {
+                self.environment
+                    .set_penalty_debts(penalty.bucket, elsewhere, debts);
+                true
+            }
+            None => false,
         }
     }
 
@@ -243,43 +323,9 @@ impl<E: Environment> Judge<'_, E> {
         Verdict::Pass(reason, slot)
     }
 
-    /// The budgets of packets that may open a connection. What the source's prefix is denied doesn't count against
-    /// all others, and once the shared budget is used up, nothing else is computed.
-    #[inline(always)]
-    fn initial(
-        &self,
-        reason: PassReason,
-        slot: u8,
-        allowed: bool,
-        source: &Source,
-        secrets: &Secrets,
-    ) -> Verdict {
-        if allowed {
-            return Verdict::Pass(reason, slot);
-        }
-        let Some(shared) = self.environment.shared_debt(SharedDebt::Initials) else {
-            return Verdict::Ignore;
-        };
-        let now = self.now_ns();
-        if self.budgets.initials.charge(shared.get(), now).is_none() {
-            return Verdict::Drop(DropReason::InitialGlobalBudget);
-        }
-        let index = prefix_hash(source, secrets) & (INITIAL_CELLS - 1);
-        let Some(debt) = self.environment.initial_debt(index) else {
-            return Verdict::Ignore;
-        };
-        if !charge(debt, &self.budgets.initials_per_prefix, now) {
-            return Verdict::Drop(DropReason::InitialPrefixBudget);
-        }
-        if !charge_exactly(shared, &self.budgets.initials, now) {
-            return Verdict::Drop(DropReason::InitialGlobalBudget);
-        }
-        Verdict::Pass(reason, slot)
-    }
-
     #[inline(always)]
     fn tcp(&self, tcp: &Tcp) -> Verdict {
-        let listed = self.environment.listed(&tcp.source);
+        let listed = self.listed(&tcp.source);
         if listed == Some(ListAction::Deny) {
             return Verdict::Drop(DropReason::Denied);
         }
@@ -319,6 +365,23 @@ impl<E: Environment> Judge<'_, E> {
 #[inline(always)]
 const fn prefix_hash(source: &Source, secrets: &Secrets) -> u32 {
     secrets.prefix.hash([source.prefix()], 8 << 56) as u32
+}
+
+/// Tells a connection's own address from others, and is never 0.
+#[inline(always)]
+#[must_use]
+pub const fn address_hash(source: &Source, secrets: &Secrets) -> u64 {
+    let [high, low] = source.mapped();
+    secrets.prefix.hash([high, low], 16 << 56) | 1
+}
+
+/// The connection ID of ours that a datagram carries, as routing has found.
+#[inline(always)]
+const fn own_cid(head: &Head, form: Form) -> RawCid {
+    match form {
+        Form::Short => head.short_cid(),
+        _ => head.long_cid(),
+    }
 }
 
 /// Charges a budget that few CPUs use at a time: two CPUs that charge at once may charge only once.

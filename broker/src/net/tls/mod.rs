@@ -14,17 +14,21 @@ mod tickets;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
+use headgate_common::token::NEW_TOKEN_LIFE_S;
 use quinn_proto::congestion::{BbrConfig, ControllerFactory, CubicConfig, NewRenoConfig};
 use quinn_proto::crypto::HandshakeTokenKey;
 use quinn_proto::{
     EndpointConfig, IdleTimeout, MtuDiscoveryConfig, ServerConfig, TransportConfig, VarInt,
 };
 use ring::hmac;
+
+use super::token::UsedTokens;
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::ring::cipher_suite;
 
 pub use clients::ClientAuthorities;
 pub use identity::{TlsError, TlsIdentity};
+pub use keys::failed_decryptions;
 pub use tickets::TicketStore;
 
 /// QUIC version 1 (RFC 9000 §15).
@@ -90,8 +94,10 @@ pub struct QuicSettings {
     pub mtu_discovery: bool,
     /// Take 0-RTT data (RFC 9001 §4.6) of clients that resume a session. Default yes.
     pub early_data: bool,
-    /// Address validation tokens (RFC 9000 §8.1.3) for each connection. Default 0.
+    /// Address validation tokens (RFC 9000 §8.1.3) for each connection. Default 1.
     pub new_tokens: u32,
+    /// How long a token of a Retry packet is good. Default 15 s.
+    pub retry_token_life: Duration,
 }
 
 impl Default for QuicSettings {
@@ -110,7 +116,8 @@ impl Default for QuicSettings {
             congestion: Congestion::default(),
             mtu_discovery: false,
             early_data: true,
-            new_tokens: 0,
+            new_tokens: 1,
+            retry_token_life: Duration::from_secs(15),
         }
     }
 }
@@ -147,7 +154,12 @@ pub fn quic_server_config(
     let crypto = Arc::new(session::LeanServer::new(Arc::clone(tls)));
     let mut server = ServerConfig::new(crypto, token_key);
     server.transport_config(Arc::new(transport_config(settings)));
-    server.validation_token.sent(settings.new_tokens);
+    server
+        .validation_token
+        .sent(settings.new_tokens)
+        .lifetime(Duration::from_secs(NEW_TOKEN_LIFE_S.into()))
+        .log(Arc::new(UsedTokens::default()));
+    server.retry_token_lifetime(settings.retry_token_life);
     // The worker accepts or refuses at once: nothing has to be kept for connections that nobody looked at yet.
     server
         .max_incoming(MAX_INCOMING)

@@ -1,0 +1,137 @@
+//! Measures what a flood of spoofed Initials does to live sessions, and what one of its packets costs.
+//!
+//! Everything runs on the same cores, also the sender, which is as fast as it can be. "Quiet" is the same sender in
+//! front of an XDP program that drops everything.
+
+use headgate_tests::{
+    bench::{self, Row},
+    broker::{Broker, kernel_available},
+    load::process::Usage,
+    netns,
+    siege::{Attack, Fleet, Flood, Siege},
+};
+use std::{fs, thread, time::Duration};
+
+const LIVE: usize = 1_000;
+const ROUNDS: usize = 3;
+const LENGTH: Duration = Duration::from_secs(4);
+const PATIENCE: Duration = Duration::from_secs(20);
+
+fn main() {
+    if let Some(reason) = netns::available().and_then(|()| kernel_available()).err() {
+        eprintln!("bench_flood: {reason}");
+        bench::print(&[]);
+        return;
+    }
+    let (mut rows, in_kernel_ns) = shielded();
+    let in_user_space_ns = unshielded();
+    rows.extend([
+        Row::at_least(
+            "flood_vs_userspace_ratio",
+            in_user_space_ns / in_kernel_ns,
+            "x",
+            20.0,
+        ),
+        Row::info("flood_kernel_retry_cpu_ns", in_kernel_ns, "ns"),
+        Row::info("flood_userspace_retry_cpu_ns", in_user_space_ns, "ns"),
+    ]);
+    bench::print(&rows);
+}
+
+/// With the shield; the CPU time of an answer is all that the machine spends more on a packet that is answered than on one
+/// that is dropped at once.
+fn shielded() -> (Vec<Row>, f64) {
+    let siege = Siege::deaf("b");
+    let broker = siege.broker(
+        "[kernel]\nmode = \"native\"\ninterfaces = [\"s0\", \"s1\"]\nretry = \"always\"\nretries_per_second = 0\n",
+    );
+    let mut fleet = Fleet::connect(&siege, LIVE);
+    let before = broker.metrics();
+    let (mut ratios, mut rates, mut p99_us) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        let attack = Attack::spoofed_initials(&siege, Flood::Nowhere);
+        let quiet = fleet.phase(LENGTH, PATIENCE);
+        let _sent = attack.end();
+        let attack = Attack::spoofed_initials(&siege, Flood::Broker);
+        let flooded = fleet.phase(LENGTH, PATIENCE);
+        let sent = attack.end();
+        eprintln!(
+            "p99 {:?} quiet, {:?} flooded by {} packets; {} new connections, {} not made",
+            quiet.p99(),
+            flooded.p99(),
+            sent,
+            flooded.connected,
+            flooded.refused + quiet.refused + flooded.lost + quiet.lost
+        );
+        ratios.push(flooded.p99().as_secs_f64() / quiet.p99().as_secs_f64());
+        rates.push(sent as f64 / LENGTH.as_secs_f64());
+        p99_us.push(flooded.p99().as_secs_f64() * 1e6);
+    }
+    let (_, dropped_ns) = cpu_of(&siege, Flood::Nowhere, None);
+    let (_, answered_ns) = cpu_of(&siege, Flood::Broker, None);
+    let after = broker.metrics();
+    let let_through = [
+        "initial\"",
+        "initial_foreign_token",
+        "initial_invalid_new_token",
+    ]
+    .map(|reason| {
+        let series = format!("headgate_kernel_passes_total{{reason=\"{reason}");
+        after.sum(&series) - before.sum(&series)
+    });
+    fleet.end();
+    let rows = vec![
+        Row::at_most("flood_live_p99_ratio", median(ratios), "x", 2.0),
+        Row::at_most("flood_socket_packets", let_through.iter().sum(), "", 0.0),
+        Row::info("flood_live_p99_us", median(p99_us), "us"),
+        Row::info("flood_packets_per_s", median(rates), "1/s"),
+    ];
+    (rows, answered_ns - dropped_ns)
+}
+
+/// Without it: what the broker's process spends on an answer. What the kernel spends before a datagram is at the socket, and on
+/// those that find no room there, is not counted.
+fn unshielded() -> f64 {
+    let siege = Siege::deaf("c");
+    let broker = siege.broker("[kernel]\nmode = \"off\"\nretry = \"always\"\n");
+    let answered = || broker.metrics().sum("headgate_retries_total");
+    let before = answered();
+    let (spent, _) = cpu_of(&siege, Flood::Broker, Some(&broker));
+    // The workers publish their counters at least once a second.
+    thread::sleep(Duration::from_secs(2));
+    spent.as_nanos() as f64 / (answered() - before).max(1.0)
+}
+
+/// CPU time of the broker during a flood, and of the whole machine per packet, nanoseconds.
+fn cpu_of(siege: &Siege, to: Flood, broker: Option<&Broker>) -> (Duration, f64) {
+    let usage = || broker.map_or(Duration::ZERO, |broker| Usage::of(broker.pid()).cpu);
+    let attack = Attack::spoofed_initials(siege, to);
+    // The packets are made first.
+    thread::sleep(Duration::from_millis(500));
+    let (before, machine) = (usage(), machine_cpu());
+    let sent_before = attack.sent();
+    thread::sleep(LENGTH);
+    let (spent, machine) = (usage() - before, machine_cpu() - machine);
+    let packets = attack.sent() - sent_before;
+    let _sent = attack.end();
+    (spent, machine.as_nanos() as f64 / packets.max(1) as f64)
+}
+
+/// CPU time that the whole machine has spent, idle time apart (proc_stat(5)).
+fn machine_cpu() -> Duration {
+    const IDLE: [usize; 2] = [3, 4];
+    let stat = fs::read_to_string("/proc/stat").expect("/proc is there");
+    let line = stat.lines().next().unwrap_or_default();
+    let times = line.split_whitespace().skip(1).take(7).enumerate();
+    let busy = times.filter(|(place, _)| !IDLE.contains(place));
+    let ticks: u64 = busy
+        .filter_map(|(_, ticks)| ticks.parse::<u64>().ok())
+        .sum();
+    // USER_HZ is 100 on every architecture that Linux shows to programs today.
+    Duration::from_millis(ticks * 10)
+}
+
+fn median(mut figures: Vec<f64>) -> f64 {
+    figures.sort_by(f64::total_cmp);
+    figures.get(figures.len() / 2).copied().unwrap_or(f64::NAN)
+}
