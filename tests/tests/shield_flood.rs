@@ -105,6 +105,7 @@ fn is_well(phase: &Phase) {
     assert_eq!(phase.lost, 0, "messages of live sessions");
     assert_eq!(phase.refused, 0, "new connections that weren't made");
     assert!(phase.connected > 0);
+    assert!(phase.round_trips.len() >= 20, "{}", phase.round_trips.len());
 }
 
 #[test]
