@@ -1,11 +1,13 @@
 //! Limits that all workers share: who may connect at all, and how fast.
 
+mod prefix;
+
 use headgate_codec::ReasonCode;
 use std::{
     collections::{HashMap, hash_map::RandomState},
     fmt,
     hash::BuildHasher,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    net::IpAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -17,6 +19,8 @@ use crate::{
     lists::{Action, Lists, Offence},
     metrics::Label,
 };
+
+pub(crate) use prefix::Prefix;
 
 /// Every limit, by its key in the sections `[limits]` and `[store]` of the configuration, or in that of a quota class.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -223,17 +227,19 @@ impl Admission {
     }
 
     /// The prefixes with the most connections, and how many these are; none when the limit per prefix is off.
-    pub fn top_prefixes(&self, count: usize) -> Vec<(String, u32)> {
+    pub(crate) fn top_prefixes(&self, count: usize) -> Vec<(Prefix, u32)> {
         let mut top: Vec<(Prefix, u32)> = Vec::new();
         for shard in &self.prefixes {
             top.extend(lock(shard).iter().map(|(prefix, count)| (*prefix, *count)));
             top.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
             top.truncate(count);
         }
-        let shown = top.into_iter();
-        shown
-            .map(|(prefix, count)| (prefix.to_string(), count))
-            .collect()
+        top
+    }
+
+    /// How many connections a prefix has; 0 when the limit per prefix is off.
+    pub(crate) fn connections_of(&self, prefix: Prefix) -> u32 {
+        self.shard(prefix).get(&prefix).copied().unwrap_or(0)
     }
 
     /// Asks for a place for a connection from `address`. The refusal names the limit; a refused
@@ -370,44 +376,6 @@ impl Drop for Permit {
 const SHARDS: usize = 64;
 const SECOND_NS: u64 = 1_000_000_000;
 
-/// A source prefix: what one subscriber of a network usually is (IPv4 /24, IPv6 /64).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Prefix {
-    V4([u8; 3]),
-    V6([u8; 8]),
-}
-
-impl fmt::Display for Prefix {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match *self {
-            Self::V4([a, b, c]) => write!(f, "{a}.{b}.{c}.0/24"),
-            Self::V6(high) => {
-                let high = u64::from_be_bytes(high);
-                write!(f, "{}/64", Ipv6Addr::from_bits(u128::from(high) << 64))
-            }
-        }
-    }
-}
-
-impl Prefix {
-    fn of(address: IpAddr) -> Self {
-        match address.to_canonical() {
-            IpAddr::V4(v4) => Self::of_v4(v4),
-            IpAddr::V6(v6) => Self::of_v6(v6),
-        }
-    }
-
-    fn of_v4(address: Ipv4Addr) -> Self {
-        let [a, b, c, _] = address.octets();
-        Self::V4([a, b, c])
-    }
-
-    fn of_v6(address: Ipv6Addr) -> Self {
-        let [a, b, c, d, e, f, g, h, ..] = address.octets();
-        Self::V6([a, b, c, d, e, f, g, h])
-    }
-}
-
 fn unix_s() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     since.map_or(0, |since| since.as_secs())
@@ -426,6 +394,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use std::net::{Ipv4Addr, Ipv6Addr};
 
     const OFF: AdmissionLimits = AdmissionLimits {
         connections: 0,

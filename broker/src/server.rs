@@ -265,7 +265,7 @@ impl Server {
             store: self.workshop.store().map(|store| store.metrics.status()),
             lists: self.workshop.lists.counts(),
             quotas_edited: self.workshop.quotas.edited_in_map(),
-            prefixes: load::prefixes(&self.workshop.admission),
+            prefixes: load::prefixes(&self.workshop.admission, &self.kernel.top_talkers()),
             load: load::workers(metrics),
             kernel: self.kernel.status(),
         }

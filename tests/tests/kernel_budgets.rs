@@ -58,6 +58,36 @@ fn a_prefix_has_a_budget_for_initials() {
     );
 }
 
+/// Each CPU looks at one packet in eight, so a few of them are between what is shown and what was sent.
+#[test]
+fn who_sends_the_most_is_known_among_random_sources() {
+    if let Some(reason) = why_not() {
+        skip!("{reason}");
+    }
+    let rig = Rig::with_budgets(Budgets {
+        initials_per_prefix: Limit::new(1, 100),
+        ..Budgets::UNLIMITED
+    });
+    let cpus = std::thread::available_parallelism().map_or(256, usize::from) as u64;
+    for number in 0..800_u32 {
+        let id = number as u8;
+        rig.judge(&initial(v4(7, id), id));
+        rig.judge(&initial(Ipv4Addr::from(0x0b00_0000 + (number << 8)), id));
+    }
+    for number in 0..400 {
+        rig.judge(&initial(v6(9, number), number as u8));
+    }
+    let top = rig.shield().top_talkers(2).expect("it is read");
+    let about = |found: u64, sent: u64| found.abs_diff(sent) <= sent / 5 + 8 * cpus;
+    assert_eq!(top[0].network, IpAddr::from(v4(7, 0)), "{top:?}");
+    assert!(
+        about(top[0].packets, 800) && about(top[0].drops, 700),
+        "{top:?}"
+    );
+    assert_eq!(top[1].network.to_string(), "2001:db8:7:9::", "{top:?}");
+    assert!(about(top[1].packets, 400), "{top:?}");
+}
+
 #[test]
 fn all_sources_together_have_a_budget_for_initials() {
     if let Some(reason) = why_not() {
@@ -267,6 +297,7 @@ fn somebody_with_bpftool_can_read_the_maps() {
         ),
         ("penalties", vec!["bucket", "expires_s", "Quota"]),
         ("steering", vec!["spread", "live"]),
+        ("talkers", vec!["\"prefix\"", "\"votes\"", "\"drops\""]),
     ] {
         let text = dump(name);
         for word in words {

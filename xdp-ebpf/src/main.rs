@@ -19,7 +19,8 @@ use aya_ebpf::programs::{SkReuseportContext, XdpContext};
 use aya_ebpf::{EbpfContext as _, bindings::sk_action};
 use headgate_common::records::{WorkerState, socket_index};
 use headgate_common::route::{Class, Routing, classify};
-use headgate_common::shield::{Environment as _, Judgement, Verdict, judge};
+use headgate_common::shield::{Environment as _, Judgement, Verdict, hash_of_prefix, judge};
+use headgate_common::talkers::{TALKER_CELLS, is_sampled};
 use headgate_common::{AnswerReason, DropReason, Head, NO_SLOT, PassReason, SocketReason};
 
 use crate::maps::Maps;
@@ -28,13 +29,19 @@ use crate::packet::XdpPacket;
 /// Judges every packet of the interface.
 #[xdp(frags)]
 pub fn shield(ctx: XdpContext) -> u32 {
-    let Judgement { verdict, bytes } = judge(&XdpPacket::new(&ctx), &Maps);
-    match verdict {
-        Verdict::Ignore => XDP_PASS,
+    let Judgement {
+        verdict,
+        bytes,
+        prefix,
+    } = judge(&XdpPacket::new(&ctx), &Maps);
+    let action = match verdict {
+        Verdict::Ignore => return XDP_PASS,
         Verdict::Pass(reason, slot) => pass(&ctx, reason, slot, bytes),
         Verdict::Drop(reason) => drop_packet(&ctx, reason, bytes),
         Verdict::Answer(reason, payload) => answer(&ctx, reason, payload, bytes),
-    }
+    };
+    Maps::note_talker(prefix, action == XDP_DROP);
+    action
 }
 
 #[inline(always)]
@@ -174,6 +181,30 @@ fn refuse(bytes: u32) -> u32 {
 }
 
 impl Maps {
+    /// Looks at some packets: at every one the hash alone would cost as much as a check.
+    #[inline(always)]
+    fn note_talker(prefix: u64, is_dropped: bool) {
+        let Some(seen) = maps::talkers_seen.get_ptr_mut(0) else {
+            return;
+        };
+        // SAFETY: a map's value is there until the program ends, and aligned; it is of this CPU.
+        let seen = unsafe {
+            *seen = (*seen).wrapping_add(1);
+            *seen
+        };
+        if !is_sampled(seen) {
+            return;
+        }
+        let Some(secrets) = Maps.secrets() else {
+            return;
+        };
+        let cell = hash_of_prefix(prefix, secrets) & (TALKER_CELLS - 1);
+        if let Some(cell) = maps::talkers.get_ptr_mut(cell) {
+            // SAFETY: as above.
+            unsafe { &mut *cell }.vote(prefix, is_dropped);
+        }
+    }
+
     /// The CPU of a slot's worker.
     #[inline(always)]
     fn worker_cpu(slot: u8) -> Option<u32> {

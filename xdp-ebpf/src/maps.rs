@@ -22,6 +22,7 @@ use headgate_common::records::{
     Worker,
 };
 use headgate_common::shield::{Debt, Environment, SharedDebt};
+use headgate_common::talkers::{TALKER_CELLS, Talker};
 use headgate_common::token::TokenKeys;
 use headgate_common::{
     AnswerReason, Answers, DropReason, Drops, PassReason, Passes, Secrets, SocketReason, Sockets,
@@ -56,6 +57,8 @@ pub static passes: PerCpuArray<Passes, 1> = PerCpuArray::new();
 pub static answers: PerCpuArray<Answers, 1> = PerCpuArray::new();
 #[btf_map]
 pub static sockets: PerCpuArray<Sockets, 1> = PerCpuArray::new();
+#[btf_map]
+pub static talkers: PerCpuArray<Talker, { TALKER_CELLS as usize }> = PerCpuArray::new();
 
 // Not pinned: keys, which nobody else may read, and what belongs to one process or is not worth keeping.
 #[btf_map]
@@ -85,6 +88,9 @@ pub static packet_debts: Array<u64, { PACKET_CELLS as usize }> = Array::new();
 pub static initial_debts: Array<u64, { INITIAL_CELLS as usize }> = Array::new();
 #[btf_map]
 pub static syn_debts: Array<u64, { SYN_CELLS as usize }> = Array::new();
+/// Packets of this CPU: some of them are sampled for `talkers`.
+#[btf_map]
+pub static talkers_seen: PerCpuArray<u64, 1> = PerCpuArray::new();
 #[btf_map]
 pub static scratch: PerCpuArray<Scratch, 1> = PerCpuArray::new();
 

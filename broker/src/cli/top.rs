@@ -15,8 +15,8 @@ use view::{Sample, View};
 
 /// Watch a running broker
 ///
-/// Packets in the kernel by what became of them, the workers' load, the source prefixes with the most connections,
-/// sessions and messages: per second, and in all. q ends it.
+/// Packets in the kernel by what became of them, the workers' load, the source prefixes that send the most or have
+/// the most connections, sessions and messages: per second, and in all. q ends it.
 #[derive(Debug, clap::Args)]
 pub(super) struct TopArgs {
     /// How often to look, seconds

@@ -4,6 +4,7 @@ use aya::maps::{Array, MapData, MapError, PerCpuArray};
 use aya::{Ebpf, Pod};
 use headgate_common::quota::{Penalty, PenaltyBucket, PenaltyKey, QuotaClass};
 use headgate_common::records::{Budgets, Clock, Config, ListEntry, Worker};
+use headgate_common::talkers::Talker;
 use headgate_common::token::TokenKeys;
 use headgate_common::{Answers, Drops, Passes, Secrets, Sockets, Steering};
 
@@ -33,6 +34,8 @@ unsafe impl Pod for Record<Passes> {}
 unsafe impl Pod for Record<Answers> {}
 // SAFETY: as above.
 unsafe impl Pod for Record<Sockets> {}
+// SAFETY: as above.
+unsafe impl Pod for Record<Talker> {}
 // SAFETY: as above; it is only ever written, because a number read back may be no state.
 unsafe impl Pod for Record<Worker> {}
 // SAFETY: as above.

@@ -102,6 +102,7 @@ mod tests {
         INITIAL_CELLS, ListEntry, PACKET_CELLS, PREFIXES_MAX, SOCKETS_MAX, SYN_CELLS,
         VALIDATED_MAX, WORKERS_MAX, Worker,
     };
+    use headgate_common::talkers::{TALKER_CELLS, Talker};
     use headgate_common::{Drops, Passes};
 
     use super::*;
@@ -146,6 +147,7 @@ mod tests {
                 size_of::<Drops>() + size_of::<Passes>(),
                 1,
             ),
+            size(MapType::PerCpuArray, 4, size_of::<Talker>(), TALKER_CELLS),
         ];
         let bytes: u64 = maps.iter().map(|map| map.bytes(256)).sum();
         assert!(bytes <= 64 << 20, "{bytes}");

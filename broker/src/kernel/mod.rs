@@ -18,6 +18,7 @@ mod penalties;
 mod pins;
 mod settings;
 mod status;
+mod talkers;
 
 pub use error::KernelError;
 pub use found::pinned_quotas;
@@ -26,6 +27,7 @@ pub use loader::{Shield, TestRun};
 pub use penalties::{PenaltyId, PenaltyOrder};
 pub use settings::{KernelSettings, Mode, RetrySettings, Steering};
 pub use status::{Adoption, AttachedMode, Counters, InterfaceStatus, Status};
+pub use talkers::TopTalker;
 
 /// The compiled kernel programs, or None if the broker was built without them.
 #[must_use]

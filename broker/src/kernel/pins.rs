@@ -14,6 +14,7 @@ use headgate_common::quota::{CLASSES_MAX, PENALTIES_MAX, Penalty, QuotaClass};
 use headgate_common::records::{
     Budgets, Config, LAYOUT_VERSION, ListEntry, PREFIXES_MAX, WORKERS_MAX, Worker,
 };
+use headgate_common::talkers::{TALKER_CELLS, Talker};
 use headgate_common::{Answers, Drops, Passes, Sockets, Steering};
 
 use super::error::{KernelError, chain};
@@ -40,7 +41,7 @@ const fn shape<V>(name: &'static str, kind: MapType, key: usize, entries: usize)
 }
 
 /// Every map that is pinned, by the name of its pin.
-const PINNED: [Shape; 12] = [
+const PINNED: [Shape; 13] = [
     shape::<Config>("config", MapType::Array, 4, 1),
     shape::<Budgets>("budgets", MapType::Array, 4, 1),
     shape::<Steering>("steering", MapType::Array, 4, 1),
@@ -53,6 +54,7 @@ const PINNED: [Shape; 12] = [
     shape::<Passes>("passes", MapType::PerCpuArray, 4, 1),
     shape::<Answers>("answers", MapType::PerCpuArray, 4, 1),
     shape::<Sockets>("sockets", MapType::PerCpuArray, 4, 1),
+    shape::<Talker>("talkers", MapType::PerCpuArray, 4, TALKER_CELLS as usize),
 ];
 
 /// How long to wait for another process to let go of the folder.

@@ -1,11 +1,15 @@
 //! What the workers do, and for whom.
 
-use crate::{limits::Admission, metrics::Metrics};
+use crate::{
+    kernel::TopTalker,
+    limits::{Admission, Prefix},
+    metrics::Metrics,
+};
 use serde::Serialize;
 use std::{collections::BTreeMap, fs};
 
-/// Source prefixes that are shown.
-const PREFIXES_SHOWN: usize = 20;
+/// Source prefixes that are shown: so many of those with the most connections, and of those with the most packets.
+pub(super) const PREFIXES_SHOWN: usize = 20;
 
 /// A worker's counters and its CPU time.
 #[derive(Clone, Debug, Serialize)]
@@ -29,8 +33,13 @@ pub struct WorkerLoad {
 pub struct PrefixStatus {
     /// The prefix.
     pub prefix: String,
-    /// Its open connections.
+    /// Its open connections; 0 when the limit per prefix is off.
     pub connections: u32,
+    /// Packets that claim to come from there since it is among those that send the most, as the kernel estimates;
+    /// `None` if it isn't among them, or there is no shield.
+    pub packets: Option<u64>,
+    /// How many of them were dropped.
+    pub packets_dropped: Option<u64>,
 }
 
 /// What each worker does.
@@ -49,14 +58,32 @@ pub(super) fn workers(metrics: &Metrics) -> Vec<WorkerLoad> {
         .collect()
 }
 
-/// The source prefixes with the most connections.
-pub(super) fn prefixes(admission: &Admission) -> Vec<PrefixStatus> {
-    let top = admission.top_prefixes(PREFIXES_SHOWN).into_iter();
-    top.map(|(prefix, connections)| PrefixStatus {
-        prefix,
-        connections,
-    })
-    .collect()
+/// The source prefixes that send the most, and then those with the most connections.
+pub(super) fn prefixes(admission: &Admission, talkers: &[TopTalker]) -> Vec<PrefixStatus> {
+    let mut all: Vec<(Prefix, PrefixStatus)> = Vec::new();
+    for talker in talkers {
+        let prefix = Prefix::of(talker.network);
+        let status = PrefixStatus {
+            prefix: prefix.to_string(),
+            connections: admission.connections_of(prefix),
+            packets: Some(talker.packets),
+            packets_dropped: Some(talker.drops),
+        };
+        all.push((prefix, status));
+    }
+    for (prefix, connections) in admission.top_prefixes(PREFIXES_SHOWN) {
+        if all.iter().any(|(known, _)| *known == prefix) {
+            continue;
+        }
+        let status = PrefixStatus {
+            prefix: prefix.to_string(),
+            connections,
+            packets: None,
+            packets_dropped: None,
+        };
+        all.push((prefix, status));
+    }
+    all.into_iter().map(|(_, status)| status).collect()
 }
 
 /// CPU time by thread name, of /proc/self/task/*/stat (proc_pid_stat(5)).

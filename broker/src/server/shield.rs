@@ -1,10 +1,11 @@
 //! The kernel part as the server has it: there, or not there for a reason that is said.
 
+use super::load::PREFIXES_SHOWN;
 use crate::{
     config::{Config, KernelMode, RetryMode as ConfiguredRetry, Steering as ConfiguredSteering},
     kernel::{
         Adoption, KernelError, KernelSettings, Mode, PenaltyId, PenaltyOrder, RetrySettings,
-        Shield, Steering, pinned_quotas,
+        Shield, Steering, TopTalker, pinned_quotas,
     },
     keys::Keys,
     metrics::KernelCounters,
@@ -206,6 +207,18 @@ impl KernelPart {
                 .map(|(r, c)| (r.name(), c.packets))
                 .collect(),
             redirected: counters.passes.iter().map(|(_, c)| c.redirected).sum(),
+        })
+    }
+
+    /// The source prefixes that send the most; none without the kernel part.
+    pub fn top_talkers(&self) -> Vec<TopTalker> {
+        let guard = self.shield();
+        let Some(shield) = &*guard else {
+            return Vec::new();
+        };
+        shield.top_talkers(PREFIXES_SHOWN).unwrap_or_else(|error| {
+            tracing::warn!(%error, "the kernel's sketch of sources can't be read");
+            Vec::new()
         })
     }
 

@@ -18,6 +18,7 @@ pub mod records;
 pub mod route;
 pub mod shield;
 pub mod siphash;
+pub mod talkers;
 pub mod token;
 
 pub use cid::{CID_LEN, CidFields, CidKeys};

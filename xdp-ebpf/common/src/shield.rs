@@ -130,6 +130,8 @@ pub struct Judgement {
     pub verdict: Verdict,
     /// The packet's length as its IP header says; 0 for [`Verdict::Ignore`].
     pub bytes: u32,
+    /// [`Source::prefix`] of where it claims to come from; 0 for [`Verdict::Ignore`].
+    pub prefix: u64,
 }
 
 /// Judges a packet. It charges the budgets of `environment`.
@@ -139,6 +141,7 @@ pub fn judge<P: Packet, E: Environment>(packet: &P, environment: &E) -> Judgemen
     let ignore = Judgement {
         verdict: Verdict::Ignore,
         bytes: 0,
+        prefix: 0,
     };
     // Each is there from the first moment: these are arrays with one entry.
     let Some(config) = environment.config() else {
@@ -156,14 +159,17 @@ pub fn judge<P: Packet, E: Environment>(packet: &P, environment: &E) -> Judgemen
         Frame::Udp(udp) if udp.port == config.quic_port => Judgement {
             verdict: judge.udp(packet, &udp),
             bytes: udp.end,
+            prefix: udp.source.prefix(),
         },
         Frame::Tcp(tcp) if config.tcp_ports.contains(&tcp.port) && tcp.port != 0 => Judgement {
             verdict: judge.tcp(&tcp),
             bytes: tcp.end,
+            prefix: tcp.source.prefix(),
         },
         Frame::Fragment { source, end } => Judgement {
             verdict: judge.fragment(&source),
             bytes: end,
+            prefix: source.prefix(),
         },
         Frame::Udp(_) | Frame::Tcp(_) | Frame::Other => ignore,
     }
@@ -364,7 +370,14 @@ impl<E: Environment> Judge<'_, E> {
 /// Spoofed sources cannot choose whom they share a budget with, because the hash is keyed.
 #[inline(always)]
 const fn prefix_hash(source: &Source, secrets: &Secrets) -> u32 {
-    secrets.prefix.hash([source.prefix()], 8 << 56) as u32
+    hash_of_prefix(source.prefix(), secrets)
+}
+
+/// The same of a prefix.
+#[inline(always)]
+#[must_use]
+pub const fn hash_of_prefix(prefix: u64, secrets: &Secrets) -> u32 {
+    secrets.prefix.hash([prefix], 8 << 56) as u32
 }
 
 /// Tells a connection's own address from others, and is never 0.

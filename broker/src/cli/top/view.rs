@@ -213,14 +213,48 @@ impl View {
     fn prefixes(&self, frame: &mut Frame<'_>, area: Rect) {
         let none = Vec::new();
         let prefixes = self.status()["prefixes"].as_array().unwrap_or(&none);
-        let rows = prefixes.iter().map(|prefix| {
-            let connections = prefix["connections"].as_u64().unwrap_or(0);
-            let name = prefix["prefix"].as_str().unwrap_or_default().to_owned();
-            Row::new([name, format!("{:>12}", grouped(connections))])
+        let mut lines: Vec<_> = prefixes.iter().map(|prefix| self.prefix(prefix)).collect();
+        lines.sort_by(|a, b| b.1.total_cmp(&a.1).then(b.3.cmp(&a.3)));
+        let rows = lines.into_iter().map(|(name, packets, drops, count)| {
+            Row::new([
+                name,
+                format!("{:>10}", grouped(packets.round() as u64)),
+                format!("{:>10}", grouped(drops.round() as u64)),
+                format!("{:>11}", grouped(count)),
+            ])
         });
-        let widths = [Constraint::Fill(1), Constraint::Length(12)];
-        let header = Row::new(["prefix".to_owned(), format!("{:>12}", "connections")]);
+        let widths = [
+            Constraint::Fill(1),
+            Constraint::Length(10),
+            Constraint::Length(10),
+            Constraint::Length(11),
+        ];
+        let header = Row::new([
+            "prefix".to_owned(),
+            format!("{:>10}", "packets/s"),
+            format!("{:>10}", "dropped/s"),
+            format!("{:>11}", "connections"),
+        ]);
         frame.render_widget(table(rows, &widths, header, "top prefixes"), area);
+    }
+
+    /// Of a prefix its name, packets per second, how many of them are dropped, and connections.
+    fn prefix(&self, prefix: &Value) -> (String, f64, f64, u64) {
+        let name = prefix["prefix"].as_str().unwrap_or_default();
+        let of = |key: &'static str| {
+            let rate = self.rate(|status| {
+                let mut all = status["prefixes"].as_array()?.iter();
+                all.find(|one| one["prefix"] == name)?[key].as_u64()
+            });
+            rate.unwrap_or(0.0)
+        };
+        let connections = prefix["connections"].as_u64().unwrap_or(0);
+        (
+            name.to_owned(),
+            of("packets"),
+            of("packets_dropped"),
+            connections,
+        )
     }
 }
 
@@ -289,7 +323,10 @@ mod tests {
             "messages": { "received": drops, "sent": 0 },
             "lists": { "denied": 2 },
             "load": [{ "worker": 0, "connections": 3, "cpu_ns": cpu_ns, "messages_received": 0, "messages_sent": 0 }],
-            "prefixes": [{ "prefix": "203.0.113.0/24", "connections": 9 }],
+            "prefixes": [
+                { "prefix": "198.51.100.0/24", "connections": 12, "packets": null, "packets_dropped": null },
+                { "prefix": "203.0.113.0/24", "connections": 9, "packets": 3 * drops, "packets_dropped": drops },
+            ],
         })
     }
 
@@ -331,6 +368,13 @@ mod tests {
         let line = screen.lines().find(|line| line.contains("7,000"));
         assert!(line.is_some_and(|line| line.contains("3,000")), "{screen}");
         assert!(!screen.contains("runt"), "{screen}");
+        let line = screen.lines().find(|line| line.contains("203.0.113.0"));
+        let shows = |line: &str| line.contains("9,000") && line.contains("3,000");
+        assert!(line.is_some_and(shows), "{screen}");
+        assert!(
+            screen.find("203.0.113.0") < screen.find("198.51.100.0"),
+            "{screen}"
+        );
         let place = |text| screen.find(text).expect("it is shown");
         assert!(place("denied ") < place("forged_cid"));
     }
