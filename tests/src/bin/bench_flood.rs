@@ -16,6 +16,8 @@ const LIVE: usize = 1_000;
 const ROUNDS: usize = 3;
 const LENGTH: Duration = Duration::from_secs(4);
 const PATIENCE: Duration = Duration::from_secs(20);
+/// Without the shield a message may well be lost, and the next is sent only then.
+const UNSHIELDED_PATIENCE: Duration = Duration::from_secs(2);
 
 fn main() {
     if let Some(reason) = netns::available().and_then(|()| kernel_available()).err() {
@@ -24,7 +26,8 @@ fn main() {
         return;
     }
     let (mut rows, in_kernel_ns) = shielded();
-    let in_user_space_ns = unshielded();
+    let (beside, in_user_space_ns) = unshielded();
+    rows.extend(beside);
     rows.extend([
         Row::at_least(
             "flood_vs_userspace_ratio",
@@ -90,16 +93,38 @@ fn shielded() -> (Vec<Row>, f64) {
 }
 
 /// Without it: what the broker's process spends on an answer. What the kernel spends before a datagram is at the socket, and on
-/// those that find no room there, is not counted.
-fn unshielded() -> f64 {
+/// those that find no room there, is not counted. Beside it, what the flood does to the fleet then.
+fn unshielded() -> (Vec<Row>, f64) {
     let siege = Siege::deaf("c");
     let broker = siege.broker("[kernel]\nmode = \"off\"\nretry = \"always\"\n");
+    let mut fleet = Fleet::connect(&siege, LIVE);
     let answered = || broker.metrics().sum("headgate_retries_total");
     let before = answered();
     let (spent, _) = cpu_of(&siege, Flood::Broker, Some(&broker));
     // The workers publish their counters at least once a second.
     thread::sleep(Duration::from_secs(2));
-    spent.as_nanos() as f64 / (answered() - before).max(1.0)
+    let cpu_ns = spent.as_nanos() as f64 / (answered() - before).max(1.0);
+    let attack = Attack::spoofed_initials(&siege, Flood::Broker);
+    let flooded = fleet.phase(LENGTH, UNSHIELDED_PATIENCE);
+    let sent = attack.end();
+    let asked = flooded.round_trips.len() + flooded.lost;
+    eprintln!(
+        "without the shield: p99 {:?} of {asked} messages, {} lost, flooded by {sent} packets; {} new connections, {} not made",
+        flooded.p99(),
+        flooded.lost,
+        flooded.connected,
+        flooded.refused
+    );
+    let lost = flooded.lost as f64 / asked.max(1) as f64;
+    let rows = vec![
+        Row::info("flood_unshielded_lost", 100.0 * lost, "%"),
+        Row::info(
+            "flood_unshielded_p99_us",
+            flooded.p99().as_secs_f64() * 1e6,
+            "us",
+        ),
+    ];
+    (rows, cpu_ns)
 }
 
 /// CPU time of the broker during a flood, and of the whole machine per packet, nanoseconds.
