@@ -7,6 +7,7 @@ pub mod crash;
 pub mod disk;
 pub mod flood;
 pub mod load;
+pub mod lossy;
 pub mod mounts;
 pub mod netns;
 pub mod packets;
