@@ -7,6 +7,7 @@ use std::time::Duration;
 use headgate::kernel::{PenaltyOrder, Prefix};
 use headgate_common::quota::PenaltyReason;
 use headgate_common::records::{Budgets, Limit, ListAction, ListReason};
+use headgate_common::talkers::TALKER_SAMPLE;
 use headgate_common::{DropReason, PassReason};
 use headgate_tests::packets::{Packet, initial as initial_datagram, long, short};
 use headgate_tests::rig::{Outcome, Rig, why_not};
@@ -58,7 +59,7 @@ fn a_prefix_has_a_budget_for_initials() {
     );
 }
 
-/// Each CPU looks at one packet in eight, so a few of them are between what is shown and what was sent.
+/// Each CPU looks at one packet in 32, so a few of them are between what is shown and what was sent.
 #[test]
 fn who_sends_the_most_is_known_among_random_sources() {
     if let Some(reason) = why_not() {
@@ -69,23 +70,23 @@ fn who_sends_the_most_is_known_among_random_sources() {
         ..Budgets::UNLIMITED
     });
     let cpus = std::thread::available_parallelism().map_or(256, usize::from) as u64;
-    for number in 0..800_u32 {
+    for number in 0..3_200_u32 {
         let id = number as u8;
         let _judged = rig.judge(&initial(v4(7, id), id));
         let _judged = rig.judge(&initial(Ipv4Addr::from(0x0b00_0000 + (number << 8)), id));
     }
-    for number in 0..400 {
+    for number in 0..1_600 {
         let _judged = rig.judge(&initial(v6(9, number), number as u8));
     }
     let top = rig.shield().top_talkers(2).expect("it is read");
-    let about = |found: u64, sent: u64| found.abs_diff(sent) <= sent / 5 + 8 * cpus;
+    let about = |found: u64, sent: u64| found.abs_diff(sent) <= sent / 5 + TALKER_SAMPLE * cpus;
     assert_eq!(top[0].network, IpAddr::from(v4(7, 0)), "{top:?}");
     assert!(
-        about(top[0].packets, 800) && about(top[0].drops, 700),
+        about(top[0].packets, 3_200) && about(top[0].drops, 3_100),
         "{top:?}"
     );
     assert_eq!(top[1].network.to_string(), "2001:db8:7:9::", "{top:?}");
-    assert!(about(top[1].packets, 400), "{top:?}");
+    assert!(about(top[1].packets, 1_600), "{top:?}");
 }
 
 #[test]

@@ -8,7 +8,7 @@
     reason = "as in the shield, a map's name is what bpftool shows"
 )]
 
-use aya_ebpf::bindings::xdp_action::{XDP_ABORTED, XDP_DROP, XDP_PASS};
+use aya_ebpf::bindings::xdp_action::{XDP_ABORTED, XDP_DROP, XDP_PASS, XDP_TX};
 use aya_ebpf::btf_maps::{Array, PerCpuArray, ProgramArray};
 use aya_ebpf::helpers::generated::{
     bpf_get_prandom_u32, bpf_xdp_adjust_tail, bpf_xdp_get_buff_len,
@@ -62,6 +62,29 @@ pub fn nothing(_ctx: XdpContext) -> u32 {
 #[xdp(frags)]
 pub fn drop_all(_ctx: XdpContext) -> u32 {
     XDP_DROP
+}
+
+/// Sends every packet back, cut to the length of a Retry packet: what it costs to carry an answer, whoever makes it.
+#[xdp(frags)]
+pub fn reflect(ctx: XdpContext) -> u32 {
+    /// A Retry packet for a client with a connection ID of 8 bytes.
+    const LEN: i32 = PAYLOAD as i32 + 7 + 8 + 8 + 80 + 16;
+    // SAFETY: the context is the kernel's own; the helper refuses what doesn't fit.
+    let cut = unsafe {
+        let now = bpf_xdp_get_buff_len(ctx.ctx) as i32;
+        bpf_xdp_adjust_tail(ctx.ctx, LEN - now)
+    };
+    match (cut, start(&ctx)) {
+        (0, Some(start)) => {
+            let (to, from) = (get::<u64>(start, 0), get::<u64>(start, 6));
+            put(start, 0, from as u32);
+            put(start, 4, (from >> 32) as u16);
+            put(start, 6, to as u32);
+            put(start, 10, (to >> 32) as u16);
+            XDP_TX
+        }
+        _ => XDP_ABORTED,
+    }
 }
 
 /// Reads what the other programs have written, and nothing else. That their last stores have to reach the next loads is

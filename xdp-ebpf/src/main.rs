@@ -42,7 +42,7 @@ pub fn shield(ctx: XdpContext) -> u32 {
         Verdict::Answer(reason, payload) => answer(&ctx, reason, payload, bytes),
     };
     if is_sampled(number) {
-        Maps::note_talker(prefix, action == XDP_DROP);
+        note_talker(prefix, action == XDP_DROP);
     }
     action
 }
@@ -55,7 +55,7 @@ fn pass(ctx: &XdpContext, reason: PassReason, slot: u8, bytes: u32) -> (u32, u64
         redirect(slot)
     };
     let number = Maps::count_pass(reason, bytes, action != XDP_PASS);
-    log(ctx, "pass", reason.name());
+    log(ctx, "pass", || reason.name());
     (action, number)
 }
 
@@ -81,7 +81,7 @@ fn redirect(slot: u8) -> u32 {
 #[inline(always)]
 fn drop_packet(ctx: &XdpContext, reason: DropReason, bytes: u32) -> (u32, u64) {
     let number = Maps::count_drop(reason, bytes);
-    log(ctx, "drop", reason.name());
+    log(ctx, "drop", || reason.name());
     (XDP_DROP, number)
 }
 
@@ -96,19 +96,20 @@ fn answer(ctx: &XdpContext, reason: AnswerReason, payload: usize, bytes: u32) ->
     match written {
         Ok(()) => {
             let number = Maps::count_answer(reason, bytes);
-            log(ctx, "answer", reason.name());
+            log(ctx, "answer", || reason.name());
             (XDP_TX, number)
         }
         Err(answer::Failed) => drop_packet(ctx, DropReason::AnswerFailed, bytes),
     }
 }
 
-/// For debugging. The level is a constant that the loader sets: at the usual level 0 the verifier removes the call.
+/// For debugging. The level is a constant that the loader sets: at the usual level 0 the verifier removes all of it. The
+/// reason's name is looked up only then: a dozen comparisons that nothing else needs.
 #[inline(always)]
-fn log(ctx: &XdpContext, verdict: &str, reason: &str) {
+fn log(ctx: &XdpContext, verdict: &str, name: impl FnOnce() -> &'static str) {
     use aya_log_ebpf::macro_support::{Level, level_enabled};
     if level_enabled(Level::Debug) {
-        aya_log_ebpf::debug!(ctx, "{} {}", verdict, reason);
+        aya_log_ebpf::debug!(ctx, "{} {}", verdict, name());
     }
 }
 
@@ -183,20 +184,20 @@ fn refuse(bytes: u32) -> u32 {
     sk_action::SK_DROP
 }
 
-impl Maps {
-    /// Votes for a packet's prefix. Only for some packets: the hash alone costs as much as a check.
-    #[inline(always)]
-    fn note_talker(prefix: u64, is_dropped: bool) {
-        let Some(secrets) = Maps.secrets() else {
-            return;
-        };
-        let cell = hash_of_prefix(prefix, secrets) & (TALKER_CELLS - 1);
-        if let Some(cell) = maps::talkers.get_ptr_mut(cell) {
-            // SAFETY: a map's value is there until the program ends, and aligned; it is of this CPU.
-            unsafe { &mut *cell }.vote(prefix, is_dropped);
-        }
+/// Votes for a packet's prefix. Only for some packets: the hash alone costs as much as a check.
+#[inline(never)]
+fn note_talker(prefix: u64, is_dropped: bool) {
+    let Some(secrets) = Maps.secrets() else {
+        return;
+    };
+    let cell = hash_of_prefix(prefix, secrets) & (TALKER_CELLS - 1);
+    if let Some(cell) = maps::talkers.get_ptr_mut(cell) {
+        // SAFETY: a map's value is there until the program ends, and aligned; it is of this CPU.
+        unsafe { &mut *cell }.vote(prefix, is_dropped);
     }
+}
 
+impl Maps {
     /// The CPU of a slot's worker.
     #[inline(always)]
     fn worker_cpu(slot: u8) -> Option<u32> {

@@ -1,7 +1,8 @@
 //! One client of a swarm: a QUIC connection with an MQTT session on its control stream.
 
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use headgate_codec::{
@@ -9,7 +10,7 @@ use headgate_codec::{
     Text, Version, encode,
 };
 use quinn_proto::crypto::rustls::QuicClientConfig;
-use quinn_proto::{ClientConfig, IdleTimeout, TransportConfig, VarInt};
+use quinn_proto::{ClientConfig, Endpoint, EndpointConfig, IdleTimeout, TransportConfig, VarInt};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
@@ -47,6 +48,27 @@ impl Profile {
         config.transport_config(Arc::new(transport));
         Self { config }
     }
+}
+
+/// First datagrams of clients, each with a ClientHello of its own: well-formed Initials (RFC 9000 §17.2.2).
+///
+/// # Panics
+/// When quinn-proto refuses to begin.
+pub fn first_initials(count: usize) -> Vec<Vec<u8>> {
+    let Profile { config } = Profile::device();
+    let mut endpoint = Endpoint::new(Arc::new(EndpointConfig::default()), None, true, None);
+    let server = SocketAddr::from((Ipv4Addr::LOCALHOST, 14567));
+    let mut initial = || {
+        let mut datagram = Vec::new();
+        let now = Instant::now();
+        let (_, mut connection) = endpoint
+            .connect(now, config.clone(), server, "localhost")
+            .expect("a connection");
+        let sent = connection.poll_transmit(now, 1, &mut datagram);
+        datagram.truncate(sent.expect("an Initial").size);
+        datagram
+    };
+    (0..count).map(|_| initial()).collect()
 }
 
 fn crypto() -> QuicClientConfig {

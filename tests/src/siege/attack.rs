@@ -2,6 +2,7 @@
 
 use super::{ATTACKED, Siege};
 use crate::flood::{PacketSocket, Random, frame_v4, mac, spoofed_initial};
+use crate::load::client::first_initials;
 use crate::packets::{Packet, QUIC_PORT};
 use std::{
     io,
@@ -9,7 +10,8 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    thread::JoinHandle,
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
 };
 
 /// Packets that are made before the flood and sent again and again.
@@ -22,9 +24,14 @@ pub enum Flood {
     Broker,
     /// To the interface where everything is dropped.
     Nowhere,
+    /// To the interface where everything is sent back.
+    Mirror,
 }
 
-/// A sender that is as fast as it can be, until it is told to stop.
+/// How long a sender with a pace sleeps on average.
+const PAUSE: Duration = Duration::from_millis(2);
+
+/// A sender, until it is told to stop.
 pub struct Attack {
     stop: Arc<AtomicBool>,
     sent: Arc<AtomicU64>,
@@ -32,15 +39,33 @@ pub struct Attack {
 }
 
 impl Attack {
-    /// Begins with Initials from random sources, which nobody can decrypt.
+    /// Begins with Initials from random sources, which nobody can decrypt, as fast as it can.
     ///
     /// # Panics
     /// When the sender can't begin.
     #[must_use]
     pub fn spoofed_initials(siege: &Siege, to: Flood) -> Self {
+        let mut random = Random::new(0x1417);
+        let initials = (0..FRAMES).map(|_| spoofed_initial(&mut random));
+        Self::begin(siege, to, initials.collect(), None)
+    }
+
+    /// The same with clients' Initials, each of which has a ClientHello that the broker can decrypt, and with at most so many
+    /// per second, if that is given. Of random ones, user space drops three in four, because their reserved bits are not 0
+    /// (RFC 9000 §17.2).
+    ///
+    /// # Panics
+    /// When the sender can't begin.
+    #[must_use]
+    pub fn client_hellos(siege: &Siege, to: Flood, per_second: Option<u32>) -> Self {
+        Self::begin(siege, to, first_initials(FRAMES), per_second)
+    }
+
+    fn begin(siege: &Siege, to: Flood, initials: Vec<Vec<u8>>, per_second: Option<u32>) -> Self {
         let (from, at) = match to {
             Flood::Broker => ("a0", "s1"),
             Flood::Nowhere => ("a1", "s2"),
+            Flood::Mirror => ("a2", "s3"),
         };
         let target = siege.server.enter(move || mac(at)).join();
         let target = target.expect("no panic").expect("a MAC address");
@@ -51,15 +76,26 @@ impl Attack {
             let socket = PacketSocket::open(from)?;
             let macs = (mac(from)?, target);
             let mut random = Random::new(0x5eed);
-            let mut frame = || {
-                let payload = spoofed_initial(&mut random);
-                frame_v4(&mut random, macs, ATTACKED, QUIC_PORT, &payload)
-            };
-            let frames: Vec<_> = (0..FRAMES).map(|_| frame()).collect();
+            let frames: Vec<_> = initials
+                .iter()
+                .map(|initial| frame_v4(&mut random, macs, ATTACKED, QUIC_PORT, initial))
+                .collect();
+            let start = Instant::now();
+            let mut endless = frames.iter().cycle();
             while !stopped.load(Ordering::Relaxed) {
-                for frame in &frames {
+                let before = count.load(Ordering::Relaxed);
+                let due = per_second.map_or(FRAMES as u64, |rate| {
+                    let due = start.elapsed().as_secs_f64() * f64::from(rate);
+                    (due as u64).saturating_sub(before)
+                });
+                for frame in endless.by_ref().take(due as usize) {
                     socket.send(frame)?;
                     count.fetch_add(1, Ordering::Relaxed);
+                }
+                if per_second.is_some() {
+                    // Not in step with the tick by which the kernel accounts CPU time.
+                    let part = random.word() as u32 as f64 / f64::from(u32::MAX);
+                    thread::sleep(PAUSE.mul_f64(2.0 * part));
                 }
             }
             Ok(())

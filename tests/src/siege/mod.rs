@@ -25,11 +25,12 @@ pub const ATTACKED: [u8; 4] = [10, 78, 0, 1];
 
 /// The namespaces and what connects them.
 pub struct Siege {
-    /// Where the broker runs: `s0` leads to the fleet, `s1` to the attacker, `s2` too, but everything is dropped there.
+    /// Where the broker runs: `s0` leads to the fleet, `s1` to the attacker, `s2` too, but everything is dropped there, and `s3`, where everything is
+    /// sent back.
     pub server: Namespace,
     /// The fleet: 10.77.0.2 to 10.77.0.5 on `c0`.
     pub clients: Namespace,
-    /// The attacker: 10.78.0.2 and 10.78.1.2 on `a0`; `a1` leads to `s2`.
+    /// The attacker: 10.78.0.2 and 10.78.1.2 on `a0`; `a1` leads to `s2`, `a2` to `s3`.
     pub attacker: Namespace,
     _programs: Vec<BenchXdp>,
 }
@@ -59,6 +60,7 @@ impl Siege {
         veth((&server, "s0"), (&clients, "c0"));
         veth((&server, "s1"), (&attacker, "a0"));
         veth((&server, "s2"), (&attacker, "a1"));
+        veth((&server, "s3"), (&attacker, "a2"));
         address(&server, "s0", "10.77.0.1/24");
         address(&server, "s1", "10.78.0.1/16");
         for last in 2..=5 {
@@ -78,6 +80,8 @@ impl Siege {
             bench_xdp(&clients, "c0", "nothing"),
             bench_xdp(&attacker, "a0", attackers_program),
             bench_xdp(&server, "s2", "drop_all"),
+            bench_xdp(&attacker, "a2", attackers_program),
+            bench_xdp(&server, "s3", "reflect"),
         ];
         Self {
             server,

@@ -275,7 +275,9 @@ impl<E: Environment> Judge<'_, E> {
     /// Whether the time of an entry is over. Unix seconds; 0 is never.
     #[inline(always)]
     fn is_over(&self, expires_s: u64) -> bool {
-        expires_s != 0 && self.environment.unix_ns() / 1_000_000_000 >= expires_s
+        // Multiplied, because this target divides by a constant as slowly as by any other number.
+        const SECONDS_MAX: u64 = u64::MAX / 1_000_000_000;
+        expires_s != 0 && self.environment.unix_ns() >= expires_s.min(SECONDS_MAX) * 1_000_000_000
     }
 
     /// Whether a packet is within what its connection is policed to, if it is policed at all.

@@ -8,10 +8,11 @@
 pub const TALKER_CELLS: u32 = 512;
 
 /// Each CPU looks at one packet in so many.
-pub const TALKER_SAMPLE: u64 = 8;
+pub const TALKER_SAMPLE: u64 = 32;
 
-/// Whether a CPU looks at its packet with this number, among those with the same verdict. Not at every eighth: sources that take turns would be seen always
-/// or never. Multiples of the golden ratio fall evenly into all eighths, and so do those of every second, third, …
+/// Whether a CPU looks at its packet with this number, among those with the same verdict. Not at every 32nd: sources that
+/// take turns would be seen always or never. Multiples of the golden ratio fall evenly into all parts of the numbers, and
+/// so do those of every second, third, …
 #[inline(always)]
 #[must_use]
 pub const fn is_sampled(number: u64) -> bool {
@@ -106,11 +107,11 @@ mod tests {
     fn sources_that_take_turns_are_all_seen() {
         for turns in 1..=16 {
             for turn in 0..turns {
-                let numbers = (0..8_000).map(|round| round * turns + turn);
+                let numbers = (0..32_000).map(|round| round * turns + turn);
                 let seen = numbers.filter(|number| is_sampled(*number)).count();
                 assert!(
                     (900..1_100).contains(&seen),
-                    "{seen} of 8000, {turn} of {turns}"
+                    "{seen} of 32000, {turn} of {turns}"
                 );
             }
         }
