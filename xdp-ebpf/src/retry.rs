@@ -14,6 +14,11 @@ use crate::verifier::{load, mask, store};
 
 /// Length of the Source Connection ID of our Retry packets: not that of our own, and long enough to be a client's first.
 const SCID_LEN: u64 = 8;
+/// Words of the answer that have to be zero where nothing is written: the longest pseudo-packet, its tag, and what
+/// fills a checksum's last word.
+const USED_WORDS: usize =
+    (1 + 2 * CID_LEN_MAX as usize + 7 + 1 + SCID_LEN as usize + RETRY_TOKEN_LEN + 16).div_ceil(8)
+        + 1;
 /// Length of the Retry Integrity Tag (RFC 9001 §5.8).
 const TAG_LEN: u64 = 16;
 
@@ -27,7 +32,8 @@ pub fn retry(ctx: &XdpContext, payload: usize) -> Result<(), Failed> {
         return Err(Failed);
     };
     let sender = sender(ctx, payload)?;
-    let now_s = (Maps.unix_ns() / 1_000_000_000) as u32;
+    let now_ns = Maps.unix_ns();
+    let now_s = (now_ns / 1_000_000_000) as u32;
     let mut lengths = [0u8; 8];
     // SAFETY: the scratch buffer has 384 bytes for the answer. Masks keep each offset in it low enough: at most
     // 31 (original connection ID) + 63 (until the token) + 96 (token and tag). The helpers check what they read from
@@ -35,7 +41,7 @@ pub fn retry(ctx: &XdpContext, payload: usize) -> Result<(), Failed> {
     let (start, length) = unsafe {
         let out = (&raw mut (*scratch).answer).cast::<u8>();
         let cid = (&raw mut (*scratch).cid).cast::<u8>();
-        clear::<48>(out.cast());
+        clear::<USED_WORDS>(out.cast());
         clear::<4>(cid.cast());
         load_octet(ctx, payload as u64 + 5, &mut lengths)?;
         let dcid_len = u64::from(lengths[0]);
@@ -54,15 +60,20 @@ pub fn retry(ctx: &XdpContext, payload: usize) -> Result<(), Failed> {
         };
         // RFC 9001 §5.8: the pseudo-packet begins with the original connection ID.
         *out = dcid_len as u8;
-        copy_cid(ctx, payload as u64 + 6, out.add(1), dcid_len)?;
+        store(out.add(1), original.words[0]);
+        store(out.add(9), original.words[1]);
+        store(out.add(17), original.words[2] as u32);
         let start = out.add(mask::<0x1f>(1 + dcid_len) as usize);
+        let scid = random();
         // RFC 9000 §17.2.5: the low four bits are arbitrary.
-        *start = 0xf0 | bpf_get_prandom_u32() as u8 & 0xf;
+        *start = 0xf0 | scid as u8 & 0xf;
         store(start.add(1), VERSION_1.to_be());
         *start.add(5) = scid_len as u8;
         copy_cid(ctx, payload as u64 + 7 + dcid_len, start.add(6), scid_len)?;
         let own = start.add(mask::<0x1f>(6 + scid_len) as usize);
-        let (scid, nonce) = (random(), [random(), random()]);
+        // The nonce is part of what the MAC covers, and need not be secret: no more random numbers than one, which are
+        // calls.
+        let nonce = [scid, now_ns];
         *own = SCID_LEN as u8;
         store(own.add(1), scid);
         let token = keys.retry(sender, original, now_s, nonce);
