@@ -35,7 +35,7 @@ pub use load::{PrefixStatus, WorkerLoad};
 use serde::Serialize;
 use settings::TlsParts;
 pub use shield::{InterfaceStatus, KernelStatus};
-use shield::{Keeper, KernelPart};
+use shield::{Keeper, KernelPart, Unserved};
 use socket2::Type;
 use std::{
     io,
@@ -194,6 +194,7 @@ impl Server {
         let quotas = Arc::new(QuotaBook::load(&config.quota, state_dir)?);
         let bound = (&*sockets, &*listeners);
         let kernel = Arc::new(start_kernel(&config, &keys, bound, &cpus, &quotas)?);
+        let unserved = Unserved(Some(&kernel));
         let keeper = Keeper::spawn(Arc::clone(&kernel))
             .map_err(|source| ServerError::Worker { slot: 0, source })?;
         let reader = Arc::clone(&kernel);
@@ -237,6 +238,7 @@ impl Server {
         let housekeeping = Housekeeping::spawn(Arc::clone(&workshop), Arc::clone(&kernel));
         let housekeeping =
             Some(housekeeping.map_err(|source| ServerError::Worker { slot: 0, source })?);
+        unserved.is_served();
         Ok(Self {
             start,
             sys,

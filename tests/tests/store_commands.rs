@@ -3,6 +3,7 @@
 use headgate_codec::{Packet, QoS, ReasonCode};
 use headgate_tests::{
     broker::{Broker, Settings, binary},
+    rig::pin_dir,
     tcp_client::{TcpClient, connect, publish},
 };
 use std::fs;
@@ -52,8 +53,9 @@ fn said(output: &Output) -> String {
     )
 }
 
-/// What `headgate run` says of a store that it refuses.
+/// What `headgate run` says of a store that it refuses. It leaves nothing in the kernel.
 fn refused(state: &Path) -> String {
+    let pins = pin_dir();
     let started = Command::new(binary())
         .args([
             "run",
@@ -70,12 +72,15 @@ fn refused(state: &Path) -> String {
             "--kernel-mode",
             "off",
         ])
+        .arg("--pin-dir")
+        .arg(&pins)
         .arg("--state-dir")
         .arg(state)
         .stdin(Stdio::null())
         .output()
         .expect("headgate starts");
     assert_eq!(started.status.code(), Some(1), "{}", said(&started));
+    assert!(!pins.exists(), "{} is left", pins.display());
     let said = said(&started);
     assert!(!said.contains("panicked"), "{said}");
     said

@@ -231,6 +231,25 @@ impl KernelPart {
     }
 }
 
+/// A kernel part behind which no worker has started yet. If none does, it is taken down again: nobody asked for a shield
+/// in front of nothing. (A crash leaves it up, for the broker that comes next.)
+pub(super) struct Unserved<'a>(pub(super) Option<&'a KernelPart>);
+
+impl Unserved<'_> {
+    /// The workers are there.
+    pub(super) fn is_served(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Unserved<'_> {
+    fn drop(&mut self) {
+        if let Some(Err(error)) = self.0.map(KernelPart::stop) {
+            tracing::warn!(%error, "the kernel part could not be taken down entirely");
+        }
+    }
+}
+
 impl Police for KernelPart {
     fn penalize(&self, cids: &[[u8; CID_LEN]], order: PenaltyOrder) -> Option<PenaltyId> {
         let guard = self.shield();

@@ -13,6 +13,6 @@ mod publisher;
 mod rounds;
 mod subscriber;
 
-pub use ledger::{Ledger, MessageId, Verdict};
+pub use ledger::{Finding, Ledger, MessageId, Verdict};
 pub use load::{Load, Plan};
 pub use rounds::{Rounds, Victim, number_from, seed_from};
