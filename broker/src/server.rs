@@ -238,7 +238,7 @@ impl Server {
         let housekeeping = Housekeeping::spawn(Arc::clone(&workshop), Arc::clone(&kernel));
         let housekeeping =
             Some(housekeeping.map_err(|source| ServerError::Worker { slot: 0, source })?);
-        unserved.is_served();
+        unserved.serve();
         Ok(Self {
             start,
             sys,

@@ -237,7 +237,7 @@ pub(super) struct Unserved<'a>(pub(super) Option<&'a KernelPart>);
 
 impl Unserved<'_> {
     /// The workers are there.
-    pub(super) fn is_served(mut self) {
+    pub(super) fn serve(mut self) {
         self.0 = None;
     }
 }
