@@ -8,6 +8,7 @@ pub mod disk;
 pub mod flood;
 pub mod heap;
 pub mod load;
+pub mod lossy;
 pub mod mounts;
 pub mod netns;
 pub mod packets;

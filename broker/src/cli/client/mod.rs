@@ -4,6 +4,7 @@
 //! [`Session::next`] also acknowledges what arrives and keeps the connection alive.
 
 mod error;
+mod lanes;
 mod session;
 mod target;
 mod tls;
@@ -12,6 +13,7 @@ mod transport;
 pub(crate) use error::named;
 
 pub use error::ClientError;
+pub use lanes::Beside;
 pub use session::{Event, Session};
 pub use target::{Scheme, Target, TargetError, Url};
 pub use tls::{Identity, TlsOptions, Trust};
