@@ -17,7 +17,7 @@ const SCID_LEN: u64 = 8;
 /// Words of the answer that have to be zero where nothing is written: the longest pseudo-packet, its tag, and what
 /// fills a checksum's last word.
 const USED_WORDS: usize =
-    (1 + 2 * CID_LEN_MAX as usize + 7 + 1 + SCID_LEN as usize + RETRY_TOKEN_LEN + 16).div_ceil(8)
+    (1 + 2 * CID_LEN_MAX as usize + 7 + 1 + SCID_LEN as usize + RETRY_TOKEN_LEN + TAG_LEN as usize).div_ceil(8)
         + 1;
 /// Length of the Retry Integrity Tag (RFC 9001 §5.8).
 const TAG_LEN: u64 = 16;
@@ -71,7 +71,7 @@ pub fn retry(ctx: &XdpContext, payload: usize) -> Result<(), Failed> {
         *start.add(5) = scid_len as u8;
         copy_cid(ctx, payload as u64 + 7 + dcid_len, start.add(6), scid_len)?;
         let own = start.add(mask::<0x1f>(6 + scid_len) as usize);
-        // The nonce is part of what the MAC covers, and need not be secret: no more random numbers than one, which are
+        // The nonce is part of what the MAC covers, and need not be secret. A random number of its own would be two more
         // calls.
         let nonce = [scid, now_ns];
         *own = SCID_LEN as u8;

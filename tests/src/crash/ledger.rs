@@ -78,7 +78,7 @@ pub struct Ledger(Mutex<Account>);
 
 #[derive(Debug, Default)]
 struct Account {
-    sent: BTreeMap<MessageId, Instant>,
+    sent: BTreeSet<MessageId>,
     acknowledged: BTreeMap<MessageId, Instant>,
     received: BTreeMap<String, Received>,
     refused: usize,
@@ -97,8 +97,7 @@ struct Received {
 impl Ledger {
     /// A publisher is about to send a message, perhaps not for the first time.
     pub fn sent(&self, id: MessageId) {
-        let now = Instant::now();
-        self.account().sent.entry(id).or_insert(now);
+        self.account().sent.insert(id);
     }
 
     /// The broker has told a publisher that the message is taken: PUBACK, or PUBREC.
@@ -126,7 +125,7 @@ impl Ledger {
     /// A subscriber's application has received a payload.
     pub fn received(&self, subscriber: &str, payload: &str) {
         let mut account = self.account();
-        let Some(id) = MessageId::of(payload).filter(|id| account.sent.contains_key(id)) else {
+        let Some(id) = MessageId::of(payload).filter(|id| account.sent.contains(id)) else {
             let text = format!("{subscriber} received what nobody sent: {payload:?}");
             account.problems.push(text);
             return;
@@ -188,9 +187,7 @@ impl Ledger {
         for (subscriber, own) in &account.received {
             for (id, when) in &account.acknowledged {
                 if !own.distinct.contains(id) {
-                    let lost = Finding::new(subscriber, *id, *when);
-                    let sent = account.sent.get(id).copied();
-                    verdict.lost.push(Finding { sent, ..lost });
+                    verdict.lost.push(Finding::new(subscriber, *id, *when));
                 }
             }
             own.judge(subscriber, &mut verdict);
@@ -236,8 +233,6 @@ pub struct Finding {
     pub id: MessageId,
     /// When it was acknowledged, if it is lost; otherwise when it came.
     pub when: Instant,
-    /// When it was sent first, if it is lost.
-    pub sent: Option<Instant>,
 }
 
 impl Finding {
@@ -246,7 +241,6 @@ impl Finding {
             subscriber: subscriber.to_owned(),
             id,
             when,
-            sent: None,
         }
     }
 }
