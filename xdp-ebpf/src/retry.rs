@@ -17,7 +17,8 @@ const SCID_LEN: u64 = 8;
 /// Words of the answer that have to be zero where nothing is written: the longest pseudo-packet, its tag, and what
 /// fills a checksum's last word.
 const USED_WORDS: usize =
-    (1 + 2 * CID_LEN_MAX as usize + 7 + 1 + SCID_LEN as usize + RETRY_TOKEN_LEN + TAG_LEN as usize).div_ceil(8)
+    (1 + 2 * CID_LEN_MAX as usize + 7 + 1 + SCID_LEN as usize + RETRY_TOKEN_LEN + TAG_LEN as usize)
+        .div_ceil(8)
         + 1;
 /// Length of the Retry Integrity Tag (RFC 9001 §5.8).
 const TAG_LEN: u64 = 16;
