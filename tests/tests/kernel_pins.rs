@@ -339,6 +339,28 @@ fn two_brokers_never_share_a_shield() {
     assert!(!Shield::clear(&settings.0.pin_dir).expect("nothing to do"));
 }
 
+/// The last thing that a broker does is to remove the folder, whose lock another one is waiting for.
+#[test]
+fn who_waits_for_the_folder_gets_it_and_keeps_others_out() {
+    if let Some(reason) = missing() {
+        skip!("{reason}");
+    }
+    let namespace = Namespace::new("pin-w");
+    let settings = on(&[], Mode::Off);
+    let first = start(&namespace, &settings.0).expect("starts");
+    let waiting = {
+        let settings = settings.0.clone();
+        namespace.enter(move || Shield::start(&settings, &keys(), EPOCH))
+    };
+    std::thread::sleep(Duration::from_millis(200));
+    first.stop().expect("stops");
+    let second = waiting.join().expect("no panic").expect("starts");
+    let error = start(&namespace, &settings.0).expect_err("the folder is in use");
+    assert!(matches!(error, KernelError::InUse { .. }), "{error}");
+    second.stop().expect("stops");
+    assert!(!settings.0.pin_dir.exists());
+}
+
 #[test]
 fn new_settings_apply_to_what_is_adopted() {
     if let Some(reason) = missing() {

@@ -35,6 +35,8 @@ impl Running {
         config.listen.quic = Some((Ipv4Addr::LOCALHOST, 0).into());
         config.listen.tcp = Some((Ipv4Addr::LOCALHOST, 0).into());
         config.mqtt.allow_anonymous = true;
+        // Not on a BPF file system, so nothing is put into the kernel, and the brokers of tests side by side don't meet.
+        config.kernel.pin_dir = folder.path().join("pins");
         change(&mut config);
         let metrics = Metrics::new();
         let server = Server::start(Arc::new(config), Arc::clone(&metrics)).expect("it starts");

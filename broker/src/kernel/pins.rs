@@ -78,16 +78,7 @@ impl PinFolder {
         if path.starts_with(usual) && !is_bpf(usual) {
             mount(usual)?;
         }
-        fs::create_dir_all(path).map_err(|source| match source.raw_os_error() {
-            Some(libc::EPERM | libc::EACCES) => KernelError::NotPermitted {
-                pin_dir: path.to_owned(),
-            },
-            _ => KernelError::Pin {
-                action: "make",
-                path: path.to_owned(),
-                source,
-            },
-        })?;
+        make(path)?;
         if !is_bpf(path) {
             // Only a folder that is empty goes, and it may stay: nobody is harmed.
             let _ = fs::remove_dir(path);
@@ -305,12 +296,17 @@ fn lock(path: &Path) -> Result<File, KernelError> {
         path: path.to_owned(),
         source,
     };
-    let folder = File::open(path).map_err(failed)?;
+    let mut folder = File::open(path).map_err(failed)?;
     // A process that has just ended may hold it a moment longer, by a child that it was starting.
     let deadline = Instant::now() + LOCK_PATIENCE;
     loop {
         match folder.try_lock() {
-            Ok(()) => return Ok(folder),
+            Ok(()) if is_at(&folder, path) => return Ok(folder),
+            // Whoever had it has removed the folder: this lock would keep nobody out.
+            Ok(()) => {
+                make(path)?;
+                folder = File::open(path).map_err(failed)?;
+            }
             Err(TryLockError::Error(source)) => return Err(failed(source)),
             Err(TryLockError::WouldBlock) if Instant::now() < deadline => {
                 std::thread::sleep(LOCK_PATIENCE / 20);
@@ -322,6 +318,27 @@ fn lock(path: &Path) -> Result<File, KernelError> {
             }
         }
     }
+}
+
+/// Whether `path` still is the folder that was opened there.
+fn is_at(folder: &File, path: &Path) -> bool {
+    match (folder.metadata(), fs::metadata(path)) {
+        (Ok(opened), Ok(there)) => (opened.dev(), opened.ino()) == (there.dev(), there.ino()),
+        _ => false,
+    }
+}
+
+fn make(path: &Path) -> Result<(), KernelError> {
+    fs::create_dir_all(path).map_err(|source| match source.raw_os_error() {
+        Some(libc::EPERM | libc::EACCES) => KernelError::NotPermitted {
+            pin_dir: path.to_owned(),
+        },
+        _ => KernelError::Pin {
+            action: "make",
+            path: path.to_owned(),
+            source,
+        },
+    })
 }
 
 fn is_bpf(path: &Path) -> bool {
