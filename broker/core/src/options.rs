@@ -97,6 +97,15 @@ mod tests {
     }
 
     #[test]
+    fn a_bit_is_as_it_was_set_last() {
+        let none = Options::default();
+        let once = none.with(Options::PERSISTENT, true);
+        assert!(once.has(Options::PERSISTENT) && !once.has(Options::NO_LOCAL));
+        assert_eq!(once.with(Options::PERSISTENT, true), once);
+        assert_eq!(once.with(Options::PERSISTENT, false), none);
+    }
+
+    #[test]
     fn filters_that_share_no_topic_do_not_overlap() {
         for (a, b) in [
             ("a", "b"),

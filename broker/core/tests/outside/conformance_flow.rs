@@ -416,6 +416,31 @@ fn explanations_never_make_an_answer_too_large_or_unwanted() {
     }
 }
 
+/// A retained message that is one too many is refused where there is a way to say so, MQTT 5, and otherwise delivered, but not kept.
+#[test]
+fn without_reason_codes_a_retained_message_too_many_is_delivered() {
+    let full = RetainedLimits {
+        messages: 0,
+        bytes: 1_000,
+    };
+    for (version, delivered) in [(Version::V5, 0), (Version::V311, 1)] {
+        let mut world = World::with(1, full, |_| {});
+        let listener = world.client(0, "listener");
+        world.subscribe(listener, "t", QoS::AtMostOnce);
+        let publisher = world.open(0);
+        let mut c = connect("publisher");
+        c.version = version;
+        world.send(publisher, Packet::Connect(Box::new(c)));
+        world.read(publisher);
+        let retained = Publish {
+            retain: true,
+            ..publish_acked("t", "x", QoS::AtLeastOnce, 1)
+        };
+        world.send(publisher, Packet::Publish(retained));
+        assert_eq!(world.payloads(listener).len(), delivered, "{version:?}");
+    }
+}
+
 /// Neither Reason String nor User Property.
 fn is_plain(packet: &Packet) -> bool {
     match packet {
