@@ -70,7 +70,7 @@ impl Shield {
         let started = load(object, settings, &pins).and_then(|mut ebpf| {
             pins::check_object(&ebpf)?;
             let router = configure(&mut ebpf, settings, keys, epoch)?;
-            load_programs(&mut ebpf).map_err(|error| explain(error, settings))?;
+            load_steering(&mut ebpf).map_err(|error| explain(error, settings))?;
             let debug_log = settings
                 .debug_log
                 .then(|| DebugLog::start(&mut ebpf))
@@ -480,8 +480,7 @@ fn configure(
     Ok(router)
 }
 
-fn load_programs(ebpf: &mut Ebpf) -> Result<(), ProgramError> {
-    shield_program(ebpf)?.load()?;
+fn load_steering(ebpf: &mut Ebpf) -> Result<(), ProgramError> {
     let program = ebpf.program_mut("steer").ok_or_else(no_program)?;
     let program: &mut SkReuseport = program.try_into()?;
     program.load()
@@ -491,10 +490,15 @@ fn no_program() -> ProgramError {
     ProgramError::IOError(std::io::Error::other("no such program in the object"))
 }
 
+/// The XDP program. It is loaded when it is first asked for: the kernel verifies it for most of a second, and a broker that
+/// protects no interface need not wait for that.
 pub(super) fn shield_program(ebpf: &mut Ebpf) -> Result<&mut Xdp, ProgramError> {
-    ebpf.program_mut("shield")
-        .ok_or_else(no_program)?
-        .try_into()
+    let program = ebpf.program_mut("shield").ok_or_else(no_program)?;
+    let program: &mut Xdp = program.try_into()?;
+    if program.fd().is_err() {
+        program.load()?;
+    }
+    Ok(program)
 }
 
 fn steer_program(ebpf: &mut Ebpf) -> Result<&mut SkReuseport, KernelError> {
