@@ -187,7 +187,7 @@ impl Session {
         if waiting.qos == QoS::AtMostOnce {
             return true;
         }
-        let Some(packet_id) = flow.next_packet_id() else {
+        let Some(packet_id) = flow.next_packet_id(env.first_packet_id) else {
             env.count_full_queue(waiting.qos);
             return false;
         };

@@ -13,6 +13,8 @@ use crate::{
 pub(crate) struct Env {
     pub(crate) now: Time,
     pub(crate) limits: CoreLimits,
+    /// Where Packet Identifiers begin; 0 = at the first.
+    pub(crate) first_packet_id: u16,
     pub(crate) quotas: Quotas,
     pub(crate) counters: Counters,
     /// The last operation that was begun.
@@ -46,6 +48,7 @@ impl Env {
         Self {
             now: Time::default(),
             limits: config.limits.clone(),
+            first_packet_id: config.first_packet_id,
             quotas: Quotas::new(Arc::clone(&config.quotas)),
             counters: Counters::default(),
             last_op: first,

@@ -22,6 +22,10 @@ pub struct CoreConfig {
     /// Secret random number, for client identifiers that the server assigns. It has to come from
     /// the operating system's random source and be different for each worker and start.
     pub seed: [u64; 2],
+    /// Packet Identifiers of a session that has none in use begin after this one, and go on well ahead of those that
+    /// the store knows. It has to be another one at each start where a power failure can make the store forget which are in
+    /// use at the client, which would take a new QoS 2 message for one that it has \[MQTT-4.3.3-1\]. 0 = nothing is forgotten.
+    pub first_packet_id: u16,
     /// Let clients in without asking who they are, if they show nothing: no User Name, no
     /// Password, no Authentication Method, no certificate. All others, and everybody if this is
     /// off, become an [`Output::Authenticate`](crate::Output::Authenticate).
@@ -47,6 +51,7 @@ impl CoreConfig {
             worker,
             workers,
             seed,
+            first_packet_id: 0,
             allow_anonymous: true,
             denied_filters: (Vec::new(), ReasonCode::NOT_AUTHORIZED),
             listener_classes: [0; 5],

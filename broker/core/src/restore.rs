@@ -3,17 +3,22 @@
 use headgate_codec::{Packet, QoS, SubscriptionOptions};
 
 use crate::{
-    Handed, OpId, Output, Owner, Record, RestoredSession, Session, Shared, StorageState,
+    Handed, OpId, Output, Owner, QueueSummary, Record, RestoredSession, Session, Shared,
+    StorageState,
     conns::{Conn, PAUSED_RESTORING, State},
     counters::add,
+    env::Env,
     hub::Hub,
     options::Options,
     session::{Flow, NEVER, PendingWill},
     share,
     slots::Slot,
-    spill::Spill,
+    spill::{IDS_SPAN_MAX, Spill},
     subscribe::Wanted,
 };
+
+/// Packet Identifiers that a session may have been sent in the moments that a power failure took from the store.
+const FORGOTTEN_IDS: u16 = 0x4000;
 
 impl Hub {
     /// A session of an earlier run lives here from now on. Its queue stays in the store until it is wanted.
@@ -36,7 +41,7 @@ impl Hub {
         let Some(session) = slots.session(slot) else {
             return;
         };
-        session.resume(&restored, env.now);
+        session.resume(&restored, env);
         let count = shared.enter_all(session, &restored);
         add(&mut env.counters.subscriptions, count);
         // Another restart counts from here, too.
@@ -73,7 +78,7 @@ impl Hub {
     ) -> Handed {
         let handle = self.slots.handle(slot);
         let mut session = Session::new(restored.id, &restored.client_id, handle, epoch);
-        session.resume(restored, self.env.now);
+        session.resume(restored, &self.env);
         if discard || session.expires_at <= self.env.now {
             self.will_due(&mut session);
             session.put(&mut self.env, Record::SessionEnded, out);
@@ -167,7 +172,8 @@ impl Shared {
 
 impl Session {
     /// What the store knows of the session; a connection that it had is lost now.
-    fn resume(&mut self, restored: &RestoredSession, now: crate::Time) {
+    fn resume(&mut self, restored: &RestoredSession, env: &Env) {
+        let now = env.now;
         self.is_recorded = true;
         self.sequence = restored.sequence;
         self.expiry_s = restored.expiry_s;
@@ -202,10 +208,26 @@ impl Session {
             self.flow = Some(Box::new(Flow {
                 received,
                 spill,
-                last_packet_id: restored.queue.last_packet_id,
+                last_packet_id: goes_on_after(&restored.queue, env.first_packet_id != 0),
                 ..Flow::default()
             }));
         }
+    }
+}
+
+/// The Packet Identifier after which those of a restored queue go on. Where the store `forgets`, the client may have been sent
+/// more than it knows.
+fn goes_on_after(queue: &QueueSummary, forgets: bool) -> u16 {
+    let QueueSummary {
+        first_packet_id: first,
+        last_packet_id: last,
+        ..
+    } = *queue;
+    let is_near = last.wrapping_sub(first) < IDS_SPAN_MAX - FORGOTTEN_IDS;
+    match last.checked_add(FORGOTTEN_IDS) {
+        _ if last == 0 || !forgets || !is_near => last,
+        Some(ahead) => ahead,
+        None => last.wrapping_add(FORGOTTEN_IDS) + 1,
     }
 }
 

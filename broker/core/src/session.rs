@@ -362,8 +362,11 @@ impl Flow {
 
     /// A Packet Identifier that isn't in use \[MQTT-2.2.1-4\] \[MQTT-4.3.2-1\] \[MQTT-4.3.3-1\]; `None` = there may be none.
     /// They are given out when a message is queued and recorded with it, so that after a restart it
-    /// has the same one.
-    pub(crate) fn next_packet_id(&mut self) -> Option<PacketId> {
+    /// has the same one. The first is the one after `first`.
+    pub(crate) fn next_packet_id(&mut self, first: u16) -> Option<PacketId> {
+        if self.last_packet_id == 0 {
+            self.last_packet_id = first;
+        }
         if self.free_ids == 0 {
             self.find_free_ids();
         }

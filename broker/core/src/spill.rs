@@ -21,7 +21,7 @@ const PORTION: (u16, u32) = (64, 64 * 1024);
 /// How long to wait after the store couldn't read, ms.
 const AGAIN_MS: u64 = 1_000;
 /// Packet Identifiers that a spilled queue may reach over: further, new ones could run out.
-const IDS_SPAN_MAX: u16 = 0x8000;
+pub(crate) const IDS_SPAN_MAX: u16 = 0x8000;
 
 /// What has to be known of the entries that only the store has.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -1,7 +1,7 @@
 //! From the configuration to what each part wants to know.
 
 use crate::{
-    config::{Config, Congestion, DeniedReason, SharedSubscriptions},
+    config::{Config, Congestion, DeniedReason, SharedSubscriptions, StoreFsync},
     keys::Keys,
     limits::AdmissionLimits,
     net::{
@@ -81,6 +81,13 @@ pub(super) fn router(keys: &Keys, node: u16, slots: &[u8]) -> Router {
     }
 }
 
+/// Where Packet Identifiers begin in the run that started at `epoch`, s: far from where they did in those of the last minutes
+/// (multiples of the golden ratio keep apart), because a client may still have some of these.
+fn first_packet_id(epoch: u32) -> u16 {
+    const GOLDEN_RATIO: u32 = 40_503; // of 2^16
+    (epoch.wrapping_mul(GOLDEN_RATIO) as u16).max(1)
+}
+
 pub(super) fn core(
     config: &Config,
     slot: WorkerSlot,
@@ -103,6 +110,9 @@ pub(super) fn core(
     core.node = config.node.id;
     core.epoch = epoch;
     core.incarnation = incarnation as u8;
+    if config.store.fsync != StoreFsync::Always {
+        core.first_packet_id = first_packet_id(epoch);
+    }
     core.allow_anonymous = config.mqtt.allow_anonymous;
     let denied = match config.mqtt.denied_filter_reason {
         DeniedReason::NotAuthorized => ReasonCode::NOT_AUTHORIZED,

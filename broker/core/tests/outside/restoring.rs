@@ -288,6 +288,54 @@ fn identifiers_of_what_only_the_store_has_are_not_given_out() {
     assert_eq!(w.counters(0).dropped_queue_full, 1);
 }
 
+/// [MQTT-4.3.3-1]: where the store may have forgotten which Packet Identifiers the client was sent, others are taken.
+#[test]
+fn identifiers_that_a_power_failure_may_have_hidden_are_not_the_next_ones() {
+    let ids_after = |first_packet_id: u16, (first, last): (u16, u16)| {
+        let mut w = World::with(1, RetainedLimits::default(), |c| {
+            c.limits.spills = true;
+            c.first_packet_id = first_packet_id;
+        });
+        let mut session = stored("c", "t");
+        if last != 0 {
+            session.queue = QueueSummary {
+                count: 3,
+                bytes: 600,
+                first_packet_id: first,
+                last_packet_id: last,
+                ..QueueSummary::default()
+            };
+        }
+        w.handle(0, Input::Restore(session));
+        let publisher = w.client(0, "pub");
+        for n in 1..=2 {
+            let acked = publish_acked("t", "x", QoS::AtLeastOnce, n);
+            w.send(publisher, Packet::Publish(acked));
+        }
+        let ids = w.records.iter().filter_map(|(.., record)| match record {
+            Record::Queued { packet_id, .. } => Some(packet_id.get()),
+            _ => None,
+        });
+        ids.collect::<Vec<_>>()
+    };
+    assert_eq!(ids_after(0, (0, 0)), [1, 2]);
+    assert_eq!(ids_after(0, (5, 7)), [8, 9]);
+    assert_eq!(ids_after(30_000, (0, 0)), [30_001, 30_002]);
+    assert_eq!(ids_after(u16::MAX, (0, 0)), [1, 2]);
+    assert_eq!(ids_after(30_000, (5, 7)), [7 + 0x4000 + 1, 7 + 0x4000 + 2]);
+    let wrapped = 0x4000 - 2;
+    assert_eq!(
+        ids_after(1, (65_531, 65_533)),
+        [wrapped + 1, wrapped + 2],
+        "there is no Packet Identifier 0"
+    );
+    assert_eq!(
+        ids_after(1, (5, 40_000)),
+        [40_001, 40_002],
+        "a long queue leaves no room for a gap"
+    );
+}
+
 /// A worker begins anew after a panic: handles and sequences of before name nothing of what comes back.
 #[test]
 fn sessions_of_a_worker_that_begins_anew_come_back_to_it() {
