@@ -5,6 +5,7 @@ mod build_ebpf;
 mod conformance;
 mod mutants;
 mod paths;
+mod programs;
 mod run;
 mod setup;
 mod shell;

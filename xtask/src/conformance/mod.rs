@@ -3,7 +3,6 @@
 
 mod citations;
 mod map;
-mod programs;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::ExitCode;
@@ -11,11 +10,11 @@ use std::time::Instant;
 
 use anyhow::Result;
 
+use crate::programs::{self, Program};
 use crate::shell;
 use crate::test::{Outcome, Ran};
 
 use map::Map;
-use programs::Program;
 
 /// What `cargo xtask conformance` takes.
 #[derive(clap::Args)]
@@ -46,7 +45,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     let programs = programs::build()?;
     let (listed, missing) = listed(&map, &programs)?;
     complaints.extend(missing);
-    let outcomes = programs::run(&programs, &listed)?;
+    let outcomes = outcomes_of(&programs, &listed)?;
     let verdict = judge(&map, &outcomes, shell::is_root());
     // What doesn't exist can't run: it is said once.
     let repeats = |line: &String| complaints.iter().any(|said| is_about_same(said, line));
@@ -76,6 +75,28 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     })
 }
 
+/// Runs the given tests of the given programs.
+///
+/// # Errors
+/// A program can't be started, or the broker that tests drive can't be built.
+fn outcomes_of(programs: &[Program], tests: &Selection) -> Result<Outcomes> {
+    let mut cargo = shell::cargo();
+    cargo.args(["build", "--quiet", "--workspace", "--bins"]);
+    shell::must("conformance-broker", "building the broker", &mut cargo)?;
+    let mut outcomes = Outcomes::new();
+    for (index, paths) in tests {
+        let program = &programs[*index];
+        let ended = program.run(paths)?;
+        if let Some(complaint) = &ended.complaint {
+            println!("{complaint}");
+        }
+        for ran in ended.counted.ran {
+            outcomes.insert(program.name_of(&ran.path), ran.outcome);
+        }
+    }
+    Ok(outcomes)
+}
+
 /// What is wrong with the map and with the code's references to statements; nothing is built or run.
 ///
 /// # Errors
@@ -89,10 +110,9 @@ fn static_complaints(map: &Map) -> Result<Vec<String>> {
 /// The verdict over a run of all tests of the workspace.
 ///
 /// # Errors
-/// The map or a source can't be read, or cargo doesn't say which programs there are.
-pub fn after_run(all: &[Ran], is_complete: bool) -> Result<Verdict> {
+/// The map or a source can't be read.
+pub fn after_run(programs: &[Program], all: &[Ran], is_complete: bool) -> Result<Verdict> {
     let map = Map::read()?;
-    let programs = programs::build()?;
     let mut outcomes = Outcomes::new();
     for ran in all {
         if let Some(program) = programs.iter().find(|p| p.is(&ran.executable)) {

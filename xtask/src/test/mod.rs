@@ -2,6 +2,7 @@
 
 mod fuzz;
 mod tally;
+mod together;
 
 use std::env;
 use std::fs;
@@ -14,10 +15,11 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 
 use crate::bench::BENCH_FEATURE;
+use crate::programs::{self, Program};
 use crate::setup::{self, ebpf};
 use crate::{build_ebpf, conformance, mutants, paths, shell, tidy};
 
-pub use tally::{Outcome, Ran, Reader, failures};
+pub use tally::{Counted, Outcome, Ran, Reader, failures};
 
 use tally::Tally;
 
@@ -164,11 +166,60 @@ impl Session {
         if !is_built {
             return Ok(());
         }
-        let mut test = shell::cargo();
-        test.args(["test", "--workspace", "--no-fail-fast"]);
-        let ran = self.cargo_test("test", &mut test)?;
+        let started = Instant::now();
+        let programs = match programs::build() {
+            Ok(programs) => programs,
+            Err(error) => {
+                self.fails("build-tests", &format!("    {error:#}"));
+                return Ok(());
+            }
+        };
+        self.passed("build-tests", Some(started.elapsed()), "");
+        let ran = self.programs(&programs)?;
+        let mut examples = shell::cargo();
+        examples.args(["test", "--workspace", "--doc"]);
+        self.cargo_test("doc-tests", &mut examples)?;
         self.interleavings()?;
-        self.conformance(&ran)
+        self.conformance(&programs, &ran)
+    }
+
+    /// Runs the test programs and counts their tests one by one.
+    fn programs(&mut self, programs: &[Program]) -> Result<Vec<Ran>> {
+        let started = Instant::now();
+        let mut all = Vec::new();
+        let mut tally = Tally::default();
+        together::run(programs, |program, ended| {
+            let Counted {
+                ran,
+                tally: counted,
+                failed_tests,
+                skipped_tests,
+            } = ended.counted;
+            if let Some(line) = ended.summary {
+                println!("  {line}");
+            }
+            for (test, reason) in skipped_tests {
+                println!("  SKIPPED {test}: {reason}");
+            }
+            if let Some(complaint) = ended.complaint {
+                println!("{complaint}");
+                if failed_tests.is_empty() {
+                    tally.failed += 1;
+                    self.failed.push(program.title());
+                }
+            }
+            self.failed.extend(failed_tests);
+            tally.add(&counted);
+            all.extend(ran);
+        })?;
+        self.tally.add(&tally);
+        if all.is_empty() {
+            self.fails("test", "    not one test ran");
+            return Ok(all);
+        }
+        let outcome = if tally.failed > 0 { "FAILED" } else { "ok" };
+        step("test", started.elapsed(), &format!("{outcome}: {tally}"));
+        Ok(all)
     }
 
     /// What readers of the topic table may see while it is written to: loom tries the interleavings of small histories.
@@ -186,9 +237,9 @@ impl Session {
     }
 
     /// Whether what ran covers the standard's statements.
-    fn conformance(&mut self, ran: &[Ran]) -> Result<()> {
+    fn conformance(&mut self, programs: &[Program], ran: &[Ran]) -> Result<()> {
         let started = Instant::now();
-        let verdict = conformance::after_run(ran, self.is_complete)?;
+        let verdict = conformance::after_run(programs, ran, self.is_complete)?;
         for line in &verdict.remarks {
             println!("  {line}");
         }

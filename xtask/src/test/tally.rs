@@ -80,10 +80,10 @@ pub struct Reader {
 }
 
 impl Reader {
-    /// A reader of what one program prints, which cargo does not announce.
-    pub fn of(executable: &str) -> Self {
+    /// A reader of what one program prints, which cargo does not announce: its name for people, and its file's.
+    pub fn of(program: &str, executable: &str) -> Self {
         Self {
-            program: executable.to_owned(),
+            program: program.to_owned(),
             executable: executable.to_owned(),
             ..Self::default()
         }

@@ -7,8 +7,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use super::{Outcomes, Selection};
-use crate::test::{self, Outcome, Reader};
+use crate::test::{self, Counted, Reader};
 use crate::{paths, shell};
 
 /// The name of a library's own tests in the map, where other programs have the name of their file.
@@ -31,9 +30,22 @@ impl Program {
         self.file_name() == executable
     }
 
-    fn file_name(&self) -> &str {
+    /// The file's name: the crate's, and a hash.
+    pub fn file_name(&self) -> &str {
         let name = self.executable.file_name().and_then(|name| name.to_str());
         name.unwrap_or_default()
+    }
+
+    /// The crate's name, or that of the file that the tests are in.
+    pub fn name(&self) -> &str {
+        let file = self.file_name();
+        file.rsplit_once('-').map_or(file, |(name, _hash)| name)
+    }
+
+    /// What people read in a list of programs.
+    pub fn title(&self) -> String {
+        let of_library = if self.name == UNIT { " (unit)" } else { "" };
+        format!("{}{of_library}", self.name())
     }
 
     /// The name of one of its tests in the map.
@@ -60,6 +72,38 @@ impl Program {
         Ok(tests.map(str::to_owned).collect())
     }
 
+    /// Runs the given tests, or all of them if there are none given.
+    ///
+    /// # Errors
+    /// It can't be started, or a log can't be written. Tests that fail are no error.
+    pub fn run(&self, tests: &BTreeSet<String>) -> Result<Ended> {
+        let log_name = format!("test-{}-{}", self.package, self.name);
+        let skip_log = test::fresh_skip_log(&log_name)?;
+        let mut command = self.command();
+        if !tests.is_empty() {
+            command.arg("--exact").args(tests);
+        }
+        command
+            .env(test::SKIP_LOG, &skip_log)
+            .env(test::BINARY, paths::target().join("debug/headgate"));
+        let mut reader = Reader::of(&self.title(), self.file_name());
+        let mut summary = None;
+        let finished = shell::watch(&log_name, &self.title(), &mut command, |line| {
+            summary = reader.line(line).or(summary.take());
+        })?;
+        let counted = reader.finish(&fs::read_to_string(&skip_log).unwrap_or_default());
+        let complaint = match (finished.status.success(), counted.failed_tests.is_empty()) {
+            (true, _) => None,
+            (false, true) => Some(format!("{}\n    ({})", finished.tail(), finished.status)),
+            (false, false) => Some(test::failures(&finished.output()?)),
+        };
+        Ok(Ended {
+            counted,
+            summary,
+            complaint,
+        })
+    }
+
     fn command(&self) -> Command {
         let mut command = Command::new(&self.executable);
         // Not the folder of xtask, which the cargo that started us has set.
@@ -70,6 +114,17 @@ impl Program {
     }
 }
 
+/// How a program ended.
+#[derive(Debug)]
+pub struct Ended {
+    /// Its tests.
+    pub counted: Counted,
+    /// A line about them, if there are any.
+    pub summary: Option<String>,
+    /// What tells why it failed, if it did.
+    pub complaint: Option<String>,
+}
+
 /// Builds all tests of the workspace, as `cargo test --workspace` does, and says what came out.
 ///
 /// # Errors
@@ -77,51 +132,20 @@ impl Program {
 pub fn build() -> Result<Vec<Program>> {
     let mut cargo = shell::cargo();
     cargo.args(["test", "--workspace", "--no-run", "--quiet"]);
-    cargo.arg("--message-format=json");
+    cargo.arg("--message-format=json-render-diagnostics");
     test::settle_incremental(&mut cargo);
     let mut programs = Vec::new();
-    let finished = shell::watch("conformance-build", "building tests", &mut cargo, |line| {
+    let mut diagnostics = String::new();
+    let finished = shell::watch("build-tests", "building tests", &mut cargo, |line| {
         programs.extend(program(line));
+        if !line.starts_with('{') {
+            diagnostics.push_str(&format!("    {line}\n"));
+        }
     })?;
     if !finished.status.success() {
-        bail!("the tests don't build (cargo test --workspace --no-run says why)");
+        bail!("the tests don't build:\n{diagnostics}");
     }
     Ok(programs)
-}
-
-/// Runs the given tests of the given programs.
-///
-/// # Errors
-/// A program can't be started, or the broker that tests drive can't be built.
-pub fn run(programs: &[Program], tests: &Selection) -> Result<Outcomes> {
-    let mut cargo = shell::cargo();
-    cargo.args(["build", "--quiet", "--workspace", "--bins"]);
-    shell::must("conformance-broker", "building the broker", &mut cargo)?;
-    let mut outcomes = Outcomes::new();
-    for (index, paths) in tests {
-        let program = &programs[*index];
-        let log_name = format!("conformance-{}-{}", program.package, program.name);
-        let skip_log = test::fresh_skip_log(&log_name)?;
-        let mut command = program.command();
-        command
-            .arg("--exact")
-            .args(paths)
-            .env(test::SKIP_LOG, &skip_log)
-            .env(test::BINARY, paths::target().join("debug/headgate"));
-        let mut reader = Reader::of(program.file_name());
-        let title = format!("{}::{}", program.package, program.name);
-        let finished = shell::watch(&log_name, &title, &mut command, |line| {
-            reader.line(line);
-        })?;
-        let counted = reader.finish(&fs::read_to_string(&skip_log).unwrap_or_default());
-        if counted.ran.iter().any(|r| r.outcome == Outcome::Failed) {
-            println!("{}", test::failures(&finished.output()?));
-        }
-        for ran in counted.ran {
-            outcomes.insert(program.name_of(&ran.path), ran.outcome);
-        }
-    }
-    Ok(outcomes)
 }
 
 /// The program that a line of cargo's JSON announces.
