@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
+use std::thread;
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
@@ -123,6 +124,8 @@ pub fn sample(options: &Options, proves_first: bool) -> Result<Sample> {
             "--unviable",
         ])
         .args(["--profile", "mutants"])
+        // Most of the time one compiler makes one crate.
+        .args(["--jobs", &jobs().to_string()])
         .args(["--timeout", &TEST_TIME_MAX_S.to_string()])
         .args(["--build-timeout", &BUILD_TIME_MAX_S.to_string()]);
     if !proves_first {
@@ -164,6 +167,12 @@ fn read(results: &Value) -> Result<Sample> {
         }
     }
     Ok(sample)
+}
+
+/// Mutants at a time: each has a copy of the sources and of what is built of them.
+fn jobs() -> usize {
+    const JOBS_MAX: usize = 4;
+    thread::available_parallelism().map_or(1, |cores| cores.get().min(JOBS_MAX))
 }
 
 /// How many mutants there are.
