@@ -97,6 +97,17 @@ mod tests {
     }
 
     #[test]
+    fn overlapping_subscriptions_give_the_higher_qos_and_what_either_asks_for() {
+        let of = |qos, bits: u8| Options(qos as u8 | bits);
+        let merged = of(QoS::AtMostOnce, Options::RETAIN_AS_PUBLISHED)
+            .merge(of(QoS::AtLeastOnce, Options::HAS_ID));
+        let both = Options::RETAIN_AS_PUBLISHED | Options::HAS_ID;
+        assert_eq!(merged, of(QoS::AtLeastOnce, both));
+        let merged = of(QoS::ExactlyOnce, 0).merge(of(QoS::AtLeastOnce, 0));
+        assert_eq!(merged, of(QoS::ExactlyOnce, 0));
+    }
+
+    #[test]
     fn a_bit_is_as_it_was_set_last() {
         let none = Options::default();
         let once = none.with(Options::PERSISTENT, true);

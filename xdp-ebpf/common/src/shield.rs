@@ -248,7 +248,7 @@ impl<E: Environment> Judge<'_, E> {
                 let cid = own_cid(&head, form);
                 let (word, bit) = filter_bit(cid.mac);
                 if self.environment.penalty_filter(word) >> bit & 1 != 0
-                    && !self.within_penalty(cid, &udp.source, udp.end, secrets)
+                    && !self.within_penalty(cid, &udp.source, udp.end)
                 {
                     return Verdict::Drop(DropReason::Penalty);
                 }
@@ -282,7 +282,7 @@ impl<E: Environment> Judge<'_, E> {
 
     /// Whether a packet is within what its connection is policed to, if it is policed at all.
     #[inline(always)]
-    fn within_penalty(&self, cid: RawCid, source: &Source, bytes: u32, secrets: &Secrets) -> bool {
+    fn within_penalty(&self, cid: RawCid, source: &Source, bytes: u32) -> bool {
         let Some(penalty) = self.environment.penalty(cid) else {
             return true;
         };
@@ -293,7 +293,7 @@ impl<E: Environment> Judge<'_, E> {
             return true;
         };
         let elsewhere =
-            penalty.own_address != 0 && penalty.own_address != address_hash(source, secrets);
+            penalty.own_address != 0 && penalty.own_address != address_hash(source);
         let Some(debts) = self.environment.penalty_debts(penalty.bucket, elsewhere) else {
             return true;
         };
@@ -369,25 +369,31 @@ impl<E: Environment> Judge<'_, E> {
     }
 }
 
-/// Spoofed sources cannot choose whom they share a budget with, because the hash is keyed.
+/// Which of the cells of a budget a source's prefix has.
 #[inline(always)]
 const fn prefix_hash(source: &Source, secrets: &Secrets) -> u32 {
     hash_of_prefix(source.prefix(), secrets)
 }
 
-/// The same of a prefix.
+/// The same of a prefix. It is keyed, so that nobody knows who shares a cell with whom; but it is no SipHash, which every packet of
+/// a connection would pay for: who can spoof a source can name its prefix as well, and needs no collision with it.
 #[inline(always)]
 #[must_use]
 pub const fn hash_of_prefix(prefix: u64, secrets: &Secrets) -> u32 {
-    secrets.prefix.hash([prefix], 8 << 56) as u32
+    let key = &secrets.prefix;
+    let mixed = (prefix ^ key.k0).wrapping_mul(key.k1 | 1);
+    let mixed = (mixed ^ mixed >> 32).wrapping_mul(key.k0 | 1);
+    (mixed >> 32) as u32
 }
 
-/// Tells a connection's own address from others, and is never 0.
+/// Tells a connection's own address from others, and is never 0. It need not be secret: who knows the address can spoof it.
 #[inline(always)]
 #[must_use]
-pub const fn address_hash(source: &Source, secrets: &Secrets) -> u64 {
+pub const fn address_hash(source: &Source) -> u64 {
+    const ODD: u64 = 0x9e37_79b9_7f4a_7c15;
     let [high, low] = source.mapped();
-    secrets.prefix.hash([high, low], 16 << 56) | 1
+    let hash = high.wrapping_mul(ODD) ^ low;
+    if hash == 0 { 1 } else { hash }
 }
 
 /// The connection ID of ours that a datagram carries, as routing has found.

@@ -2,7 +2,7 @@
 //! store that can't go on costs.
 
 use crate::common::{stored::stored_session, *};
-use headgate_codec::{Packet, PacketId, QoS, ReasonCode, Text, Will};
+use headgate_codec::{Packet, PacketId, QoS, ReasonCode, SubscriptionOptions, Text, Will};
 use headgate_core::{
     Completion, Input, Loaded, Message, Output, QueueSummary, Record, RestoredSession,
     RetainedLimits, StorageState, Time, Txn,
@@ -285,6 +285,25 @@ fn a_restored_session_has_lost_its_connection_with_the_restart() {
     w.advance_s(50);
     assert_eq!(w.counters(0).sessions, 1);
     assert!(!w.directory.contains_key("c"));
+}
+
+/// A subscription is recorded with its options as they were on the wire (§3.8.3.1), and comes back with them.
+#[test]
+fn options_of_a_subscription_are_recorded() {
+    let mut w = spilling(1);
+    let (sub, _) = w.connect(0, lasting("sub", 60));
+    let all = SubscriptionOptions {
+        qos: QoS::ExactlyOnce,
+        no_local: true,
+        retain_as_published: true,
+        retain_handling: 2,
+    };
+    w.send(sub, subscribe(1, "t", all));
+    let recorded = w.records.iter().find_map(|(_, _, _, record)| match record {
+        Record::Subscribed { options, .. } => Some(*options),
+        _ => None,
+    });
+    assert_eq!(recorded, Some(0b10_1110));
 }
 
 /// Behind a short head a queue is in the store alone, and it is read as the client takes it.

@@ -111,6 +111,15 @@ fn a_will_waits_for_its_delay_or_the_end_of_the_session() {
         );
         world.send(id, disconnect(ReasonCode::SUCCESS));
     }
+    // While the client is connected, a new connection of it ends the old one: without a delay its will is due.
+    for (delay, count) in [(0, 1), (30, 0)] {
+        world.connect(0, with_will(100, delay));
+        let (id, present) = world.connect(1, lasting("a", 100));
+        assert!(present);
+        world.send(watcher, Packet::PingReq);
+        assert_eq!(world.payloads(watcher).len(), count, "delay {delay}");
+        world.send(id, disconnect(ReasonCode::SUCCESS));
+    }
     // Clean Start ends the session, and the will with it is due.
     let (id, _) = world.connect(0, with_will(100, 30));
     world.lose(id);
