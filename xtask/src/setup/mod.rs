@@ -125,7 +125,10 @@ pub fn for_tests() -> Result<Vec<String>> {
 }
 
 /// rustfmt and clippy come with rustup's default profile, not with its minimal one.
-fn components() -> Result<()> {
+///
+/// # Errors
+/// rustup can't add them.
+pub fn components() -> Result<()> {
     let absent: Vec<&str> = [("rustfmt", "cargo-fmt"), ("clippy", "cargo-clippy")]
         .iter()
         .filter(|(_, program)| paths::find_program(program).is_none())

@@ -9,7 +9,7 @@ use std::fs;
 use std::panic;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
-use std::thread;
+use std::thread::{self, Scope, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -67,14 +67,34 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         failed: Vec::new(),
         is_complete: shell::is_root(),
     };
-    session.prepare()?;
-    session.checks()?;
-    session.tests()?;
+    thread::scope(|threads| {
+        let installs = session.prepare(threads)?;
+        session.checks()?;
+        let is_built = session.build()?;
+        session.installed(installs)?;
+        if is_built {
+            session.tests()?;
+        }
+        anyhow::Ok(())
+    })?;
     session.mutants();
     if options.full {
         session.long_runs()?;
     }
     Ok(session.close(started.elapsed()))
+}
+
+/// What is installed beside the checks.
+struct Installs<'a> {
+    started: Instant,
+    clients: ScopedJoinHandle<'a, Result<Vec<String>>>,
+    mutants: ScopedJoinHandle<'a, Result<PathBuf>>,
+}
+
+fn join<T>(thread: ScopedJoinHandle<'_, Result<T>>) -> Result<T> {
+    thread
+        .join()
+        .unwrap_or_else(|panic| panic::resume_unwind(panic))
 }
 
 /// One run of everything.
@@ -87,30 +107,46 @@ struct Session {
 }
 
 impl Session {
-    /// Installs what the tests need and builds the kernel programs.
-    fn prepare(&mut self) -> Result<()> {
+    /// Installs what building needs, and builds the kernel programs. What only the tests need is compiled beside the checks:
+    /// one of the clients is a single large crate, and leaves the other cores idle.
+    fn prepare<'a>(&mut self, threads: &'a Scope<'a, '_>) -> Result<Installs<'a>> {
         let started = Instant::now();
-        let mut missing = setup::kernel_part()?;
-        // One of the clients is a single large crate: meanwhile the other cores have something to do.
-        let (of_tests, built) = thread::scope(|threads| {
-            let built = threads.spawn(|| {
-                let built = ebpf::find().map(|toolchain| build_ebpf::build(&toolchain));
-                mutants::install().map(|_| built)
-            });
-            (setup::for_tests(), built.join())
-        });
-        missing.extend(of_tests?);
-        for line in &missing {
-            println!("missing: {line}");
-        }
-        self.is_complete &= missing.is_empty();
+        let missing = setup::kernel_part()?;
+        setup::components()?;
+        let clients = threads.spawn(setup::clients::install);
+        self.miss(&missing);
         step("setup", started.elapsed(), "ok");
-        match built.unwrap_or_else(|panic| panic::resume_unwind(panic))? {
+        match ebpf::find().map(|toolchain| build_ebpf::build(&toolchain)) {
             Ok(Ok(text)) => self.passed("build-ebpf", None, &text),
             Ok(Err(error)) => self.fails("build-ebpf", &format!("{error:#}")),
             Err(reason) => self.skipped("build-ebpf", &format!("missing: {reason}")),
         }
+        Ok(Installs {
+            started,
+            clients,
+            mutants: threads.spawn(mutants::install),
+        })
+    }
+
+    /// Waits for what the tests need.
+    fn installed(&mut self, installs: Installs) -> Result<()> {
+        let waited = Instant::now();
+        let missing = join(installs.clients)?;
+        // The sample of mutants says it if they can't be made.
+        let _program = join(installs.mutants);
+        self.miss(&missing);
+        let took = shell::seconds(installs.started.elapsed());
+        let outcome = format!("ok: {took} after the start");
+        step("clients", waited.elapsed(), &outcome);
         Ok(())
+    }
+
+    /// Says what isn't there.
+    fn miss(&mut self, missing: &[String]) {
+        for line in missing {
+            println!("missing: {line}");
+        }
+        self.is_complete &= missing.is_empty();
     }
 
     /// What is checked without running the code.
@@ -156,16 +192,18 @@ impl Session {
         Ok(())
     }
 
-    /// The tests of all crates; those from outside drive the binary that is built here.
-    fn tests(&mut self) -> Result<()> {
+    /// The binaries; those among the tests that come from outside drive the broker that is built here.
+    fn build(&mut self) -> Result<bool> {
         let mut build = shell::cargo();
         // With the features that the tests' build has: nothing is compiled twice.
         build.args(["build", "--quiet", "--workspace", "--bins"]);
         let is_built = self.check("build", &mut build)?;
         self.tidy()?;
-        if !is_built {
-            return Ok(());
-        }
+        Ok(is_built)
+    }
+
+    /// The tests of all crates.
+    fn tests(&mut self) -> Result<()> {
         let started = Instant::now();
         let programs = match programs::build() {
             Ok(programs) => programs,
