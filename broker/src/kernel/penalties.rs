@@ -92,9 +92,9 @@ impl Shield {
         let bucket = state.penalties.free.pop().unwrap_or(unused);
         state.penalties.serial += 1;
         let serial = state.penalties.serial;
-        let own_address = order.own_address.map_or(0, |address| {
-            address_hash(&address.to_canonical().into())
-        });
+        let own_address = order
+            .own_address
+            .map_or(0, |address| address_hash(&address.to_canonical().into()));
         let record = Penalty {
             own_address,
             expires_s: unix_s() + order.lasts.as_secs().max(1),

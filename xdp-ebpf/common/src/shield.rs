@@ -292,8 +292,7 @@ impl<E: Environment> Judge<'_, E> {
         let Some(class) = self.environment.quota(penalty.class) else {
             return true;
         };
-        let elsewhere =
-            penalty.own_address != 0 && penalty.own_address != address_hash(source);
+        let elsewhere = penalty.own_address != 0 && penalty.own_address != address_hash(source);
         let Some(debts) = self.environment.penalty_debts(penalty.bucket, elsewhere) else {
             return true;
         };
