@@ -133,14 +133,17 @@ impl Tags {
     }
 }
 
-/// The bytes in words, the last one filled up with zeros.
+/// The bytes in words. The last one overlaps the one before, or is filled up with zeros if it is the only one: of as many bytes,
+/// no others have the same words.
 #[inline]
 fn words(bytes: &[u8]) -> impl Iterator<Item = Subscriber> {
     let (full, rest) = bytes.as_chunks::<8>();
-    let rest = (!rest.is_empty()).then(|| {
-        rest.iter()
+    let rest = (!rest.is_empty()).then(|| match bytes.last_chunk() {
+        Some(last) => u64::from_le_bytes(*last),
+        None => rest
+            .iter()
             .rev()
-            .fold(0, |word, &byte| word << 8 | u64::from(byte))
+            .fold(0, |word, &byte| word << 8 | u64::from(byte)),
     });
     let full = full.iter().map(|&chunk| u64::from_le_bytes(chunk));
     full.chain(rest).map(Subscriber::from_bits)
