@@ -92,9 +92,10 @@ impl Shield {
         let bucket = state.penalties.free.pop().unwrap_or(unused);
         state.penalties.serial += 1;
         let serial = state.penalties.serial;
-        let own_address = order
-            .own_address
-            .map_or(0, |address| address_hash(&address.to_canonical().into()));
+        let secrets = &state.router.secrets;
+        let own_address = order.own_address.map_or(0, |address| {
+            address_hash(&address.to_canonical().into(), secrets)
+        });
         let record = Penalty {
             own_address,
             expires_s: unix_s() + order.lasts.as_secs().max(1),

@@ -248,7 +248,7 @@ impl<E: Environment> Judge<'_, E> {
                 let cid = own_cid(&head, form);
                 let (word, bit) = filter_bit(cid.mac);
                 if self.environment.penalty_filter(word) >> bit & 1 != 0
-                    && !self.within_penalty(cid, &udp.source, udp.end)
+                    && !self.within_penalty(cid, &udp.source, udp.end, secrets)
                 {
                     return Verdict::Drop(DropReason::Penalty);
                 }
@@ -282,7 +282,7 @@ impl<E: Environment> Judge<'_, E> {
 
     /// Whether a packet is within what its connection is policed to, if it is policed at all.
     #[inline(always)]
-    fn within_penalty(&self, cid: RawCid, source: &Source, bytes: u32) -> bool {
+    fn within_penalty(&self, cid: RawCid, source: &Source, bytes: u32, secrets: &Secrets) -> bool {
         let Some(penalty) = self.environment.penalty(cid) else {
             return true;
         };
@@ -292,7 +292,8 @@ impl<E: Environment> Judge<'_, E> {
         let Some(class) = self.environment.quota(penalty.class) else {
             return true;
         };
-        let elsewhere = penalty.own_address != 0 && penalty.own_address != address_hash(source);
+        let elsewhere =
+            penalty.own_address != 0 && penalty.own_address != address_hash(source, secrets);
         let Some(debts) = self.environment.penalty_debts(penalty.bucket, elsewhere) else {
             return true;
         };
@@ -385,14 +386,13 @@ pub const fn hash_of_prefix(prefix: u64, secrets: &Secrets) -> u32 {
     (mixed >> 32) as u32
 }
 
-/// Tells a connection's own address from others, and is never 0. It need not be secret: who knows the address can spoof it.
+/// Tells a connection's own address from others, and is never 0. By SipHash: somebody who can't spoof, but has a /64, must not
+/// find an address in it that passes for a connection's own. Only policed connections pay for it.
 #[inline(always)]
 #[must_use]
-pub const fn address_hash(source: &Source) -> u64 {
-    const ODD: u64 = 0x9e37_79b9_7f4a_7c15;
+pub const fn address_hash(source: &Source, secrets: &Secrets) -> u64 {
     let [high, low] = source.mapped();
-    let hash = high.wrapping_mul(ODD) ^ low;
-    if hash == 0 { 1 } else { hash }
+    secrets.prefix.hash([high, low], 16 << 56) | 1
 }
 
 /// The connection ID of ours that a datagram carries, as routing has found.
