@@ -3,8 +3,10 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
+use aya::maps::{HashMap, Map, MapData};
 use headgate::kernel::{PenaltyOrder, Prefix};
-use headgate_common::quota::{CLASS_DEFAULT, CLASS_SUSPECT, PenaltyReason, QuotaClass};
+use headgate_common::cid::RawCid;
+use headgate_common::quota::{CLASS_DEFAULT, CLASS_SUSPECT, PenaltyReason, QuotaClass, cell_index};
 use headgate_common::records::{ListAction, ListReason};
 use headgate_common::{DropReason, PassReason};
 use headgate_tests::packets::{Packet, long, short};
@@ -198,6 +200,82 @@ fn there_is_always_room_for_one_more_penalty() {
         40,
         "the first one is not any more"
     );
+}
+
+#[test]
+fn connection_ids_that_share_a_cell_are_policed_each_by_its_own_penalty() {
+    if let Some(reason) = why_not() {
+        skip!("{reason}");
+    }
+    let rig = Rig::new();
+    rig.shield().set_quota(9, SLOW).expect("there is room");
+    let cell = |cid: &[u8; 14]| cell_index(RawCid::from_bytes(cid).mac);
+    let all = (0..u32::MAX).map(|number| {
+        let [a, b, c, d] = number.to_be_bytes();
+        rig.cids().encode(NODE, 1, [a, b, c, d, 1, 1])
+    });
+    let first = cid(&rig, 1);
+    let sharing = all.filter(|other| cell(other) == cell(&first) && *other != first);
+    let [second, third, free] = sharing
+        .take(3)
+        .collect::<Vec<_>>()
+        .try_into()
+        .expect("there are many");
+    let policed = [first, second, third];
+    let ids = policed.map(|cid| {
+        let order = order(9, Some(client()));
+        rig.shield().penalize(&[cid], order).expect("there is room")
+    });
+    for cid in &policed {
+        assert_eq!(passed(&rig, client(), cid), 1, "its own bucket");
+    }
+    assert_eq!(passed(&rig, client(), &free), 40);
+    // Each in turn, so that the cell goes from one to the next.
+    for (gone, id) in ids.into_iter().enumerate() {
+        rig.shield().pardon(id).expect("it can be removed");
+        for (number, cid) in policed.iter().enumerate() {
+            let all_pass = passed(&rig, client(), cid) == 40;
+            assert_eq!(all_pass, number <= gone, "{number} after {gone}");
+        }
+    }
+}
+
+#[test]
+fn what_somebody_changes_in_the_map_is_carried_over() {
+    if let Some(reason) = why_not() {
+        skip!("{reason}");
+    }
+    let rig = Rig::new();
+    rig.shield().set_quota(9, SLOW).expect("there is room");
+    let [first, second, edited] = [1, 2, 3].map(|number| cid(&rig, number));
+    rig.shield()
+        .penalize(&[first, second], order(9, None))
+        .expect("there is room");
+    rig.shield()
+        .penalize(&[edited], order(9, None))
+        .expect("there is room");
+    assert_eq!(passed(&rig, client(), &first), 1);
+    assert_eq!(passed(&rig, client(), &edited), 1);
+    let pin = rig.settings.pin_dir.join("penalties");
+    let map = MapData::from_pin(pin).expect("it is pinned");
+    let mut map =
+        HashMap::<_, [u8; 16], [u64; 5]>::try_from(Map::LruHashMap(map)).expect("its type");
+    let key = |cid: &[u8; 14]| {
+        let mut key = [0; 16];
+        key[..14].copy_from_slice(cid);
+        key
+    };
+    map.remove(&key(&second)).expect("it is there");
+    let mut words = map.get(&key(&edited), 0).expect("it is there");
+    // The class, beside the bucket: one without rates.
+    words[3] &= u64::from(u32::MAX);
+    map.insert(key(&edited), words, 0).expect("it is there");
+    rig.shield().tick().expect("the maps can be changed");
+    assert_eq!(rig.shield().penalized(), (1, 1));
+    for cid in [first, second, edited] {
+        assert_eq!(passed(&rig, client(), &cid), 40);
+    }
+    assert!(map.get(&key(&first), 0).is_err(), "pardoned with the other");
 }
 
 #[test]

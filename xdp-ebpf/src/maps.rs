@@ -13,8 +13,8 @@ use aya_ebpf::macros::btf_map;
 use headgate_common::cid::RawCid;
 use headgate_common::frame::Source;
 use headgate_common::quota::{
-    CLASSES_MAX, Debts, PENALTIES_MAX, PENALTY_BUCKETS, PENALTY_FILTER_WORDS, Penalty,
-    PenaltyBucket, PenaltyKey, QuotaClass,
+    CLASSES_MAX, Debts, PENALTIES_MAX, PENALTY_BUCKETS, PENALTY_CELLS, PENALTY_FILTER_WORDS,
+    Penalty, PenaltyBucket, PenaltyCell, PenaltyKey, QuotaClass, cell_index,
 };
 use headgate_common::records::{
     Budgets, Clock, Config, Counter, INITIAL_CELLS, ListAction, ListEntry, PACKET_CELLS,
@@ -72,6 +72,8 @@ pub static token_keys: Array<TokenKeys, 1> = Array::new();
 pub static validated_debts: LruHashMap<u64, u64, { VALIDATED_MAX as usize }> = LruHashMap::new();
 #[btf_map]
 pub static penalty_filter: Array<u64, { PENALTY_FILTER_WORDS as usize }> = Array::new();
+#[btf_map]
+pub static penalty_cells: Array<PenaltyCell, { PENALTY_CELLS as usize }> = Array::new();
 #[btf_map]
 pub static penalty_buckets: Array<PenaltyBucket, { PENALTY_BUCKETS as usize }> = Array::new();
 /// By CPU number. The loader gives it as many entries as the machine has CPUs; the kernel refuses more.
@@ -171,6 +173,13 @@ impl Environment for Maps {
     #[inline(always)]
     fn penalty(&self, cid: RawCid) -> Option<&Penalty> {
         let key = PenaltyKey::words(cid);
+        let cell = penalty_cells.get(cell_index(cid.mac))?;
+        if cell.shared != 0 && cell.cid[0] == key[0] && cell.cid[1] == key[1] {
+            return Some(&cell.penalty);
+        }
+        if cell.shared < 2 {
+            return None;
+        }
         // SAFETY: the key has the size of the map's, and lives on the stack during the lookup. An entry that is
         // replaced meanwhile may be read half old, half new, which harms nobody.
         unsafe { penalties.get(&*key.as_ptr().cast::<PenaltyKey>()) }

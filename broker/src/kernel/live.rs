@@ -99,6 +99,7 @@ impl Shield {
         state.ticks = state.ticks.wrapping_add(1);
         let sweeps = state.ticks.is_multiple_of(SWEEP_TICKS);
         drop(state);
+        self.heed_edited_penalties()?;
         self.forget_expired_penalties()?;
         // The kernel looks at the time itself: this only makes room.
         if sweeps {

@@ -2,7 +2,7 @@
 
 use aya::maps::{Array, MapData, MapError, PerCpuArray};
 use aya::{Ebpf, Pod};
-use headgate_common::quota::{Penalty, PenaltyBucket, PenaltyKey, QuotaClass};
+use headgate_common::quota::{PenaltyBucket, PenaltyKey, QuotaClass};
 use headgate_common::records::{Budgets, Clock, Config, ListEntry, Worker};
 use headgate_common::talkers::Talker;
 use headgate_common::token::TokenKeys;
@@ -48,8 +48,6 @@ unsafe impl Pod for Record<QuotaClass> {}
 unsafe impl Pod for Record<PenaltyKey> {}
 // SAFETY: as above.
 unsafe impl Pod for Record<PenaltyBucket> {}
-// SAFETY: as above; it is only ever written, because a number read back may be no reason.
-unsafe impl Pod for Record<Penalty> {}
 // SAFETY: as above; it is only ever written, because a number read back may be no action.
 unsafe impl Pod for Record<ListEntry> {}
 

@@ -1,19 +1,21 @@
 //! Connection IDs that the kernel polices.
 //!
-//! All connection IDs of one connection share a bucket, and a filter in front of the map keeps the cost from all
-//! others. Only this process adds and removes: it knows what is there without asking the kernel.
+//! All connection IDs of one connection share a bucket. A filter keeps the cost from all other connections, and cells
+//! that are found by a connection ID's MAC spare nearly all policed packets the look-up in the map `penalties`. That map
+//! is the one for people: what somebody removes or changes there is carried over within a second.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
 use aya::Ebpf;
-use aya::maps::HashMap as KernelMap;
+use aya::maps::{HashMap as KernelMap, MapData};
 use headgate_common::cid::{CID_LEN, RawCid};
+use headgate_common::frame::Source;
 use headgate_common::quota::{
-    PENALTY_BUCKETS, Penalty, PenaltyBucket, PenaltyKey, PenaltyReason, filter_bit,
+    PENALTY_BUCKETS, Penalty, PenaltyBucket, PenaltyCell, PenaltyKey, PenaltyReason, cell_index,
+    filter_bit,
 };
-use headgate_common::shield::address_hash;
 
 use super::error::KernelError;
 use super::lists::is_absent;
@@ -25,6 +27,10 @@ use super::maps::{self, Record, missing, refused};
 const CIDS_MAX: usize = 8_192;
 /// [`Penalty`] as it is read: somebody may have written a number that is no reason.
 type PenaltyWords = [u64; size_of::<Penalty>() / 8];
+/// [`PenaltyCell`] with such a record.
+type CellWords = [u64; size_of::<PenaltyCell>() / 8];
+/// How many connection IDs are compared with the map while others wait.
+const HEEDED_AT_ONCE: usize = 256;
 
 /// A connection that is policed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,6 +63,8 @@ pub(super) struct Penalties {
     free: Vec<u32>,
     /// How many policed connection IDs share a bit of the filter.
     shared_bits: HashMap<(u32, u32), u32>,
+    /// The policed connection IDs that share a cell, and their buckets. The first one has it.
+    by_cell: HashMap<u32, Vec<([u8; CID_LEN], u32)>>,
     cids: usize,
 }
 
@@ -92,9 +100,9 @@ impl Shield {
         let bucket = state.penalties.free.pop().unwrap_or(unused);
         state.penalties.serial += 1;
         let serial = state.penalties.serial;
-        let secrets = &state.router.secrets;
-        let own_address = order.own_address.map_or(0, |address| {
-            address_hash(&address.to_canonical().into(), secrets)
+        let own_address = order.own_address.map_or([0; 16], |address| {
+            let [first, second] = Source::from(address.to_canonical()).mapped();
+            (u128::from(first) | u128::from(second) << 64).to_le_bytes()
         });
         let record = Penalty {
             own_address,
@@ -142,6 +150,19 @@ impl Shield {
         (state.penalties.by_bucket.len(), state.penalties.cids)
     }
 
+    /// Carries over what somebody has changed in the map `penalties`: who is removed there with one connection ID is
+    /// pardoned with all.
+    pub(super) fn heed_edited_penalties(&self) -> Result<(), KernelError> {
+        let policed: Vec<_> = self.state().penalties.all().collect();
+        for some in policed.chunks(HEEDED_AT_ONCE) {
+            let mut state = self.state();
+            for &(id, cid) in some {
+                state.heed(id, cid)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Pardons those whose time is over.
     pub(super) fn forget_expired_penalties(&self) -> Result<(), KernelError> {
         let now = unix_s();
@@ -154,6 +175,19 @@ impl Shield {
 }
 
 impl Penalties {
+    fn all(&self) -> impl Iterator<Item = (PenaltyId, [u8; CID_LEN])> {
+        self.by_bucket.iter().flat_map(|(&bucket, policed)| {
+            let serial = policed.serial;
+            let cids = policed.cids.iter();
+            cids.map(move |&cid| (PenaltyId { bucket, serial }, cid))
+        })
+    }
+
+    fn get(&self, id: PenaltyId) -> Option<&Policed> {
+        let policed = self.by_bucket.get(&id.bucket)?;
+        (policed.serial == id.serial).then_some(policed)
+    }
+
     fn first_to_end(&self) -> Option<PenaltyId> {
         let first = self
             .by_bucket
@@ -180,26 +214,25 @@ impl Penalties {
 
 impl State {
     fn police(&mut self, id: PenaltyId, cid: [u8; CID_LEN]) -> Result<bool, KernelError> {
-        let Some(policed) = self.penalties.by_bucket.get_mut(&id.bucket) else {
+        let Some(policed) = self.penalties.get(id) else {
             return Ok(false);
         };
-        if policed.serial != id.serial {
-            return Ok(false);
-        }
         if policed.cids.contains(&cid) || self.penalties.cids >= CIDS_MAX {
             return Ok(true);
         }
-        let map = self
-            .ebpf
-            .map_mut("penalties")
-            .ok_or_else(|| missing("penalties"))?;
-        let mut map = KernelMap::<_, Record<PenaltyKey>, Record<Penalty>>::try_from(map)
-            .map_err(refused("a map's type"))?;
-        map.insert(Record(PenaltyKey::new(cid)), Record(policed.record), 0)
+        let record = policed.record.words();
+        policed_map(&mut self.ebpf)?
+            .insert(Record(PenaltyKey::new(cid)), record, 0)
             .map_err(refused("one more penalty"))?;
-        policed.cids.push(cid);
+        if let Some(policed) = self.penalties.by_bucket.get_mut(&id.bucket) {
+            policed.cids.push(cid);
+        }
         self.penalties.cids += 1;
-        let bit = filter_bit(RawCid::from_bytes(&cid).mac);
+        let mac = RawCid::from_bytes(&cid).mac;
+        let sharing = self.penalties.by_cell.entry(cell_index(mac)).or_default();
+        sharing.push((cid, id.bucket));
+        self.show_cell(cell_index(mac))?;
+        let bit = filter_bit(mac);
         let shared = self.penalties.shared_bits.entry(bit).or_default();
         *shared += 1;
         if *shared == 1 {
@@ -209,8 +242,7 @@ impl State {
     }
 
     fn pardon(&mut self, id: PenaltyId) -> Result<(), KernelError> {
-        let is_it = |policed: &Policed| policed.serial == id.serial;
-        if !self.penalties.by_bucket.get(&id.bucket).is_some_and(is_it) {
+        if self.penalties.get(id).is_none() {
             return Ok(());
         }
         let Some(policed) = self.penalties.by_bucket.remove(&id.bucket) else {
@@ -219,29 +251,72 @@ impl State {
         self.penalties.free.push(id.bucket);
         self.penalties.cids -= policed.cids.len();
         for cid in policed.cids {
-            let map = self
-                .ebpf
-                .map_mut("penalties")
-                .ok_or_else(|| missing("penalties"))?;
-            let mut map = KernelMap::<_, Record<PenaltyKey>, Record<Penalty>>::try_from(map)
-                .map_err(refused("a map's type"))?;
-            match map.remove(&Record(PenaltyKey::new(cid))) {
-                // The map evicts by itself.
-                Err(error) if !is_absent(&error) => {
-                    return Err(refused("to remove a penalty")(error));
-                }
-                _ => {}
+            self.forget(cid)?;
+        }
+        Ok(())
+    }
+
+    fn forget(&mut self, cid: [u8; CID_LEN]) -> Result<(), KernelError> {
+        let key = Record(PenaltyKey::new(cid));
+        match policed_map(&mut self.ebpf)?.remove(&key) {
+            // The map evicts by itself, and anybody may remove an entry.
+            Err(error) if !is_absent(&error) => {
+                return Err(refused("to remove a penalty")(error));
             }
-            let bit = filter_bit(RawCid::from_bytes(&cid).mac);
-            if let Some(shared) = self.penalties.shared_bits.get_mut(&bit) {
-                *shared -= 1;
-                if *shared == 0 {
-                    self.penalties.shared_bits.remove(&bit);
-                    self.flip(bit)?;
-                }
+            _ => {}
+        }
+        let mac = RawCid::from_bytes(&cid).mac;
+        let cell = cell_index(mac);
+        if let Some(sharing) = self.penalties.by_cell.get_mut(&cell) {
+            sharing.retain(|(other, _)| *other != cid);
+            if sharing.is_empty() {
+                self.penalties.by_cell.remove(&cell);
+            }
+            self.show_cell(cell)?;
+        }
+        let bit = filter_bit(mac);
+        if let Some(shared) = self.penalties.shared_bits.get_mut(&bit) {
+            *shared -= 1;
+            if *shared == 0 {
+                self.penalties.shared_bits.remove(&bit);
+                self.flip(bit)?;
             }
         }
         Ok(())
+    }
+
+    /// Writes a cell as it has to be by what is policed.
+    fn show_cell(&mut self, cell: u32) -> Result<(), KernelError> {
+        let sharing = self.penalties.by_cell.get(&cell);
+        let first = sharing.and_then(|sharing| sharing.first());
+        let words = first.and_then(|(cid, bucket)| {
+            let record = self.penalties.by_bucket.get(bucket)?.record;
+            Some(cell_words(cid, sharing.map_or(0, Vec::len), record.words()))
+        });
+        let words = words.unwrap_or_default();
+        maps::write_plain(&mut self.ebpf, "penalty_cells", cell, words)
+    }
+
+    /// Compares one connection ID with what the map `penalties` says of it now.
+    fn heed(&mut self, id: PenaltyId, cid: [u8; CID_LEN]) -> Result<(), KernelError> {
+        let Some(policed) = self.penalties.get(id) else {
+            return Ok(());
+        };
+        let ordered = policed.record.words();
+        let found = policed_map(&mut self.ebpf)?.get(&Record(PenaltyKey::new(cid)), 0);
+        let words = match found {
+            Ok(words) => words,
+            Err(error) if is_absent(&error) => return self.pardon(id),
+            Err(error) => return Err(refused("to give a penalty")(error)),
+        };
+        let cell = cell_index(RawCid::from_bytes(&cid).mac);
+        let sharing = self.penalties.by_cell.get(&cell);
+        let has_cell = sharing.is_some_and(|sharing| sharing.first() == Some(&(cid, id.bucket)));
+        if words == ordered || !has_cell {
+            return Ok(());
+        }
+        let words = cell_words(&cid, sharing.map_or(0, Vec::len), words);
+        maps::write_plain(&mut self.ebpf, "penalty_cells", cell, words)
     }
 
     /// Flips a bit of the filter, which nobody else writes.
@@ -251,13 +326,26 @@ impl State {
     }
 }
 
-/// Removes what an earlier process has left in the pinned map.
-pub(super) fn clear(ebpf: &mut Ebpf) -> Result<(), KernelError> {
+/// [`PenaltyCell`] in words.
+fn cell_words(cid: &[u8; CID_LEN], shared: usize, record: PenaltyWords) -> CellWords {
+    let [first, second] = PenaltyKey::words(RawCid::from_bytes(cid));
+    let [a, b, c, d, e] = record;
+    [first, second, shared as u64, a, b, c, d, e]
+}
+
+/// The map `penalties`.
+fn policed_map(
+    ebpf: &mut Ebpf,
+) -> Result<KernelMap<&mut MapData, Record<PenaltyKey>, PenaltyWords>, KernelError> {
     let map = ebpf
         .map_mut("penalties")
         .ok_or_else(|| missing("penalties"))?;
-    let mut map = KernelMap::<_, Record<PenaltyKey>, PenaltyWords>::try_from(map)
-        .map_err(refused("a map's type"))?;
+    KernelMap::try_from(map).map_err(refused("a map's type"))
+}
+
+/// Removes what an earlier process has left in the pinned map.
+pub(super) fn clear(ebpf: &mut Ebpf) -> Result<(), KernelError> {
+    let mut map = policed_map(ebpf)?;
     let keys: Vec<_> = map.keys().flatten().collect();
     for key in keys {
         match map.remove(&key) {

@@ -300,13 +300,14 @@ impl Bench {
                 ..QuotaClass::named("bench")
             };
             rig.shield().set_quota(2, class).expect("there is room");
-            let order = PenaltyOrder {
-                class: 2,
-                reason: PenaltyReason::Quota,
-                own_address: None,
-                lasts: Duration::from_secs(3_600),
-            };
             for index in 0..CLIENTS {
+                let [_, _, a, b] = index.to_be_bytes();
+                let order = PenaltyOrder {
+                    class: 2,
+                    reason: PenaltyReason::Quota,
+                    own_address: Some([10, a, b, 7].into()),
+                    lasts: Duration::from_secs(3_600),
+                };
                 rig.shield()
                     .penalize(&[client_cid(&rig, index)], order)
                     .expect("there is room");

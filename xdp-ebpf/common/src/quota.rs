@@ -5,6 +5,7 @@
 //! packets by the rates of the class.
 
 use crate::cid::{CID_LEN, RawCid};
+use crate::frame::Source;
 
 /// Entries of the map `quotas`.
 pub const CLASSES_MAX: u32 = 64;
@@ -20,6 +21,8 @@ pub const PENALTIES_MAX: u32 = 16_384;
 pub const PENALTY_BUCKETS: u32 = 4_096;
 /// Words of the map `penalty_filter`: a bit for each value of a MAC's low 16 bits.
 pub const PENALTY_FILTER_WORDS: u32 = 1_024;
+/// Entries of the map `penalty_cells`: one for each value of the MAC's next 13 bits.
+pub const PENALTY_CELLS: u32 = 8_192;
 /// A packet that doesn't come from the connection's own address costs so much more of its penalty.
 pub const ELSEWHERE_COST: u64 = 16;
 /// What may come at once of a policed connection, in nanoseconds of its rate.
@@ -175,6 +178,13 @@ pub const fn filter_bit(mac: u32) -> (u32, u32) {
     ((mac >> 6) & (PENALTY_FILTER_WORDS - 1), mac & 63)
 }
 
+/// Index in `penalty_cells`, by other bits of the MAC than the filter's.
+#[inline(always)]
+#[must_use]
+pub const fn cell_index(mac: u32) -> u32 {
+    (mac >> 16) & (PENALTY_CELLS - 1)
+}
+
 /// Why a connection ID is policed.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -191,8 +201,8 @@ pub enum PenaltyReason {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Penalty {
-    /// Keyed hash of the connection's own address; 0 = all addresses are alike.
-    pub own_address: u64,
+    /// The connection's own address as one of IPv6, mapped if it is of IPv4; all zero = all addresses are alike.
+    pub own_address: [u8; 16],
     /// Until when, in Unix seconds.
     pub expires_s: u64,
     /// Index in `penalty_buckets`: the same for all connection IDs of the connection.
@@ -205,7 +215,50 @@ pub struct Penalty {
     pub zero: u32,
 }
 
-const _: () = assert!(size_of::<QuotaClass>() == 88 && size_of::<Penalty>() == 32);
+impl Penalty {
+    /// The same bytes as little-endian words.
+    #[must_use]
+    pub const fn words(&self) -> [u64; 5] {
+        let [a, b] = self.own_words();
+        let bucket_and_class = self.bucket as u64 | (self.class as u64) << 32;
+        let reason = self.reason as u64 | (self.zero as u64) << 32;
+        [a, b, self.expires_s, bucket_and_class, reason]
+    }
+
+    #[inline(always)]
+    const fn own_words(&self) -> [u64; 2] {
+        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = self.own_address;
+        [
+            u64::from_le_bytes([a, b, c, d, e, f, g, h]),
+            u64::from_le_bytes([i, j, k, l, m, n, o, p]),
+        ]
+    }
+
+    /// Whether a packet from there is not from the connection's own address.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_elsewhere(&self, source: &Source) -> bool {
+        let own = self.own_words();
+        let from = source.mapped();
+        own[0] | own[1] != 0 && (own[0] != from[0] || own[1] != from[1])
+    }
+}
+
+/// Values of the map `penalty_cells`: what `penalties` says of one connection ID, found without a call of the kernel's
+/// hash table, which costs more than the rest of a packet's policing.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PenaltyCell {
+    /// [`PenaltyKey::words`].
+    pub cid: [u64; 2],
+    /// How many policed connection IDs share the cell. All but this one are found in `penalties` only.
+    pub shared: u64,
+    /// The entry in `penalties`.
+    pub penalty: Penalty,
+}
+
+const _: () = assert!(size_of::<QuotaClass>() == 88 && size_of::<Penalty>() == 40);
+const _: () = assert!(size_of::<PenaltyCell>() == 64);
 const _: () = assert!(size_of::<PenaltyKey>() == 16 && size_of::<PenaltyBucket>() == 32);
 
 #[cfg(test)]

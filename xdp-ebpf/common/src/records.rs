@@ -6,7 +6,7 @@
 use crate::route::{NO_SLOT, SLOTS};
 
 /// Version of all pinned records together; the first field of [`Config`].
-pub const LAYOUT_VERSION: u32 = 2;
+pub const LAYOUT_VERSION: u32 = 3;
 /// TCP ports that the shield watches.
 pub const TCP_PORTS: usize = 4;
 /// Entries of the map `workers`: every slot but the one that means none.

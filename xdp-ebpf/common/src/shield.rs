@@ -248,7 +248,7 @@ impl<E: Environment> Judge<'_, E> {
                 let cid = own_cid(&head, form);
                 let (word, bit) = filter_bit(cid.mac);
                 if self.environment.penalty_filter(word) >> bit & 1 != 0
-                    && !self.within_penalty(cid, &udp.source, udp.end, secrets)
+                    && !self.within_penalty(cid, &udp.source, udp.end)
                 {
                     return Verdict::Drop(DropReason::Penalty);
                 }
@@ -282,18 +282,14 @@ impl<E: Environment> Judge<'_, E> {
 
     /// Whether a packet is within what its connection is policed to, if it is policed at all.
     #[inline(always)]
-    fn within_penalty(&self, cid: RawCid, source: &Source, bytes: u32, secrets: &Secrets) -> bool {
+    fn within_penalty(&self, cid: RawCid, source: &Source, bytes: u32) -> bool {
         let Some(penalty) = self.environment.penalty(cid) else {
             return true;
         };
-        if self.is_over(penalty.expires_s) {
-            return true;
-        }
         let Some(class) = self.environment.quota(penalty.class) else {
             return true;
         };
-        let elsewhere =
-            penalty.own_address != 0 && penalty.own_address != address_hash(source, secrets);
+        let elsewhere = penalty.is_elsewhere(source);
         let Some(debts) = self.environment.penalty_debts(penalty.bucket, elsewhere) else {
             return true;
         };
@@ -304,7 +300,8 @@ impl<E: Environment> Judge<'_, E> {
                     .set_penalty_debts(penalty.bucket, elsewhere, debts);
                 true
             }
-            None => false,
+            // Looked at last, because a clock costs as much as all before.
+            None => self.is_over(penalty.expires_s),
         }
     }
 
@@ -384,15 +381,6 @@ pub const fn hash_of_prefix(prefix: u64, secrets: &Secrets) -> u32 {
     let mixed = (prefix ^ key.k0).wrapping_mul(key.k1 | 1);
     let mixed = (mixed ^ mixed >> 32).wrapping_mul(key.k0 | 1);
     (mixed >> 32) as u32
-}
-
-/// Tells a connection's own address from others, and is never 0. By SipHash: somebody who can't spoof, but has a /64, must not
-/// find an address in it that passes for a connection's own. Only policed connections pay for it.
-#[inline(always)]
-#[must_use]
-pub const fn address_hash(source: &Source, secrets: &Secrets) -> u64 {
-    let [high, low] = source.mapped();
-    secrets.prefix.hash([high, low], 16 << 56) | 1
 }
 
 /// The connection ID of ours that a datagram carries, as routing has found.
