@@ -187,8 +187,10 @@ struct Network {
 impl Network {
     fn turn(&mut self, shared: &Mutex<State>) {
         let locked = || shared.lock().unwrap_or_else(PoisonError::into_inner);
-        let outer = Arc::clone(&locked().outer);
-        self.wait(&outer);
+        let outer = || Arc::clone(&locked().outer);
+        self.wait(&outer());
+        // It may be another one since.
+        let outer = outer();
         let mut buffer = [0; 65_536];
         while let Ok((length, from)) = self.inner.recv_from(&mut buffer) {
             self.client = Some(from);

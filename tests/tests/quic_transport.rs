@@ -1,6 +1,7 @@
 //! QUIC below MQTT, from outside: other addresses in the middle of a connection, loss, restarts, and what is said to
 //! those who can't be served.
 
+use headgate::net::udp::{self, RecvBatch, SendBatch, UdpOptions};
 use headgate_codec::{Packet, QoS};
 use headgate_tests::{
     broker::{Broker, Settings},
@@ -8,9 +9,14 @@ use headgate_tests::{
     relay::{Conditions, Relay, Way},
 };
 use nix::sys::signal::Signal;
+use quinn_proto::{EcnCodepoint, Transmit};
 use std::{
     net::{Ipv4Addr, SocketAddr, UdpSocket},
-    sync::Arc,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
@@ -335,4 +341,201 @@ fn nobody_is_answered_who_sends_garbage() {
     }
     assert!(client.recv(&mut [0; 2048]).is_err());
     assert_eq!(broker.metrics().sum("headgate_connections{"), 0.0);
+}
+
+/// Waits until neither side has anything more to say.
+async fn silence(relay: &Relay) {
+    let said = || [Way::Up, Way::Down].map(|way| relay.recorded(way).len());
+    let mut last = said();
+    loop {
+        tokio::time::sleep(Duration::from_millis(400)).await;
+        let now = said();
+        if now == last {
+            return;
+        }
+        last = now;
+    }
+}
+
+/// A device that has slept says something from behind another port or address. It hears the answer to that and needs
+/// nothing else for it: what it sends after the first answer doesn't arrive.
+#[test]
+fn after_a_rebinding_an_answer_takes_one_round_trip() {
+    let broker = Broker::start("");
+    run(async {
+        let relay = Relay::start(broker.quic(), Conditions::default(), 10);
+        let endpoint = endpoint(socket())?;
+        let mut client = Client::connect(&endpoint, relay.address(), "sleeper").await?;
+        for turn in 0..4u8 {
+            silence(&relay).await;
+            relay.rebind(Ipv4Addr::new(127, 0, 0, 1 + turn / 2));
+            relay.set(Conditions {
+                one_flight: true,
+                ..Conditions::default()
+            });
+            client.publish("own", QoS::AtLeastOnce, &[turn]).await?;
+            let answer = client.receive().await?;
+            assert!(matches!(answer, Packet::PubAck(_)), "{answer:?}");
+            relay.set(Conditions::default());
+            client.publish("own", QoS::AtLeastOnce, &[turn]).await?;
+            client.receive().await?;
+        }
+        assert_eq!(
+            broker.metrics().sum("headgate_connections_opened_total"),
+            1.0
+        );
+        Ok(())
+    });
+}
+
+#[test]
+fn datagrams_grow_only_where_a_larger_path_mtu_is_looked_for() {
+    run(async {
+        for look in [false, true] {
+            let broker = Broker::start(&format!("[quic]\nmtu_discovery = {look}"));
+            let relay = Relay::start(broker.quic(), Conditions::default(), 11);
+            let endpoint = endpoint(socket())?;
+            let mut client = Client::connect(&endpoint, relay.address(), "bulk").await?;
+            client.subscribe("own", QoS::AtLeastOnce).await?;
+            let longest = || relay.recorded(Way::Down).iter().map(Vec::len).max();
+            for _ in 0..20 {
+                echo(&mut client, &"x".repeat(8_000)).await?;
+                if longest() > Some(1_400) {
+                    break;
+                }
+            }
+            let longest = longest().ok_or("nothing was sent")?;
+            assert_eq!(longest > 1_400, look, "{longest} bytes");
+            assert!(look || longest <= 1_200, "{longest} bytes");
+        }
+        Ok(())
+    });
+}
+
+/// Both directions carry marks, and the broker reports those that it gets: a client gives up marking where they are not
+/// reported (RFC 9000 §13.4.2), and counts a congestion event where a router's mark is.
+#[test]
+fn marks_of_congestion_are_set_and_reported() {
+    let broker = Broker::start("");
+    run(async {
+        let path = MarkedPath::start(broker.quic());
+        let endpoint = endpoint(socket())?;
+        let mut client = Client::connect(&endpoint, path.address, "marked").await?;
+        client.subscribe("own", QoS::AtLeastOnce).await?;
+        for turn in 0..10 {
+            echo(&mut client, &format!("{turn}")).await?;
+        }
+        for way in [Way::Up, Way::Down] {
+            let marks = path.marks(way);
+            assert!(marks.len() >= 10, "{way:?}: {marks:?}");
+            let last = &marks[marks.len() - 5..];
+            assert!(
+                last.iter().all(|mark| *mark == Some(EcnCodepoint::Ect0)),
+                "{way:?}: {marks:?}"
+            );
+        }
+        let connection = client.connection.clone();
+        let events = || connection.stats().path.congestion_events;
+        let before = events();
+        path.congested.store(true, Ordering::Relaxed);
+        let deadline = Instant::now() + PATIENCE;
+        while events() == before {
+            assert!(Instant::now() < deadline, "no report of congestion");
+            echo(&mut client, "congested").await?;
+        }
+        Ok(())
+    });
+}
+
+/// What a datagram carries, one way.
+type Mark = (Way, Option<EcnCodepoint>);
+
+/// A path for one client that passes the marks in IP headers (RFC 3168 §5) on, notes them, and marks datagrams to the
+/// broker as a router does that is congested.
+struct MarkedPath {
+    address: SocketAddr,
+    congested: Arc<AtomicBool>,
+    marks: Arc<Mutex<Vec<Mark>>>,
+    end: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl MarkedPath {
+    fn start(broker: SocketAddr) -> Self {
+        let bind = || udp::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0).into(), &UdpOptions::default());
+        let (inner, outer) = (bind().expect("a socket"), bind().expect("a socket"));
+        let address = inner.local_addr().expect("a bound socket");
+        let (congested, end) = (Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default());
+        let marks = Arc::<Mutex<Vec<Mark>>>::default();
+        let shared = (Arc::clone(&congested), Arc::clone(&end), Arc::clone(&marks));
+        let thread = thread::spawn(move || {
+            let (congested, end, marks) = shared;
+            let [mut from_client, mut from_broker] = [&inner, &outer].map(RecvBatch::new);
+            let (mut up, mut down) = (SendBatch::new(), SendBatch::new());
+            let mut client = None;
+            while !end.load(Ordering::Relaxed) {
+                let note = |way, mark| marks.lock().expect("no panic with it").push((way, mark));
+                let pass = |batch: &mut SendBatch, to, data: &[u8], ecn| {
+                    let size = data.len();
+                    let transmit = Transmit {
+                        destination: to,
+                        ecn,
+                        size,
+                        segment_size: None,
+                        src_ip: None,
+                    };
+                    batch.push(&transmit, data);
+                };
+                let mut waits = true;
+                let read = from_client.recv(&inner, |datagram| {
+                    waits = false;
+                    client = Some(datagram.source);
+                    note(Way::Up, datagram.ecn);
+                    let marked = congested
+                        .load(Ordering::Relaxed)
+                        .then_some(EcnCodepoint::Ce);
+                    pass(&mut up, broker, datagram.data, marked.or(datagram.ecn));
+                });
+                let _icmp = read;
+                let read = from_broker.recv(&outer, |datagram| {
+                    waits = false;
+                    note(Way::Down, datagram.ecn);
+                    if let Some(client) = client {
+                        pass(&mut down, client, datagram.data, datagram.ecn);
+                    }
+                });
+                let _icmp = read;
+                up.flush(&outer).expect("a socket");
+                down.flush(&inner).expect("a socket");
+                if waits {
+                    thread::sleep(Duration::from_millis(1));
+                }
+            }
+        });
+        Self {
+            address,
+            congested,
+            marks,
+            end,
+            thread: Some(thread),
+        }
+    }
+
+    fn marks(&self, way: Way) -> Vec<Option<EcnCodepoint>> {
+        let marks = self.marks.lock().expect("no panic with it");
+        marks
+            .iter()
+            .filter(|(of, _)| *of == way)
+            .map(|(_, mark)| *mark)
+            .collect()
+    }
+}
+
+impl Drop for MarkedPath {
+    fn drop(&mut self) {
+        self.end.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ended = thread.join();
+        }
+    }
 }

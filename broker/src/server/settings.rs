@@ -299,7 +299,8 @@ impl QuicParts {
         Endpoint::new(
             Arc::new(config),
             Some(Arc::clone(&self.server)),
-            false,
+            // Where `mtu_discovery` is on. The sockets never fragment, and are told of no path MTU.
+            true,
             None,
         )
     }
