@@ -451,6 +451,13 @@ pub(crate) fn scripts() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("clients")
 }
 
+/// A script of the folder `clients` that is no [`Client`].
+pub fn helper(name: &str) -> Command {
+    let mut command = python();
+    command.arg(scripts().join(name)).stdin(Stdio::null());
+    command
+}
+
 /// The Python with the clients' libraries, which `cargo xtask setup --tests` makes.
 pub(crate) fn python() -> Command {
     let mut command = Command::new(target().join("venv/bin/python"));

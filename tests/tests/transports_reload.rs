@@ -2,7 +2,7 @@
 
 use headgate_tests::{
     broker::{self, Broker, certificate},
-    quic_client, streams,
+    quic_client, skip, streams,
 };
 use nix::sys::signal::Signal;
 use rustls::{
@@ -189,6 +189,41 @@ fn the_name_that_is_asked_for_chooses_the_certificate() {
         let expected = Shown { certificate, ocsp };
         assert_eq!(over_tls(&broker, name), expected, "TLS: {name}");
         assert_eq!(over_quic(&broker, name), expected, "QUIC: {name}");
+    }
+}
+
+/// What OpenSSL's own client says of the server, and the certificate that it has seen.
+fn over_openssl(broker: &Broker, name: &str) -> (String, Vec<u8>) {
+    let output = Command::new("openssl")
+        .args(["s_client", "-status", "-alpn", "mqtt", "-servername", name])
+        .args(["-connect", &broker.tls().to_string()])
+        .stdin(std::process::Stdio::null())
+        .output()
+        .expect("openssl starts");
+    let certificate = CertificateDer::from_pem_slice(&output.stdout).expect("a certificate");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    (text, certificate.to_vec())
+}
+
+/// The same for a TLS that this project doesn't use itself.
+#[test]
+fn openssl_sees_the_certificate_of_the_name_and_its_ocsp_response() {
+    if Command::new("openssl").arg("version").output().is_err() {
+        skip!("no openssl");
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    let one = both_in_one(folder.path(), "one.pem", &["one.example"]);
+    let two = both_in_one(folder.path(), "two.pem", &["two.example"]);
+    fs::write(folder.path().join("two.pem.ocsp"), OCSP).expect("a file");
+    let broker = Broker::start(&format!("[tls]\nmore_certificates = [{one:?}, {two:?}]"));
+    for (name, file, ocsp) in [
+        ("one.example", &one, "OCSP response: no response sent"),
+        ("two.example", &two, "OCSP Response Status: trylater (0x3)"),
+    ] {
+        let (text, certificate) = over_openssl(&broker, name);
+        assert_eq!(certificate, der(file), "{name}: {text}");
+        assert!(text.contains(ocsp), "{name}: {text}");
+        assert!(text.contains("ALPN protocol: mqtt"), "{name}: {text}");
     }
 }
 

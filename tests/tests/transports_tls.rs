@@ -3,7 +3,7 @@
 use headgate_codec::QoS;
 use headgate_tests::{
     broker::{Broker, certificate},
-    clients::{Client, Message},
+    clients::{Client, Message, helper},
     skip,
 };
 use std::{
@@ -60,6 +60,32 @@ fn tls_1_2_and_1_3_are_spoken() {
         let output = mosquitto_pub(&broker, &["--cafile", &ca, "--tls-version", version]);
         assert!(output.status.success(), "{version}: {output:?}");
     }
+}
+
+/// Which key exchange OpenSSL of pyOpenSSL, which has X25519MLKEM768, agrees on with the broker; it says CONNECT after
+/// that.
+fn group_of_openssl(broker: &Broker) -> String {
+    let output = helper("tls_group.py")
+        .args([&broker.tls().port().to_string(), "--ca"])
+        .arg(broker.ca_certificate())
+        .output()
+        .expect("Python starts");
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout)
+        .expect("a name")
+        .trim()
+        .to_owned()
+}
+
+#[test]
+fn openssl_exchanges_keys_with_ml_kem_where_it_is_offered() {
+    if let Err(reason) = Client::Aioquic.available() {
+        skip!("{reason}");
+    }
+    let broker = Broker::start("");
+    assert_eq!(group_of_openssl(&broker), "X25519MLKEM768");
+    let broker = Broker::start("[tls]\npost_quantum = false");
+    assert_eq!(group_of_openssl(&broker).to_uppercase(), "X25519");
 }
 
 /// The authority of clients, with a client's certificate, and a stranger's.

@@ -282,6 +282,11 @@ sections! {
         /// that hold a chain and its private key each. The names are those in the certificate, also
         /// wildcards. A client that asks for none of them sees tls.certificate.
         more_certificates: Vec<String> = Vec::new();
+        /// Exchange keys with X25519MLKEM768 (draft-ietf-tls-ecdhe-mlkem, with ML-KEM of FIPS 203) where the
+        /// client offers it: what is recorded today stays secret from a quantum computer. It costs the
+        /// broker about 40 µs of CPU per handshake and nothing after it; clients that don't offer it cost
+        /// nothing. Over QUIC such a client's first flight has two Initial packets.
+        post_quantum: bool = true;
         /// Authorities of clients' certificates, PEM. A client that shows a certificate of one of
         /// them is known by its name (the subject's Common Name); one that shows another is refused.
         /// "" = none is asked for.

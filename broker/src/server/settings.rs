@@ -196,11 +196,21 @@ impl TlsParts {
 /// rustls's configurations of the listeners over TCP: TLS, and WebSocket over TLS.
 type OverTcp = [Option<Arc<rustls::ServerConfig>>; 2];
 
+fn key_exchange(config: &Config) -> KeyExchange {
+    match config.tls.post_quantum {
+        true => KeyExchange::PostQuantum,
+        false => KeyExchange::Classical,
+    }
+}
+
 fn over_tcp(config: &Config, tls: &TlsParts) -> Result<OverTcp, TlsError> {
+    let exchange = key_exchange(config);
     let make = |address: Option<_>, protocols: &[&str]| {
         let identity = tls.identity.as_ref().filter(|_| address.is_some());
         identity
-            .map(|identity| tls::tcp_server_config(identity, tls.clients.as_ref(), protocols))
+            .map(|identity| {
+                tls::tcp_server_config(identity, tls.clients.as_ref(), protocols, exchange)
+            })
             .transpose()
     };
     Ok([
@@ -259,6 +269,7 @@ impl QuicParts {
             idle_timeout_ms_max: config.mqtt.idle_ceiling_s * 1_000,
             early_data: config.quic.early_data,
             congestion: config.quic.congestion.into(),
+            key_exchange: key_exchange(config),
             mtu_discovery: config.quic.mtu_discovery,
             receive_window_bytes: config.quic.receive_window_bytes,
             // A connection has one stream that counts, and its own window is the limit.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
+use headgate::net::tls::X25519_MLKEM768;
 use headgate_codec::{
     Connect, ConnectProperties, Packet, PacketId, Publish, QoS, Subscribe, SubscriptionOptions,
     Text, Version, encode,
@@ -12,7 +13,7 @@ use headgate_codec::{
 use quinn_proto::crypto::rustls::QuicClientConfig;
 use quinn_proto::{ClientConfig, Endpoint, EndpointConfig, IdleTimeout, TransportConfig, VarInt};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::CryptoProvider;
+use rustls::crypto::{CryptoProvider, SupportedKxGroup, ring::kx_group::X25519};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{DigitallySignedStruct, SignatureScheme};
 
@@ -25,6 +26,15 @@ pub struct Profile {
 impl Profile {
     /// A device: one stream, small windows, no datagrams, silent for up to five minutes.
     pub fn device() -> Self {
+        Self::device_of(tls())
+    }
+
+    /// A device that exchanges keys by X25519MLKEM768.
+    pub fn post_quantum_device() -> Self {
+        Self::device_of(tls_with(X25519_MLKEM768))
+    }
+
+    fn device_of(tls: rustls::ClientConfig) -> Self {
         let mut transport = TransportConfig::default();
         let idle = IdleTimeout::try_from(Duration::from_secs(300)).expect("five minutes fit");
         transport
@@ -35,16 +45,18 @@ impl Profile {
             .datagram_receive_buffer_size(None)
             .mtu_discovery_config(None)
             .max_idle_timeout(Some(idle));
-        Self::with_transport(transport)
+        Self::with(tls, transport)
     }
 
     /// quinn as it comes.
     pub fn quinn_defaults() -> Self {
-        Self::with_transport(TransportConfig::default())
+        Self::with(tls(), TransportConfig::default())
     }
 
-    fn with_transport(transport: TransportConfig) -> Self {
-        let mut config = ClientConfig::new(Arc::new(crypto()));
+    fn with(tls: rustls::ClientConfig, transport: TransportConfig) -> Self {
+        let crypto = QuicClientConfig::try_from(tls);
+        let crypto = crypto.expect("TLS 1.3 with AES-128-GCM fits QUIC");
+        let mut config = ClientConfig::new(Arc::new(crypto));
         config.transport_config(Arc::new(transport));
         Self { config }
     }
@@ -71,17 +83,16 @@ pub fn first_initials(count: usize) -> Vec<Vec<u8>> {
     (0..count).map(|_| initial()).collect()
 }
 
-fn crypto() -> QuicClientConfig {
-    QuicClientConfig::try_from(tls()).expect("TLS 1.3 with AES-128-GCM fits QUIC")
-}
-
 /// TLS 1.3 with X25519 only, ALPN `mqtt`. The broker's certificate isn't looked at: that is the client's work, and the
 /// broker is what is measured.
 pub(super) fn tls() -> rustls::ClientConfig {
+    tls_with(X25519)
+}
+
+/// The same with another key exchange.
+fn tls_with(group: &'static dyn SupportedKxGroup) -> rustls::ClientConfig {
     let mut provider = rustls::crypto::ring::default_provider();
-    provider
-        .kx_groups
-        .retain(|group| group.name() == rustls::NamedGroup::X25519);
+    provider.kx_groups = vec![group];
     let provider = Arc::new(provider);
     let mut config = rustls::ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_protocol_versions(&[&rustls::version::TLS13])

@@ -1,6 +1,7 @@
 //! Whose certificates the client trusts, and which it shows.
 
 use super::ClientError;
+use crate::net::tls::X25519_MLKEM768;
 use rustls::{
     ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme, SupportedProtocolVersion,
     client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
@@ -48,7 +49,10 @@ pub(super) fn config(
     versions: &[&'static SupportedProtocolVersion],
     protocol: &str,
 ) -> Result<ClientConfig, ClientError> {
-    let provider = Arc::new(ring::default_provider());
+    let mut provider = ring::default_provider();
+    // A server that doesn't have it takes the share of X25519 that goes with it.
+    provider.kx_groups.insert(0, X25519_MLKEM768);
+    let provider = Arc::new(provider);
     let builder = ClientConfig::builder_with_provider(provider.clone())
         .with_protocol_versions(versions)
         .map_err(|error| ClientError::NoTrust {

@@ -1,6 +1,6 @@
 //! Clients' certificates: whom to ask for one, and what one says.
 
-use super::{TlsError, provider};
+use super::{KeyExchange, TlsError, provider};
 use bytes::Bytes;
 use headgate_codec::Text;
 use headgate_core::ClientCertificate;
@@ -45,7 +45,9 @@ impl ClientAuthorities {
         if roots.is_empty() {
             return Err(problem("no certificate in it".to_owned()));
         }
-        let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider());
+        // It verifies signatures and exchanges no keys.
+        let provider = provider(KeyExchange::Classical);
+        let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
         let builder = match required {
             true => builder,
             false => builder.allow_unauthenticated(),

@@ -341,8 +341,8 @@ mod tests {
     use rustls::CipherSuite;
     use rustls::quic::ClientConnection;
 
-    use super::super::tests::{client_tls, identity};
-    use super::super::{QuicSettings, TicketStore, quic_tls_config};
+    use super::super::tests::{client_tls, client_tls_of, identity};
+    use super::super::{KeyExchange, QuicSettings, TicketStore, X25519_MLKEM768, quic_tls_config};
     use super::*;
 
     /// A session after its handshake, and what its client has.
@@ -355,11 +355,15 @@ mod tests {
     }
 
     fn server(name: &str, session_tickets: usize) -> (Arc<LeanServer>, rustls::RootCertStore) {
-        let (identity, roots) = identity(name);
         let settings = QuicSettings {
             session_tickets,
             ..QuicSettings::default()
         };
+        server_with(name, settings)
+    }
+
+    fn server_with(name: &str, settings: QuicSettings) -> (Arc<LeanServer>, rustls::RootCertStore) {
+        let (identity, roots) = identity(name);
         let tickets = Arc::new(TicketStore::new(16));
         let tls = quic_tls_config(&identity, None, &settings, &tickets).unwrap();
         (Arc::new(LeanServer::new(LiveTls::new(tls))), roots)
@@ -475,6 +479,38 @@ mod tests {
         let done = handshake(&server, &Arc::new(client));
         let suite = done.client.negotiated_cipher_suite().unwrap().suite();
         assert_eq!(suite, CipherSuite::TLS13_AES_128_GCM_SHA256);
+    }
+
+    /// A handshake of either kind takes one round trip: none of these needs a HelloRetryRequest (RFC 8446 §4.1.4).
+    #[test]
+    fn the_post_quantum_group_is_taken_where_both_have_it() {
+        use rustls::{NamedGroup, crypto::ring::kx_group};
+        let hybrid = NamedGroup::X25519MLKEM768;
+        let [both, old] = [
+            vec![X25519_MLKEM768, kx_group::X25519],
+            vec![kx_group::X25519],
+        ];
+        for (ours, theirs, agreed) in [
+            (KeyExchange::PostQuantum, &both, hybrid),
+            (KeyExchange::PostQuantum, &old, NamedGroup::X25519),
+            (KeyExchange::Classical, &both, NamedGroup::X25519),
+            (KeyExchange::Classical, &old, NamedGroup::X25519),
+        ] {
+            let settings = QuicSettings {
+                key_exchange: ours,
+                ..QuicSettings::default()
+            };
+            let (server, roots) = server_with("groups", settings);
+            let mut provider = rustls::crypto::ring::default_provider();
+            provider.kx_groups.clone_from(theirs);
+            let client = Arc::new(client_tls_of(provider, roots));
+            for kind in [HandshakeKind::Full, HandshakeKind::Resumed] {
+                let client = handshake(&server, &client).client;
+                let group = client.negotiated_key_exchange_group();
+                assert_eq!(group.map(|group| group.name()), Some(agreed));
+                assert_eq!(client.handshake_kind(), Some(kind));
+            }
+        }
     }
 
     #[test]

@@ -59,6 +59,14 @@ pub(super) fn client_tls(roots: RootCertStore, suite: Option<CipherSuite>) -> ru
     provider
         .cipher_suites
         .retain(|known| suite.is_none_or(|suite| known.suite() == suite));
+    client_tls_of(provider, roots)
+}
+
+/// The same with what a provider has.
+pub(super) fn client_tls_of(
+    provider: CryptoProvider,
+    roots: RootCertStore,
+) -> rustls::ClientConfig {
     let mut tls = rustls::ClientConfig::builder_with_provider(Arc::new(provider))
         .with_protocol_versions(&[&rustls::version::TLS13])
         .unwrap()
@@ -400,6 +408,27 @@ fn a_client_gets_the_streams_that_are_configured() {
         [Dir::Bi, Dir::Uni].map(|dir| std::iter::from_fn(|| streams.open(dir)).count()),
         [3, 1]
     );
+}
+
+#[test]
+fn connections_have_the_congestion_control_that_is_configured() {
+    use quinn_proto::congestion::{Bbr, Cubic, NewReno};
+    let (identity, roots) = identity("congestion");
+    let controller = |congestion| {
+        let settings = QuicSettings {
+            congestion,
+            ..QuicSettings::default()
+        };
+        let mut pair = pair(&identity, &settings);
+        pair.connect(client(client_tls(roots.clone(), None)));
+        pair.run(SECOND);
+        assert!(is_connected(&pair.server));
+        let controller = pair.server.connection().congestion_state().clone_box();
+        controller.into_any()
+    };
+    assert!(controller(Congestion::NewReno).is::<NewReno>());
+    assert!(controller(Congestion::Cubic).is::<Cubic>());
+    assert!(controller(Congestion::Bbr).is::<Bbr>());
 }
 
 #[test]

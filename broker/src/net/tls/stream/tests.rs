@@ -1,7 +1,7 @@
 //! A server's side of TLS against rustls's own client, with a wire that cuts where it likes.
 
 use super::super::tests::{Folder, identity};
-use super::super::{ClientAuthorities, tcp_server_config};
+use super::super::{ClientAuthorities, KeyExchange, tcp_server_config};
 use super::*;
 use proptest::prelude::*;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
@@ -132,7 +132,7 @@ proptest! {
         messages in prop::collection::vec(prop::collection::vec(any::<u8>(), 1..40_000), 1..4),
     ) {
         let (identity, roots) = identity("pieces");
-        let config = tcp_server_config(&identity, None, &[]).unwrap();
+        let config = tcp_server_config(&identity, None, &[], KeyExchange::default()).unwrap();
         let mut wire = Wire::new(&config, client(roots, VERSIONS[version]), pieces);
         wire.carry().unwrap();
         prop_assert!(!wire.server.is_handshaking() && wire.server.certificate().is_none());
@@ -158,7 +158,7 @@ proptest! {
             wire.splice(0..0, [22, 3, 1, length[0], length[1], 1]);
         }
         let (identity, _) = identity("garbage");
-        let config = tcp_server_config(&identity, None, &[]).unwrap();
+        let config = tcp_server_config(&identity, None, &[], KeyExchange::default()).unwrap();
         let mut server = TlsStream::new(config).unwrap();
         let (mut plain, mut out) = (Vec::new(), Vec::new());
         for piece in wire.chunks_mut(pieces[0]) {
@@ -174,7 +174,9 @@ proptest! {
 #[test]
 fn a_handshake_that_never_ends_is_refused() {
     let (identity, _) = identity("endless");
-    let mut server = TlsStream::new(tcp_server_config(&identity, None, &[]).unwrap()).unwrap();
+    let mut server =
+        TlsStream::new(tcp_server_config(&identity, None, &[], KeyExchange::default()).unwrap())
+            .unwrap();
     // A ClientHello of 65,000 bytes, in records of 16,000.
     let mut hello = vec![1, 0, 0xfd, 0xe8];
     hello.resize(65_000, 0);
@@ -195,7 +197,7 @@ fn a_handshake_that_never_ends_is_refused() {
 fn both_sides_say_goodbye() {
     for version in VERSIONS {
         let (identity, roots) = identity("goodbye");
-        let config = tcp_server_config(&identity, None, &[]).unwrap();
+        let config = tcp_server_config(&identity, None, &[], KeyExchange::default()).unwrap();
         let mut wire = Wire::new(&config, client(roots, version), vec![10_000]);
         wire.carry().unwrap();
         let mut out = Vec::new();
@@ -221,7 +223,7 @@ fn both_sides_say_goodbye() {
 #[test]
 fn keys_are_updated_when_the_client_asks() {
     let (identity, roots) = identity("update");
-    let config = tcp_server_config(&identity, None, &[]).unwrap();
+    let config = tcp_server_config(&identity, None, &[], KeyExchange::default()).unwrap();
     let client = client(roots, &rustls::version::TLS13);
     let mut wire = Wire::new(&config, client, vec![3, 50, 1_000]);
     wire.carry().unwrap();
@@ -245,7 +247,7 @@ fn keys_are_updated_when_the_client_asks() {
 #[test]
 fn a_cut_record_does_not_stop_the_other_direction() {
     let (identity, roots) = identity("cut");
-    let config = tcp_server_config(&identity, None, &[]).unwrap();
+    let config = tcp_server_config(&identity, None, &[], KeyExchange::default()).unwrap();
     for version in VERSIONS {
         let mut wire = Wire::new(&config, client(roots.clone(), version), vec![10_000]);
         wire.carry().unwrap();
@@ -273,7 +275,7 @@ fn a_cut_record_does_not_stop_the_other_direction() {
 #[test]
 fn application_protocols_have_to_match() {
     let (identity, roots) = identity("alpn");
-    let config = tcp_server_config(&identity, None, &["mqtt"]).unwrap();
+    let config = tcp_server_config(&identity, None, &["mqtt"], KeyExchange::default()).unwrap();
     for (offered, fits) in [
         (vec![], true),
         (vec![&b"mqtt"[..]], true),
@@ -295,7 +297,8 @@ fn a_client_is_known_by_its_certificate() {
             let folder = Folder::new("known-clients");
             let client = with_certificate(roots, &folder, name, version);
             let clients = ClientAuthorities::load(&folder.0.join("ca.pem"), true).unwrap();
-            let config = tcp_server_config(&identity, Some(&clients), &[]).unwrap();
+            let config =
+                tcp_server_config(&identity, Some(&clients), &[], KeyExchange::default()).unwrap();
             for _ in 0..2 {
                 let mut wire = Wire::new(&config, client.clone(), vec![10_000]);
                 wire.carry().unwrap();
@@ -315,7 +318,8 @@ fn a_certificate_of_somebody_else_or_none_is_refused() {
         let bad = with_certificate(roots.clone(), &strange, Some("a"), version);
         for required in [true, false] {
             let clients = ClientAuthorities::load(&own.0.join("ca.pem"), required).unwrap();
-            let config = tcp_server_config(&identity, Some(&clients), &[]).unwrap();
+            let config =
+                tcp_server_config(&identity, Some(&clients), &[], KeyExchange::default()).unwrap();
             let carried = |client: ClientConfig| Wire::new(&config, client, vec![777]).carry();
             assert_eq!(carried(good.clone()), Ok(()));
             assert!(matches!(carried(bad.clone()), Err(StreamError::Tls(_))));
