@@ -33,6 +33,7 @@ const CONTROLS: &[&str] = &[
     "lists",
     "list_add",
     "list_del",
+    "qlog",
 ];
 /// Longest question, bytes. Longer: an error, and the connection is closed.
 const LINE_BYTES_MAX: u64 = 4096;

@@ -17,7 +17,8 @@ Examples:
   headgate ctl quota reset sensors                        as the configuration says
   headgate ctl deny add 203.0.113.0/24 --for 10m --reason \"scans us\"
   headgate ctl deny list
-  headgate ctl allow add 198.51.100.0/24                  never denied automatically")]
+  headgate ctl allow add 198.51.100.0/24                  never denied automatically
+  headgate ctl qlog 203.0.113.7                           its next QUIC connection, for qvis and the like")]
 pub(super) struct CtlArgs {
     #[command(subcommand)]
     topic: Topic,
@@ -34,6 +35,15 @@ enum Topic {
     /// Sources that no budget by source applies to, and that are never denied automatically
     #[command(subcommand)]
     Allow(Listing),
+    /// Write the next QUIC connection from an address down as qlog (JSON-SEQ), and say into which file of the state
+    /// folder. It takes CPU time of the connection's worker, and ends after 64 MiB; files stay until you delete them
+    Qlog {
+        /// Such as 203.0.113.7 or 2001:db8::7
+        #[arg(value_name = "ADDRESS")]
+        address: String,
+        #[command(flatten)]
+        broker: Broker,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -103,6 +113,13 @@ pub(super) fn ctl(args: &CtlArgs) -> Result<ExitCode, Failure> {
         Topic::Quota(quota) => quotas(quota)?,
         Topic::Deny(listing) => lists("deny", listing)?,
         Topic::Allow(listing) => lists("allow", listing)?,
+        Topic::Qlog { address, broker } => {
+            let answer = ask(broker, &json!({ "command": "qlog", "address": address }))?;
+            say(&format!(
+                "{}\n",
+                answer["file"].as_str().unwrap_or_default()
+            ));
+        }
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -317,8 +317,9 @@ sections! {
         /// of kernel memory each, per CPU.
         cpumap_queue_packets: u32 = 2_048, 64..=16_384;
         /// QUIC Initial and 0-RTT packets to unknown connection IDs that pass, per second, all
-        /// sources together. Of this and the following budgets two seconds' worth may come at once,
-        /// and what is above is dropped and counted. 0 = no limit.
+        /// sources together; a client that offers a post-quantum key exchange sends two for each connection. Of
+        /// this and the following budgets two seconds' worth may come at once, and what is above is
+        /// dropped and counted. 0 = no limit.
         initials_per_second: u32 = 40_000, 0..=100_000_000;
         /// The same from one source prefix (IPv4 /24, IPv6 /64). 0 = no limit.
         initials_per_second_per_prefix: u32 = 10_000, 0..=100_000_000;

@@ -7,6 +7,7 @@ mod arrival;
 pub mod error_code;
 pub mod guard;
 mod opening;
+pub mod qlog;
 mod resets;
 mod unvalidated;
 mod window;
@@ -32,6 +33,7 @@ use bytes::{Bytes, BytesMut};
 use guard::{Guard, Record};
 use headgate_codec::ReasonCode;
 use headgate_core::{ClientCertificate, ConnId};
+use qlog::Qlogs;
 use quinn_proto::{
     Connection, ConnectionHandle, DatagramEvent, Dir, Endpoint, Event, Incoming, Side, StreamEvent,
     StreamId, VarInt, WriteError,
@@ -138,6 +140,8 @@ pub struct QuicSideSettings {
     pub receive_window_bytes: u32,
     /// The same for a client that uses them.
     pub receive_window_bytes_max: u32,
+    /// Whose connection is written down.
+    pub qlogs: Arc<Qlogs>,
 }
 
 impl QuicSide {
@@ -277,10 +281,12 @@ impl QuicSide {
             address.received(bytes);
             Box::new(address)
         });
-        match self
-            .endpoint
-            .accept(incoming, clock.now, &mut self.buffer, None)
-        {
+        match self.endpoint.accept(
+            incoming,
+            clock.now,
+            &mut self.buffer,
+            self.settings.qlogs.wanted(peer.ip()),
+        ) {
             Ok((handle, connection)) => {
                 let mut record = Record::default();
                 self.guard.note(&mut record);

@@ -30,6 +30,7 @@ impl Server {
                 let reset = self.workshop.quotas.reset(name(question)?, self.writer());
                 self.quotas_changed(reset)
             }
+            Some("qlog") => self.qlog(question),
             Some("lists") => Ok(self.lists(action(question)?)),
             Some("list_add") => self.list_add(question),
             Some("list_del") => {
@@ -68,6 +69,21 @@ impl Server {
             })
         });
         classes.collect()
+    }
+
+    /// Writes the next QUIC connection of an address down; answers with the file.
+    fn qlog(&self, question: &Value) -> Result<Value, String> {
+        let text = question["address"].as_str().unwrap_or_default();
+        let peer = text.parse().map_err(|_| {
+            format!("`{text}` is no address; it looks like 203.0.113.7 or 2001:db8::7")
+        })?;
+        let Some(qlogs) = self.workshop.qlogs() else {
+            return Err("listen.quic is off: there are no QUIC connections".to_owned());
+        };
+        let asked = qlogs.ask(peer, housekeeping::unix_s());
+        let failed = |error| format!("{}: {error}", qlogs.folder().display());
+        let path = asked.map_err(failed)?;
+        Ok(json!({ "file": path.display().to_string() }))
     }
 
     fn list_add(&self, question: &Value) -> Result<Value, String> {

@@ -6,9 +6,12 @@ use crate::{
     limits::AdmissionLimits,
     net::{
         cid::CidGenerator,
-        quic::{QuicSideSettings, guard::Issued},
+        quic::{QuicSideSettings, guard::Issued, qlog::Qlogs},
         tcp::TcpSettings,
-        tls::{self, ClientAuthorities, LiveTls, QuicSettings, TicketStore, TlsError, TlsIdentity},
+        tls::{
+            self, ClientAuthorities, KeyExchange, LiveTls, QuicSettings, TicketStore, TlsError,
+            TlsIdentity,
+        },
         token::TokenKey,
     },
 };
@@ -282,7 +285,9 @@ impl QuicParts {
         let tickets = Arc::new(TicketStore::new(config.limits.resumable_sessions));
         let tls = tls::quic_tls_config(identity, clients, &settings, &tickets)?;
         let tls = LiveTls::new(tls);
-        let server = tls::quic_server_config(&tls, &settings, token_key);
+        let server = Arc::new(tls::quic_server_config(&tls, &settings, token_key));
+        let folder = config.node.state_dir.join("qlog");
+        let qlogs = Qlogs::new(folder, Arc::clone(&server), settings.clone());
         let endpoint = tls::quic_endpoint_config(&settings, keys.reset_key())?;
         Ok(Some(Self {
             side: QuicSideSettings {
@@ -290,10 +295,11 @@ impl QuicParts {
                 resets_per_second: config.limits.stateless_resets_per_second.div_ceil(workers),
                 receive_window_bytes: settings.receive_window_bytes,
                 receive_window_bytes_max: settings.stream_receive_window_bytes,
+                qlogs: Arc::new(qlogs),
             },
             tls,
             settings,
-            server: Arc::new(server),
+            server,
             endpoint,
             cids: keys.cid_keys(KEY_EPOCH),
             node: config.node.id,

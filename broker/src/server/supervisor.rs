@@ -16,7 +16,10 @@ use crate::{
     mesh::Mesh,
     metrics::{Label, Metrics, Transport},
     net::{
-        quic::guard::{Guard, Issued, Police},
+        quic::{
+            guard::{Guard, Issued, Police},
+            qlog::Qlogs,
+        },
         tcp::{Bound, TcpSettings},
         tls::TlsError,
         udp::{RecvBatch, UdpSocket},
@@ -154,6 +157,11 @@ impl Workshop {
     pub fn reload_certificates(&self) -> Result<(), TlsError> {
         let parts = TlsParts::load(&self.config)?;
         settings::replace_certificates(&self.config, &parts, &self.tcp, self.quic.as_ref())
+    }
+
+    /// Whose QUIC connection is written down; `None` where there is no QUIC.
+    pub fn qlogs(&self) -> Option<&Qlogs> {
+        self.quic.as_ref().map(|quic| &*quic.side.qlogs)
     }
 
     /// The supervisor's word to a worker.

@@ -2,6 +2,7 @@
 //! with mosquitto's own clients at the other end.
 
 mod mosquitto;
+mod quic;
 
 use headgate_tests::{
     broker::{self, Broker},

@@ -59,6 +59,20 @@ pub enum ClientError {
         /// What was found instead.
         reason: String,
     },
+    /// A file beside a QUIC connection can't be used.
+    #[error("can't use {}: {reason}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        reason: String,
+    },
+    /// The server gives no session ticket, or none that is good for 0-RTT data.
+    #[error("{target} takes no 0-RTT data; connect without --0rtt")]
+    NoEarlyData {
+        /// Scheme, host and port.
+        target: String,
+    },
     /// The server's CONNACK refuses (§3.2.2.2).
     #[error("the server refuses the connection: {}", named(*reason, text.as_deref()))]
     Refused {

@@ -4,6 +4,8 @@
 //! [`Session::next`] also acknowledges what arrives and keeps the connection alive.
 
 mod error;
+mod quic;
+mod resume;
 mod session;
 mod target;
 mod tls;
@@ -12,6 +14,7 @@ mod transport;
 pub(crate) use error::named;
 
 pub use error::ClientError;
+pub use quic::QuicOptions;
 pub use session::{Event, Session};
 pub use target::{Scheme, Target, TargetError, Url};
 pub use tls::{Identity, TlsOptions, Trust};

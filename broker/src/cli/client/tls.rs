@@ -1,6 +1,6 @@
 //! Whose certificates the client trusts, and which it shows.
 
-use super::ClientError;
+use super::{ClientError, QuicOptions};
 use crate::net::tls::X25519_MLKEM768;
 use rustls::{
     ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme, SupportedProtocolVersion,
@@ -41,6 +41,8 @@ pub struct TlsOptions {
     pub trust: Trust,
     /// The client's certificate.
     pub identity: Option<Identity>,
+    /// What is done besides over QUIC.
+    pub quic: QuicOptions,
 }
 
 /// A TLS configuration with one application protocol (RFC 7301): QUIC has TLS 1.3 only (RFC 9001 §4.2).

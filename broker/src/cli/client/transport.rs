@@ -1,20 +1,12 @@
 //! The bytes of one connection: a TCP stream, with TLS or not, WebSocket on either, or the control stream of a QUIC
 //! connection.
 
-use super::{ClientError, Scheme, Target, TlsOptions, tls};
+use super::{ClientError, Scheme, Target, TlsOptions, quic, tls};
 use bytes::BytesMut;
 use futures_util::{SinkExt, StreamExt};
-use quinn::{
-    ConnectionError, Endpoint, RecvStream, SendStream, VarInt, crypto::rustls::QuicClientConfig,
-};
+use quinn::{Endpoint, RecvStream, SendStream, VarInt};
 use rustls::pki_types::ServerName;
-use std::{
-    future::poll_fn,
-    io,
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
-    sync::Arc,
-    time::Duration,
-};
+use std::{future::poll_fn, io, net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpStream, lookup_host},
@@ -69,7 +61,7 @@ impl Transport {
         let mut failure = resolve(io::ErrorKind::NotFound.into());
         for address in addresses {
             let opened = match target.scheme {
-                Scheme::Quic => quic(address, target, options).await,
+                Scheme::Quic => quic::open(address, target, options).await,
                 _ => over_tcp(address, target, options).await,
             };
             match opened {
@@ -155,7 +147,7 @@ fn closed(error: io::Error) -> ClientError {
     }
 }
 
-fn unreachable(target: &Target, reason: impl ToString) -> ClientError {
+pub(super) fn unreachable(target: &Target, reason: impl ToString) -> ClientError {
     ClientError::Unreachable {
         target: target.to_string(),
         reason: reason.to_string(),
@@ -247,54 +239,6 @@ fn over_tls(target: &Target, error: &io::Error) -> ClientError {
             target: target.to_string(),
             reason: error.to_string(),
         };
-    }
-    unreachable(target, error)
-}
-
-async fn quic(
-    address: SocketAddr,
-    target: &Target,
-    options: &TlsOptions,
-) -> Result<Transport, ClientError> {
-    let tls = tls::config(options, &[&rustls::version::TLS13], "mqtt")?;
-    let tls = QuicClientConfig::try_from(tls).map_err(|error| unreachable(target, error))?;
-    let mut config = quinn::ClientConfig::new(Arc::new(tls));
-    let mut transport = quinn::TransportConfig::default();
-    // Keep Alive of MQTT decides how long silence lasts; the server's timeout still counts.
-    transport.max_idle_timeout(None);
-    config.transport_config(Arc::new(transport));
-    let local: SocketAddr = if address.is_ipv4() {
-        (Ipv4Addr::UNSPECIFIED, 0).into()
-    } else {
-        (Ipv6Addr::UNSPECIFIED, 0).into()
-    };
-    let endpoint = Endpoint::client(local).map_err(|error| unreachable(target, error))?;
-    let connecting = endpoint
-        .connect_with(config, address, &target.host)
-        .map_err(|error| unreachable(target, error))?;
-    let connection = connecting
-        .await
-        .map_err(|error| handshake(target, &error))?;
-    let opened = connection.open_bi().await;
-    let (send, recv) = opened.map_err(|error| unreachable(target, error))?;
-    Ok(Transport::Quic {
-        endpoint,
-        connection,
-        send,
-        recv,
-    })
-}
-
-/// What a failed handshake means: TLS alerts 42 to 48 (RFC 8446 §6.2) speak of the certificate, and
-/// 51 of a signature, of the certificate too; a QUIC CRYPTO_ERROR carries them in its low octet
-/// (RFC 9001 §4.8).
-fn handshake(target: &Target, error: &ConnectionError) -> ClientError {
-    if let ConnectionError::TransportError(error) = error {
-        let code = u64::from(error.code);
-        if matches!(code, 0x12a..=0x130 | 0x133) {
-            let (target, reason) = (target.to_string(), error.reason.clone());
-            return ClientError::Certificate { target, reason };
-        }
     }
     unreachable(target, error)
 }

@@ -1,7 +1,7 @@
 //! The flags that `pub` and `sub` have in common.
 
 use super::{Failure, properties::Properties};
-use crate::cli::client::{Identity, Scheme, Target, TlsOptions, Trust, Url};
+use crate::cli::client::{Identity, QuicOptions, Scheme, Target, TlsOptions, Trust, Url};
 use bytes::Bytes;
 use clap::{ArgAction, Args, ValueEnum};
 use headgate_codec::{Connect, QoS, Text, Version, Will};
@@ -37,6 +37,18 @@ pub struct ConnectionArgs {
     /// Connect over QUIC to --host
     #[arg(long, help_heading = "Connection")]
     quic: bool,
+    /// Over QUIC: send CONNECT and what follows as 0-RTT data (RFC 9001 §4.6), which the server answers after one round
+    /// trip. It takes a session ticket; a connection that is made first, and for nothing else, gets one
+    #[arg(long = "0rtt", help_heading = "Connection")]
+    early_data: bool,
+    /// Over QUIC: keep the server's address validation tokens (RFC 9000 §8.1.3) in this file, each for one connection,
+    /// which then begins without the round trip that a Retry costs. Session tickets are not in it: the TLS library
+    /// doesn't give them away
+    #[arg(long, value_name = "FILE", help_heading = "Connection")]
+    resume_file: Option<PathBuf>,
+    /// Over QUIC: write what the connection does to this file, as qlog (JSON-SEQ)
+    #[arg(long, value_name = "FILE", help_heading = "Connection")]
+    qlog: Option<PathBuf>,
     /// Connect over TLS (unless --quic or -L says what else) and trust the certificates of this PEM file instead of the
     /// system's
     #[arg(
@@ -220,6 +232,15 @@ impl ConnectionArgs {
             );
             return Err(Failure::Usage(text));
         }
+        let quic = QuicOptions {
+            early_data: self.early_data,
+            resume_file: self.resume_file.clone(),
+            qlog: self.qlog.clone(),
+        };
+        if quic != QuicOptions::default() && scheme != Scheme::Quic {
+            let text = "--0rtt, --resume-file and --qlog go with --quic and quic://";
+            return Err(Failure::Usage(text.into()));
+        }
         let trust = match &self.cafile {
             _ if self.insecure => {
                 eprintln!("warning: --insecure: the server's certificate is not verified");
@@ -230,7 +251,11 @@ impl ConnectionArgs {
         };
         let identity = self.cert.clone().zip(self.key.clone());
         let identity = identity.map(|(certificate, key)| Identity { certificate, key });
-        Ok(TlsOptions { trust, identity })
+        Ok(TlsOptions {
+            trust,
+            identity,
+            quic,
+        })
     }
 
     /// The properties of all packets.

@@ -19,7 +19,8 @@ use headgate_common::token::NEW_TOKEN_LIFE_S;
 use quinn_proto::congestion::{BbrConfig, ControllerFactory, CubicConfig, NewRenoConfig};
 use quinn_proto::crypto::HandshakeTokenKey;
 use quinn_proto::{
-    EndpointConfig, IdleTimeout, MtuDiscoveryConfig, ServerConfig, TransportConfig, VarInt,
+    EndpointConfig, IdleTimeout, MtuDiscoveryConfig, QlogStream, ServerConfig, TransportConfig,
+    VarInt,
 };
 use ring::hmac;
 
@@ -285,7 +286,11 @@ const INCOMING_BUFFER_BYTES: u64 = 16 << 10;
 /// Bytes kept for all such connections.
 const INCOMING_BUFFER_TOTAL_BYTES: u64 = 4 << 20;
 
-fn transport_config(settings: &QuicSettings) -> TransportConfig {
+/// Of connections; with a `qlog`, of one alone.
+pub(super) fn transport_config(
+    settings: &QuicSettings,
+    qlog: Option<QlogStream>,
+) -> TransportConfig {
     let mut transport = TransportConfig::default();
     transport
         .max_concurrent_bidi_streams(settings.bidi_streams_max.into())
@@ -303,7 +308,8 @@ fn transport_config(settings: &QuicSettings) -> TransportConfig {
         // 1,200 bytes pass everywhere.
         .mtu_discovery_config(settings.mtu_discovery.then(MtuDiscoveryConfig::default))
         .allow_spin(false)
-        .congestion_controller_factory(settings.congestion.factory());
+        .congestion_controller_factory(settings.congestion.factory())
+        .qlog_stream(qlog);
     transport
 }
 
