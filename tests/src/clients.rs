@@ -309,7 +309,12 @@ impl Misuse {
     /// # Panics
     /// When Python can't be started.
     pub fn start(broker: &Broker, arguments: &[&str]) -> Self {
-        Self(over_quic("quic_misuse.py", broker, arguments))
+        Self(over_quic(
+            "quic_misuse.py",
+            broker,
+            broker.quic(),
+            arguments,
+        ))
     }
 
     /// Waits until it says `text`.
@@ -331,7 +336,22 @@ impl BelowMqtt {
     /// # Panics
     /// When Python can't be started.
     pub fn start(broker: &Broker, arguments: &[&str]) -> Self {
-        Self(over_quic("quic_transport.py", broker, arguments))
+        Self(over_quic(
+            "quic_transport.py",
+            broker,
+            broker.quic(),
+            arguments,
+        ))
+    }
+
+    /// Starts it; it connects to `address`.
+    ///
+    /// # Panics
+    /// When Python can't be started.
+    pub fn start_at(broker: &Broker, address: SocketAddr, arguments: &[&str]) -> Self {
+        let host = address.ip().to_string();
+        let arguments = [arguments, &["--host", &host]].concat();
+        Self(over_quic("quic_transport.py", broker, address, &arguments))
     }
 
     /// Waits until it says `text`.
@@ -339,16 +359,25 @@ impl BelowMqtt {
     /// # Panics
     /// When it ends without.
     pub fn says(&mut self, text: &str) {
+        self.line(text);
+    }
+
+    /// The next line with `text` in it.
+    ///
+    /// # Panics
+    /// When it ends without.
+    pub fn line(&mut self, text: &str) -> String {
         assert!(self.0.wait_for(text), "no {text:?}: {:#?}", self.0.seen);
+        self.0.seen.last().cloned().unwrap_or_default()
     }
 }
 
-fn over_quic(script: &str, broker: &Broker, arguments: &[&str]) -> Process {
+fn over_quic(script: &str, broker: &Broker, address: SocketAddr, arguments: &[&str]) -> Process {
     let mut command = python();
     command
         .arg(scripts().join(script))
         .args(arguments)
-        .args(["--port", &broker.quic().port().to_string(), "--ca"])
+        .args(["--port", &address.port().to_string(), "--ca"])
         .arg(broker.ca_certificate());
     Process::start(command)
 }
@@ -470,7 +499,7 @@ fn mqttv5() -> PathBuf {
 }
 
 /// The target folder, from the place of the test's own binary: target/PROFILE/deps/NAME.
-fn target() -> PathBuf {
+pub(crate) fn target() -> PathBuf {
     let own = std::env::current_exe().expect("a test knows its own file");
     own.ancestors()
         .nth(3)

@@ -7,6 +7,7 @@ pub mod crash;
 pub mod disk;
 pub mod flood;
 pub mod heap;
+pub mod hostile;
 pub mod load;
 pub mod mounts;
 pub mod netns;

@@ -4,7 +4,7 @@
 use headgate::net::udp::{self, RecvBatch, SendBatch, UdpOptions};
 use headgate_codec::{Packet, QoS};
 use headgate_tests::{
-    broker::{Broker, Settings},
+    broker::{Broker, Settings, certificate},
     quic_client::{Client, Error, endpoint, tls},
     relay::{Conditions, Relay, Way},
 };
@@ -281,23 +281,22 @@ fn a_client_that_speaks_something_else_is_told_so() {
     });
 }
 
+/// A broker whose chain of certificates is longer than what one datagram of a client allows.
+fn with_a_long_chain(folder: &std::path::Path) -> Broker {
+    certificate::write(folder);
+    let chain = folder.join("chain.pem");
+    let one = std::fs::read_to_string(folder.join(certificate::CHAIN)).expect("a certificate");
+    std::fs::write(&chain, one.repeat(12)).expect("a file");
+    let key = folder.join(certificate::KEY);
+    Broker::start(&format!("[tls]\ncertificate = {chain:?}\nkey = {key:?}"))
+}
+
 /// Before an address is validated, three times as much goes there as came from it, not a byte more, for as long as
 /// the broker tries.
 #[test]
 fn an_address_that_never_answers_gets_three_times_what_it_sent() {
     let folder = tempfile::tempdir().expect("a folder");
-    // A chain that is longer than what one datagram of the client allows.
-    headgate_tests::broker::certificate::write(folder.path());
-    let chain = folder.path().join("chain.pem");
-    let certificate = std::fs::read_to_string(
-        folder
-            .path()
-            .join(headgate_tests::broker::certificate::CHAIN),
-    )
-    .expect("a certificate");
-    std::fs::write(&chain, certificate.repeat(12)).expect("a file");
-    let key = folder.path().join(headgate_tests::broker::certificate::KEY);
-    let broker = Broker::start(&format!("[tls]\ncertificate = {chain:?}\nkey = {key:?}"));
+    let broker = with_a_long_chain(folder.path());
     run(async {
         let blocked = Conditions {
             blocked: Some(Way::Down),
@@ -317,6 +316,44 @@ fn an_address_that_never_answers_gets_three_times_what_it_sent() {
         // With the way open the same chain gets through: the client's answers make room.
         let relay = Relay::start(broker.quic(), Conditions::default(), 9);
         Client::connect(&endpoint, relay.address(), "long chain").await?;
+        Ok(())
+    });
+}
+
+/// Somebody sends one datagram, sees all that comes, and never says anything new: another copy of it makes as much room again.
+#[test]
+fn one_datagram_is_answered_with_three_times_its_bytes() {
+    const WHILE: Duration = Duration::from_secs(3);
+    let folder = tempfile::tempdir().expect("a folder");
+    let broker = with_a_long_chain(folder.path());
+    run(async {
+        let blocked = Conditions {
+            blocked: Some(Way::Up),
+            ..Conditions::default()
+        };
+        let relay = Relay::start(broker.quic(), blocked, 11);
+        let endpoint = endpoint(socket())?;
+        let connecting = endpoint.connect(relay.address(), "localhost")?;
+        let first = loop {
+            if let Some(first) = relay.recorded(Way::Up).into_iter().next() {
+                break first;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        };
+        drop(connecting);
+        let somebody = socket();
+        let mut came = 0;
+        for copies in 1..=2 {
+            somebody.send_to(&first, broker.quic())?;
+            let allowed = 3 * copies * first.len();
+            // Its probes have no more room than its first answer.
+            let end = Instant::now() + WHILE;
+            while Instant::now() < end || came <= allowed - first.len() {
+                came += somebody.recv(&mut [0; 2048]).unwrap_or(0);
+                assert!(came <= allowed, "{came} bytes for {allowed} / 3");
+                assert!(Instant::now() < end + PATIENCE, "{came} of {allowed}");
+            }
+        }
         Ok(())
     });
 }
