@@ -18,6 +18,7 @@ pub mod rig;
 pub mod siege;
 pub mod sim;
 pub mod skip;
+pub mod stacks;
 pub mod streams;
 pub mod tcp_client;
 pub mod users;

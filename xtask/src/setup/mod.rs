@@ -2,7 +2,7 @@
 
 pub mod clients;
 pub mod ebpf;
-mod packages;
+pub mod packages;
 
 use std::fs;
 use std::process::{Command, ExitCode};

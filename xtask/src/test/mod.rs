@@ -1,6 +1,7 @@
 //! `cargo xtask test`: every check and every test, a line each, and one closing line that counts them.
 
 mod fuzz;
+mod stacks;
 mod tally;
 mod together;
 
@@ -26,8 +27,8 @@ use tally::Tally;
 /// What `cargo xtask test` takes.
 #[derive(clap::Args)]
 pub struct Options {
-    /// Also the long runs: each fuzz target for a minute, property tests with many more cases, ten times the simulation's
-    /// seeds, 50 kills and losses of power
+    /// Also what takes long: each fuzz target for a minute, property tests with many more cases, ten times the simulation's
+    /// seeds, 50 kills and losses of power, clients on QUIC stacks that compile for minutes
     #[arg(long)]
     full: bool,
 }
@@ -72,6 +73,9 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         session.checks()?;
         let is_built = session.build()?;
         session.installed(installs)?;
+        if options.full {
+            session.stacks();
+        }
         if is_built {
             session.tests()?;
         }
@@ -200,6 +204,14 @@ impl Session {
         let is_built = self.check("build", &mut build)?;
         self.tidy()?;
         Ok(is_built)
+    }
+
+    /// Clients that an ordinary run does without, and says so for each test that wants them.
+    fn stacks(&mut self) {
+        match stacks::build() {
+            Ok(took) => self.passed("build-stacks", Some(took), ""),
+            Err(error) => self.fails("build-stacks", &format!("    {error:#}")),
+        }
     }
 
     /// The tests of all crates.

@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::{paths, shell};
 
 /// Each crate, and which crates of the project it may use.
-const MAY_USE: [(&str, &[&str]); 9] = [
+const MAY_USE: [(&str, &[&str]); 10] = [
     ("headgate-codec", &[]),
     ("headgate-topics", &[]),
     ("headgate-common", &[]),
@@ -43,12 +43,14 @@ const MAY_USE: [(&str, &[&str]); 9] = [
             "headgate-topics",
         ],
     ),
+    // Clients that share nothing with the broker.
+    ("headgate-stacks", &[]),
     ("xtask", &[]),
 ];
 
 /// Libraries that only some crates may use: the sans-IO crates and the parsers stay free of input and output.
 const LIMITED: [(&str, &[&str]); 7] = [
-    ("tokio", &["headgate", "headgate-tests"]),
+    ("tokio", &["headgate", "headgate-stacks", "headgate-tests"]),
     ("quinn", &["headgate", "headgate-tests"]),
     ("quinn-proto", &["headgate", "headgate-tests"]),
     ("quinn-udp", &["headgate", "headgate-tests"]),
@@ -59,7 +61,12 @@ const LIMITED: [(&str, &[&str]); 7] = [
 ];
 
 /// The workspaces of the repository, by their manifests.
-const MANIFESTS: [&str; 3] = ["Cargo.toml", "xdp-ebpf/Cargo.toml", "tests/fuzz/Cargo.toml"];
+const MANIFESTS: [&str; 4] = [
+    "Cargo.toml",
+    "xdp-ebpf/Cargo.toml",
+    "tests/fuzz/Cargo.toml",
+    "tests/stacks/Cargo.toml",
+];
 
 /// Dependencies that break the rules.
 ///
