@@ -113,7 +113,9 @@ impl Driver {
             self.desk.forget(conn);
         }
         self.origin = match &input {
-            Input::Packet { conn, .. } => Some(*conn),
+            Input::Packet { conn, .. }
+            | Input::DataPacket { conn, .. }
+            | Input::Datagram { conn, .. } => Some(*conn),
             _ => None,
         };
         self.handle(input, now);
@@ -247,6 +249,23 @@ impl Driver {
     fn perform(&mut self, conns: &mut Conns, output: Output) {
         match output {
             Output::Send { conn, frame } => conns.send(conn, frame),
+            Output::Ready { conn, datagrams } => conns.ready(conn, datagrams),
+            Output::SendData {
+                conn,
+                stream,
+                frame,
+            } => conns.send_data(conn, stream, frame),
+            Output::SendDatagram {
+                conn,
+                stream,
+                publish,
+            } => conns.send_datagram(conn, stream, publish),
+            Output::EndData { conn, stream } => conns.end_data(conn, stream),
+            Output::ResetData {
+                conn,
+                stream,
+                reason,
+            } => conns.reset_data(conn, stream, reason),
             Output::Close { conn, reason } => {
                 self.desk.forget(conn);
                 if let Some(conn) = conns.get(conn) {

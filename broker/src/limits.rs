@@ -33,6 +33,8 @@ pub enum Limit {
     HandshakesPerSecond,
     /// Streams that a QUIC client may have open.
     StreamsPerConnection,
+    /// Data streams that a QUIC client opens in a second.
+    StreamOpensPerSecond,
     /// Sessions of one worker.
     SessionsPerWorker,
     /// Connections of one quota class.
@@ -80,6 +82,7 @@ impl Limit {
             Self::ReceiveMaximum => ReasonCode::RECEIVE_MAXIMUM_EXCEEDED,
             Self::ConnectionsPerPrefix
             | Self::StreamsPerConnection
+            | Self::StreamOpensPerSecond
             | Self::SessionsPerWorker
             | Self::QuotaConnections
             | Self::SubscriptionsPerSession
@@ -100,6 +103,7 @@ impl Label for Limit {
         Self::ConnectionsPerPrefix,
         Self::HandshakesPerSecond,
         Self::StreamsPerConnection,
+        Self::StreamOpensPerSecond,
         Self::SessionsPerWorker,
         Self::QuotaConnections,
         Self::ClientIdBytes,
@@ -122,6 +126,7 @@ impl Label for Limit {
             Self::ConnectionsPerPrefix => "connections_per_prefix",
             Self::HandshakesPerSecond => "handshakes_per_second",
             Self::StreamsPerConnection => "streams_per_connection",
+            Self::StreamOpensPerSecond => "stream_opens_per_second",
             Self::SessionsPerWorker => "sessions_per_worker",
             Self::QuotaConnections => "quota_connections",
             Self::ClientIdBytes => "client_id_bytes",

@@ -197,6 +197,19 @@ worker_metrics! {
     Counter bytes_received: PerLabel<Transport> = "headgate_received_bytes_total",
     /// Bytes of MQTT sent.
     Counter bytes_sent: PerLabel<Transport> = "headgate_sent_bytes_total",
+    /// Data streams that QUIC clients have opened beside their control stream.
+    Counter data_streams_opened: Number = "headgate_data_streams_opened_total",
+    /// Data streams that were reset because of a packet that has no place there.
+    Counter data_streams_refused: Number = "headgate_data_streams_refused_total",
+    /// MQTT control packets received on data streams.
+    Counter data_packets_received: Number = "headgate_data_packets_received_total",
+    /// PUBLISH packets received in datagrams (RFC 9221).
+    Counter publish_datagrams_received: Number = "headgate_publish_datagrams_received_total",
+    /// PUBLISH packets sent in datagrams.
+    Counter publish_datagrams_sent: Number = "headgate_publish_datagrams_sent_total",
+    /// PUBLISH packets that were to leave in a datagram and left on a stream, because they did not fit or the client takes
+    /// none.
+    Counter datagrams_too_large: Number = "headgate_publish_datagrams_too_large_total",
     /// UDP datagrams received from the socket.
     Counter datagrams_received: Number = "headgate_datagrams_received_total",
     /// UDP datagrams sent.

@@ -9,6 +9,7 @@ pub mod flood;
 pub mod heap;
 pub mod hostile;
 pub mod load;
+pub mod lossy;
 pub mod mounts;
 pub mod netns;
 pub mod packets;

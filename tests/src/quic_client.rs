@@ -107,13 +107,110 @@ fn endpoint_with(socket: UdpSocket, tls: rustls::ClientConfig) -> Result<quinn::
     Ok(endpoint)
 }
 
+/// A bidirectional stream with MQTT 5.0 on it.
+pub struct Stream {
+    /// Client to server.
+    pub send: quinn::SendStream,
+    /// Server to client.
+    pub recv: quinn::RecvStream,
+    input: BytesMut,
+}
+
+impl Stream {
+    /// Opens the connection's next stream.
+    pub async fn open(connection: &quinn::Connection) -> Result<Self, Error> {
+        let (send, recv) = connection.open_bi().await?;
+        let input = BytesMut::new();
+        Ok(Self { send, recv, input })
+    }
+
+    /// Sends a packet.
+    pub async fn send(&mut self, packet: &Packet) -> Result<(), Error> {
+        self.send.write_all(&encoded(packet)).await?;
+        Ok(())
+    }
+
+    /// The next packet.
+    pub async fn receive(&mut self) -> Result<Packet, Error> {
+        loop {
+            let mut bytes: Bytes = self.input.split().freeze();
+            let packet = decode(&mut bytes, Some(Version::V5), u32::MAX)?;
+            self.input = BytesMut::from(bytes);
+            if let Some(packet) = packet {
+                return Ok(packet);
+            }
+            match self.recv.read_chunk(64 * 1024, true).await? {
+                Some(chunk) => self.input.extend_from_slice(&chunk.bytes),
+                None => return Err("the server ended the stream".into()),
+            }
+        }
+    }
+}
+
+/// A packet of MQTT 5.0 on the wire.
+pub fn encoded(packet: &Packet) -> Bytes {
+    let mut bytes = BytesMut::new();
+    encode(packet, Version::V5, &mut bytes);
+    bytes.freeze()
+}
+
+/// A PUBLISH.
+pub fn publish(topic: &str, packet_id: Option<u16>, payload: &[u8]) -> Packet {
+    let packet_id = packet_id.and_then(PacketId::new);
+    Packet::Publish(Publish {
+        dup: false,
+        qos: packet_id.map_or(QoS::AtMostOnce, |_| QoS::AtLeastOnce),
+        retain: false,
+        topic: Text::from(topic),
+        packet_id,
+        properties: None,
+        payload: Bytes::copy_from_slice(payload),
+    })
+}
+
+/// A SUBSCRIBE to one filter.
+pub fn subscribe(packet_id: u16, filter: &str, qos: QoS) -> Subscribe {
+    let options = SubscriptionOptions {
+        qos,
+        ..SubscriptionOptions::default()
+    };
+    Subscribe {
+        packet_id: PacketId::new(packet_id).unwrap_or(PacketId::MIN),
+        subscription_id: None,
+        user_properties: Vec::new(),
+        filters: vec![(Text::from(filter), options)],
+    }
+}
+
+/// A PUBACK.
+pub fn puback(packet_id: PacketId) -> Packet {
+    Packet::PubAck(Ack {
+        packet_id,
+        reason: ReasonCode::SUCCESS,
+        properties: None,
+    })
+}
+
+/// A CONNECT with Clean Start.
+pub fn connect(id: &str) -> Connect {
+    Connect {
+        version: Version::V5,
+        clean_start: true,
+        keep_alive_s: 60,
+        client_id: Text::from(id),
+        will: None,
+        user_name: None,
+        password: None,
+        properties: ConnectProperties::default(),
+    }
+}
+
 /// A session on the control stream of one QUIC connection.
 pub struct Client {
     /// The connection.
     pub connection: quinn::Connection,
-    send: quinn::SendStream,
-    recv: quinn::RecvStream,
-    input: BytesMut,
+    /// Its first stream.
+    pub control: Stream,
     next_id: u16,
 }
 
@@ -124,7 +221,7 @@ impl Client {
         server: SocketAddr,
         id: &str,
     ) -> Result<Self, Error> {
-        Self::connect_for(endpoint, server, id, 60).await
+        Self::connect_with(endpoint, server, connect(id)).await
     }
 
     /// The same with another Keep Alive, seconds; 0 is none.
@@ -134,19 +231,21 @@ impl Client {
         id: &str,
         keep_alive_s: u16,
     ) -> Result<Self, Error> {
+        let connect = Connect {
+            keep_alive_s,
+            ..connect(id)
+        };
+        Self::connect_with(endpoint, server, connect).await
+    }
+
+    /// The same with another CONNECT.
+    pub async fn connect_with(
+        endpoint: &quinn::Endpoint,
+        server: SocketAddr,
+        connect: Connect,
+    ) -> Result<Self, Error> {
         let mut client = Self::open(endpoint, server).await?;
-        client
-            .send(&Packet::Connect(Box::new(Connect {
-                version: Version::V5,
-                clean_start: true,
-                keep_alive_s,
-                client_id: Text::from(id),
-                will: None,
-                user_name: None,
-                password: None,
-                properties: ConnectProperties::default(),
-            })))
-            .await?;
+        client.send(&Packet::Connect(Box::new(connect))).await?;
         match client.receive().await? {
             Packet::ConnAck(ack) if ack.reason == ReasonCode::SUCCESS => Ok(client),
             other => Err(format!("expected CONNACK, got {other:?}").into()),
@@ -174,54 +273,33 @@ impl Client {
     }
 
     async fn over(connection: quinn::Connection) -> Result<Self, Error> {
-        let (send, recv) = connection.open_bi().await?;
+        let control = Stream::open(&connection).await?;
         Ok(Self {
             connection,
-            send,
-            recv,
-            input: BytesMut::new(),
+            control,
             next_id: 1,
         })
     }
 
+    /// Opens a data stream.
+    pub async fn stream(&self) -> Result<Stream, Error> {
+        Stream::open(&self.connection).await
+    }
+
     /// Sends a packet.
     pub async fn send(&mut self, packet: &Packet) -> Result<(), Error> {
-        let mut bytes = BytesMut::new();
-        encode(packet, Version::V5, &mut bytes);
-        self.send.write_all(&bytes).await?;
-        Ok(())
+        self.control.send(packet).await
     }
 
     /// The next packet.
     pub async fn receive(&mut self) -> Result<Packet, Error> {
-        loop {
-            let mut bytes: Bytes = self.input.split().freeze();
-            let packet = decode(&mut bytes, Some(Version::V5), u32::MAX)?;
-            self.input = BytesMut::from(bytes);
-            if let Some(packet) = packet {
-                return Ok(packet);
-            }
-            match self.recv.read_chunk(64 * 1024, true).await? {
-                Some(chunk) => self.input.extend_from_slice(&chunk.bytes),
-                None => return Err("the server ended the control stream".into()),
-            }
-        }
+        self.control.receive().await
     }
 
     /// Subscribes to one filter and waits for SUBACK.
     pub async fn subscribe(&mut self, filter: &str, qos: QoS) -> Result<(), Error> {
-        let packet_id = self.packet_id();
-        let options = SubscriptionOptions {
-            qos,
-            ..SubscriptionOptions::default()
-        };
-        self.send(&Packet::Subscribe(Box::new(Subscribe {
-            packet_id,
-            subscription_id: None,
-            user_properties: Vec::new(),
-            filters: vec![(Text::from(filter), options)],
-        })))
-        .await?;
+        let packet = subscribe(self.packet_id().get(), filter, qos);
+        self.send(&Packet::Subscribe(Box::new(packet))).await?;
         match self.receive().await? {
             Packet::SubAck(ack) if ack.reasons.iter().all(|r| r.0 < 0x80) => Ok(()),
             other => Err(format!("expected SUBACK, got {other:?}").into()),
@@ -245,12 +323,7 @@ impl Client {
 
     /// Acknowledges a QoS 1 PUBLISH.
     pub async fn acknowledge(&mut self, packet_id: PacketId) -> Result<(), Error> {
-        let ack = Ack {
-            packet_id,
-            reason: ReasonCode::SUCCESS,
-            properties: None,
-        };
-        self.send(&Packet::PubAck(ack)).await
+        self.send(&puback(packet_id)).await
     }
 
     fn packet_id(&mut self) -> PacketId {

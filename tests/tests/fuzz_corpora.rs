@@ -1,4 +1,4 @@
-//! Replays the corpora of the fuzz targets framing, session and store_values.
+//! Replays the corpora of the fuzz targets framing, session, store_values and streams.
 
 use headgate_tests::sim;
 use std::{fs, path::Path};
@@ -9,6 +9,8 @@ mod framing_check;
 mod session_check;
 #[path = "../fuzz/checks/store_values.rs"]
 mod store_values_check;
+#[path = "../fuzz/checks/streams.rs"]
+mod streams_check;
 
 fn replay(target: &str, check: fn(&[u8])) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -37,4 +39,9 @@ fn the_corpus_of_session_passes() {
 #[test]
 fn the_corpus_of_store_values_passes() {
     replay("store_values", store_values_check::check);
+}
+
+#[test]
+fn the_corpus_of_streams_passes() {
+    replay("streams", streams_check::check);
 }

@@ -3,7 +3,9 @@
 use headgate_codec::{Packet, QoS, Version};
 use headgate_tests::{
     broker::Broker,
+    clients::{BelowMqtt, Client as Foreign},
     quic_client::{Client, Error, endpoint},
+    skip,
     tcp_client::TcpClient,
 };
 use std::{
@@ -140,18 +142,19 @@ fn handshakes_per_second() {
     drop(clients);
 }
 
-/// RFC 9000 §4.6: the client may open as many streams as it was given credit for; those beside the
-/// control stream are refused, each by itself.
+/// RFC 9000 §4.6: the client may open as many streams as it was given credit for. One that opens more is no client that
+/// has a library for QUIC, so this one writes the frame itself.
 #[test]
 fn streams_per_connection() {
+    if let Err(reason) = Foreign::Aioquic.available() {
+        skip!("{reason}");
+    }
     let broker = Broker::start("[limits]\nstreams_per_connection = 2");
     run(async {
         let endpoint = quic_from([127, 0, 0, 1])?;
         let mut client = Client::connect(&endpoint, broker.quic(), "wide").await?;
-        let (mut send, mut recv) = client.connection.open_bi().await?;
-        send.write_all(b"x").await?;
-        let end = recv.read_chunk(1, true).await;
-        assert!(matches!(end, Err(quinn::ReadError::Reset(_))), "{end:?}");
+        // An octet on the third stream, and STREAM_LIMIT_ERROR.
+        BelowMqtt::start(&broker, &["frame", "0x08", "0861"]).says("closed 0x4");
         eventually("the count", || {
             refused(&broker, "streams_per_connection") == 1.0
         });

@@ -1,9 +1,10 @@
 //! Acknowledgements to clients: in order, and not before what they acknowledge is recorded.
 
 use headgate_codec::{Ack, Packet, PacketId, ReasonCode, Version};
+use std::collections::VecDeque;
 
 use crate::{
-    ConnId, Mesh, OpId, Output, Receipt, Record,
+    ConnId, DataStream, Mesh, OpId, Output, Receipt, Record,
     close::End,
     conns::{AckBody, PAUSED_ACKS, PendingAck, State},
     env::Waiter,
@@ -45,27 +46,43 @@ impl Hub {
             return;
         };
         c.ack_serial = c.ack_serial.wrapping_add(1);
-        let is_first = c.acks.as_ref().is_none_or(|a| a.is_empty());
-        if is_first && wait.remote == 0 && wait.op <= self.env.persisted {
+        let stream = self.stream;
+        let behind = c.acks.as_mut().filter(|acks| !acks.is_empty());
+        let is_first = |acks: &&mut Box<VecDeque<PendingAck>>| {
+            let of_stream = |a: &PendingAck| a.stream == stream && !matches!(a.body, AckBody::Left);
+            !acks.iter().any(of_stream)
+        };
+        if behind.as_ref().is_none_or(is_first) && wait.remote == 0 && wait.op <= self.env.persisted
+        {
+            // Serials count places.
+            if let Some(acks) = behind {
+                acks.push_back(PendingAck::left());
+            }
             release_quota(c, &body);
             if let Some(session) = self.slots.session(slot) {
                 let version = session.version;
                 let bytes = match body {
                     AckBody::Other(bytes) => *bytes,
+                    AckBody::EndOfStream => return out.extend(end_of(conn, stream)),
                     _ => {
                         encode(&mut self.env, &body, version);
                         self.env.take_encoded()
                     }
                 };
-                session.send_bytes(bytes, out);
+                match stream {
+                    None => session.send_bytes(bytes, out),
+                    Some(_) => session.send_on(stream, bytes, out),
+                }
             }
             return self.check_unsent(conn, slot, out);
         }
+        c.acks_on_streams |= stream.is_some();
         let acks = c.acks.get_or_insert_default();
         acks.push_back(PendingAck {
             op: wait.op,
             remote: wait.remote,
             failed: false,
+            stream,
             body,
         });
         let is_long = acks.len() >= usize::from(self.env.limits.receive_maximum.max(16));
@@ -129,7 +146,7 @@ impl Hub {
             ack.remote = ack.remote.saturating_sub(weight);
             ack.failed |= !is_stored;
         }
-        if index == 0 {
+        if index == 0 || c.acks_on_streams {
             self.flush_acks(receipt.conn, out);
         }
     }
@@ -183,20 +200,24 @@ impl Hub {
             return;
         };
         let Some(acks) = &mut c.acks else { return };
-        let mut released = Vec::new();
-        while acks
-            .front()
-            .is_some_and(|a| a.remote == 0 && a.op <= self.env.persisted)
-        {
-            released.extend(acks.pop_front());
+        let mut released = release(acks, self.env.persisted);
+        if c.acks_on_streams {
+            release_beside(acks, self.env.persisted, &mut released);
+            c.acks_on_streams = acks.iter().any(|a| a.stream.is_some());
         }
         let is_short = acks.len() * 2 < usize::from(self.env.limits.receive_maximum.max(16));
+        let mut stream = None;
         for mut ack in released {
+            if ack.stream != stream {
+                let before = self.env.take_encoded();
+                session.send_on(stream, before, out);
+                stream = ack.stream;
+            }
             if ack.failed {
                 // A worker is stuck. MQTT 3.x has no word for that: the client has to come again.
                 if session.version != Version::V5 {
                     let before = self.env.take_encoded();
-                    session.send_unchecked(before, out);
+                    session.send_on(stream, before, out);
                     return self.close(conn, End::Silent(ReasonCode::QUOTA_EXCEEDED), out);
                 }
                 ack.body = refused(ack.body);
@@ -211,19 +232,74 @@ impl Hub {
             match ack.body {
                 AckBody::Other(bytes) => {
                     let before = self.env.take_encoded();
-                    session.send_unchecked(before, out);
-                    session.send_bytes(*bytes, out);
+                    session.send_on(stream, before, out);
+                    session.send_on(stream, *bytes, out);
+                }
+                AckBody::EndOfStream => {
+                    let before = self.env.take_encoded();
+                    session.send_on(stream, before, out);
+                    out.extend(end_of(conn, stream));
                 }
                 body => encode(&mut self.env, &body, session.version),
             }
         }
         let rest = self.env.take_encoded();
-        session.send_unchecked(rest, out);
+        session.send_on(stream, rest, out);
         if is_short {
             self.pause(conn, PAUSED_ACKS, false, out);
         }
         self.check_unsent(conn, slot, out);
     }
+}
+
+impl PendingAck {
+    /// In the place of one that has left ahead of others.
+    fn left() -> Self {
+        Self {
+            op: OpId(0),
+            remote: 0,
+            failed: false,
+            stream: None,
+            body: AckBody::Left,
+        }
+    }
+
+    fn is_ready(&self, persisted: OpId) -> bool {
+        self.remote == 0 && self.op <= persisted
+    }
+}
+
+/// Takes out what waits for nothing more, from the front.
+fn release(acks: &mut VecDeque<PendingAck>, persisted: OpId) -> Vec<PendingAck> {
+    let mut released = Vec::new();
+    while acks.front().is_some_and(|a| a.is_ready(persisted)) {
+        released.extend(acks.pop_front());
+    }
+    released.retain(|a| !matches!(a.body, AckBody::Left));
+    released
+}
+
+/// Takes out what waits for nothing more behind others: of each stream from its front, so that none holds up another.
+fn release_beside(
+    acks: &mut VecDeque<PendingAck>,
+    persisted: OpId,
+    released: &mut Vec<PendingAck>,
+) {
+    let mut behind: Vec<Option<DataStream>> = Vec::new();
+    for ack in acks.iter_mut().filter(|a| !matches!(a.body, AckBody::Left)) {
+        if behind.contains(&ack.stream) {
+            continue;
+        }
+        if ack.is_ready(persisted) {
+            released.push(std::mem::replace(ack, PendingAck::left()));
+        } else {
+            behind.push(ack.stream);
+        }
+    }
+}
+
+fn end_of(conn: ConnId, stream: Option<DataStream>) -> Option<Output> {
+    stream.map(|stream| Output::EndData { conn, stream })
 }
 
 fn refused(body: AckBody) -> AckBody {
@@ -239,7 +315,7 @@ fn release_quota(conn: &mut crate::conns::Conn, body: &AckBody) {
     let is_done = match body {
         AckBody::PubAck(..) | AckBody::PubComp(..) => true,
         AckBody::PubRec(_, reason) => reason.0 >= 0x80,
-        AckBody::PubRel(..) | AckBody::Other(_) => false,
+        AckBody::PubRel(..) | AckBody::Other(_) | AckBody::EndOfStream | AckBody::Left => false,
     };
     if is_done {
         conn.open_publishes = conn.open_publishes.saturating_sub(1);
@@ -257,7 +333,7 @@ fn encode(env: &mut crate::env::Env, body: &AckBody, version: Version) {
         AckBody::PubRec(id, reason) => Packet::PubRec(ack(id, reason)),
         AckBody::PubComp(id, reason) => Packet::PubComp(ack(id, reason)),
         AckBody::PubRel(id, reason) => Packet::PubRel(ack(id, reason)),
-        AckBody::Other(_) => return,
+        AckBody::Other(_) | AckBody::EndOfStream | AckBody::Left => return,
     };
     env.encode_more(&packet, version);
 }

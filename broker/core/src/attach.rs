@@ -13,6 +13,7 @@ use crate::{
     env::Waiter,
     hub::Hub,
     keep_alive::silence,
+    lanes,
     options::Options,
     session::{NEVER, PendingWill},
     share,
@@ -120,6 +121,10 @@ impl Hub {
             Some(auth) => auth.for_connack(),
             None => (None, None),
         };
+        let (datagrams, user_properties) =
+            lanes::agree(c.is_quic && env.limits.datagrams, &connect);
+        c.datagrams = datagrams;
+        let is_ready = c.is_quic && !c.early;
         let properties = ConnAckProperties {
             session_expiry_s: (session.expiry_s != requested_s).then_some(session.expiry_s),
             receive_maximum: Some(env.limits.receive_maximum.max(1)),
@@ -130,6 +135,7 @@ impl Hub {
             server_keep_alive_s: keep_alive.server_s,
             authentication_method,
             authentication_data,
+            user_properties,
             ..ConnAckProperties::default()
         };
         let connack = Packet::ConnAck(Box::new(ConnAck {
@@ -144,6 +150,9 @@ impl Hub {
             return self.close(conn, End::Silent(ReasonCode::PACKET_TOO_LARGE), out);
         }
         session.send_bytes(bytes, out);
+        if is_ready {
+            out.push(Output::Ready { conn, datagrams });
+        }
         self.arm_conn(conn);
         self.pause(conn, PAUSED_CONNECTING, false, out);
         self.pump(slot, out);

@@ -192,6 +192,7 @@ impl Hub {
         session.unsent = 0;
         // [MQTT-3.3.2-7]
         session.aliases = None;
+        session.leave_lanes();
         session.shrink();
         sub(&mut self.env.counters.clients, 1);
         // [MQTT-3.1.2-10] [MQTT-3.14.4-3]

@@ -4,7 +4,9 @@ use bytes::Bytes;
 use headgate_codec::{Packet, PacketId, ReasonCode};
 use std::collections::VecDeque;
 
-use crate::{ConnId, OpId, Time, auth::AuthState, quota::Meter};
+use crate::{
+    ConnId, DataEnd, DataStream, OpId, Time, auth::AuthState, early, quota::Meter, restore,
+};
 
 /// What a connection is to the core.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -49,6 +51,12 @@ pub(crate) struct Conn {
     pub(crate) quota_class: u8,
     /// The handshake is not complete: see [`crate::early`].
     pub(crate) early: bool,
+    /// It may have data streams.
+    pub(crate) is_quic: bool,
+    /// Datagrams of the client are taken.
+    pub(crate) datagrams: bool,
+    /// Some of `acks` are of data streams.
+    pub(crate) acks_on_streams: bool,
     /// Serial of the next acknowledgement.
     pub(crate) ack_serial: u32,
     #[expect(
@@ -56,7 +64,7 @@ pub(crate) struct Conn {
         reason = "most connections never have one: 8 bytes, not 32"
     )]
     pub(crate) acks: Option<Box<VecDeque<PendingAck>>>,
-    pub(crate) held: Option<Box<HeldPackets>>,
+    pub(crate) held: Option<Box<HeldInputs>>,
     pub(crate) auth: Option<Box<AuthState>>,
     /// What the client owes, where its quota class has rates.
     pub(crate) meter: Option<Box<Meter>>,
@@ -65,7 +73,17 @@ pub(crate) struct Conn {
 impl Conn {
     /// Packets of it wait.
     pub(crate) fn has_held(&self) -> bool {
-        self.held.as_ref().is_some_and(|h| !h.packets.is_empty())
+        self.held.as_ref().is_some_and(|h| !h.inputs.is_empty())
+    }
+
+    /// The reason for which a packet has to wait, and nothing more is read.
+    #[inline]
+    pub(crate) fn waits_for(&self, is_restoring: bool, packet: &Packet) -> Option<u8> {
+        if self.early && early::must_wait(self, packet) {
+            return Some(PAUSED_EARLY);
+        }
+        let is_restoring = is_restoring || self.paused & PAUSED_RESTORING != 0;
+        (is_restoring && restore::must_wait(self, packet)).then_some(PAUSED_RESTORING)
     }
 }
 
@@ -82,11 +100,20 @@ pub(crate) const PAUSED_EARLY: u8 = 16;
 /// Something waits until the sessions of an earlier run are there.
 pub(crate) const PAUSED_RESTORING: u8 = 32;
 
-/// Packets that came before CONNECT or the handshake was completed.
+/// What came before CONNECT, the handshake or the restoring was completed.
 #[derive(Debug, Default)]
-pub(crate) struct HeldPackets {
-    pub(crate) packets: VecDeque<Packet>,
+pub(crate) struct HeldInputs {
+    pub(crate) inputs: VecDeque<HeldInput>,
     pub(crate) bytes: usize,
+}
+
+/// What waits, in its order.
+#[derive(Debug)]
+pub(crate) enum HeldInput {
+    /// A packet, and where it came; `None` = on the control stream.
+    Packet(Option<DataStream>, Packet),
+    /// The end of a data stream.
+    DataEnded(DataStream, DataEnd),
 }
 
 /// An acknowledgement that waits, and those behind it with it: they leave in order.
@@ -98,6 +125,8 @@ pub(crate) struct PendingAck {
     pub(crate) remote: u32,
     /// One of them couldn't.
     pub(crate) failed: bool,
+    /// Where it leaves; `None` = the control stream.
+    pub(crate) stream: Option<DataStream>,
     pub(crate) body: AckBody,
 }
 
@@ -110,6 +139,10 @@ pub(crate) enum AckBody {
     PubRel(PacketId, ReasonCode),
     /// SUBACK or UNSUBACK, encoded.
     Other(Box<Bytes>),
+    /// The end of our side of a data stream.
+    EndOfStream,
+    /// It has left ahead of those of other streams; its place counts.
+    Left,
 }
 
 /// All connections of a worker.
@@ -197,6 +230,6 @@ mod tests {
     #[test]
     fn a_connection_is_small() {
         assert!(size_of::<Conn>() <= 80, "{}", size_of::<Conn>());
-        assert!(size_of::<PendingAck>() <= 32, "{}", size_of::<PendingAck>());
+        assert!(size_of::<PendingAck>() <= 40, "{}", size_of::<PendingAck>());
     }
 }

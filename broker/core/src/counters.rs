@@ -74,6 +74,12 @@ counters! {
     publish_in_qos2,
     /// Repetitions of a QoS 2 PUBLISH that were acknowledged and not delivered again.
     publish_in_repeated,
+    /// Packets from clients on data streams.
+    data_packets_in,
+    /// Data streams that were reset because of a packet that has no place there.
+    data_streams_refused,
+    /// PUBLISH packets from clients in datagrams.
+    datagrams_in,
     /// Bytes of payload from clients.
     publish_in_bytes,
     /// Messages that matched no subscription.

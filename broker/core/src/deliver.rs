@@ -1,12 +1,12 @@
 //! From the router to a client: sending, queueing, and sending again.
 
-use headgate_codec::{Ack, Packet, PacketId, PublishTemplate, QoS, ReasonCode, Text};
+use headgate_codec::{PacketId, PublishTemplate, QoS, Text};
 use std::sync::Arc;
 
 use crate::{
-    ConnId, Frame, OpId, Output, Record, Retained, Session,
+    ConnId, DataStream, Frame, OpId, Output, Record, Retained, Session,
     counters::add,
-    env::{Env, Waiter},
+    env::Env,
     message::{self, Fanout, Message},
     options::Options,
     session::{Flow, Held, Ids, Inflight, Waiting},
@@ -36,11 +36,12 @@ impl Session {
         if qos == QoS::AtMostOnce
             && !options.has(Options::HAS_ID)
             && let Some(conn) = self.conn
-            && self.takes_qos0(env)
+            && self.lanes.is_none()
+            && self.takes_qos0(env, None)
         {
             let topic = fan.topic();
             let template = fan.template(self.version, qos, retain);
-            return self.send_qos0(env, conn, (template, topic), out);
+            return self.send_qos0(env, (conn, None), (template, topic), out);
         }
         self.deliver_otherwise(env, fan, (options, group), (qos, retain), out);
     }
@@ -63,6 +64,9 @@ impl Session {
             return false;
         };
         self.resend(env, &mut flow, conn, out);
+        if self.lanes.is_some() {
+            self.send_lost_again(env, &mut flow, conn, out);
+        }
         self.drain(env, &mut flow, conn, out);
         self.load(env, &mut flow, out);
         let more = self.replay(env, &mut flow, conn, retained, out);
@@ -81,13 +85,14 @@ impl Session {
     ) -> Option<()> {
         let flow = self.flow.as_mut()?;
         let entry = flow.remove_inflight(flow.position(packet_id)?)?;
+        self.note_done(packet_id);
         self.forget(env, entry.queued, out);
         Some(())
     }
 
-    fn takes_qos0(&self, env: &Env) -> bool {
-        self.unsent < env.limits.send_buffer_bytes
-            && self.flow.as_ref().is_none_or(|f| f.queue_qos0.is_empty())
+    fn takes_qos0(&self, env: &Env, stream: Option<DataStream>) -> bool {
+        let flow = self.flow.as_ref();
+        self.is_open(env, stream) && flow.is_none_or(|f| self.is_clear(&f.queue_qos0, stream))
     }
 
     /// Sends a message with QoS 0, once and without DUP \[MQTT-4.3.1-1\].
@@ -95,34 +100,47 @@ impl Session {
     fn send_qos0(
         &mut self,
         env: &mut Env,
-        conn: ConnId,
+        (conn, stream): (ConnId, Option<DataStream>),
         (template, topic): (&PublishTemplate, &Text),
         out: &mut Vec<Output>,
     ) {
         if self.is_too_large(env, template.head.len()) {
             return;
         }
-        let aliased = match self.alias_max {
-            0 => None,
-            _ => self.aliased(template, topic, None),
+        let aliased = match (self.alias_max, stream) {
+            (1.., None) => self.aliased(template, topic, None),
+            _ => None,
         };
         let frame = aliased.unwrap_or_else(|| Frame::Bytes(template.head.clone()));
         add(&mut env.counters.publish_out_qos0, 1);
-        self.send_frame(env, conn, frame, out);
+        self.send_frame(env, (conn, stream), frame, out);
     }
 
     #[inline]
-    fn send_frame(&mut self, env: &mut Env, conn: ConnId, frame: Frame, out: &mut Vec<Output>) {
+    fn send_frame(
+        &mut self,
+        env: &mut Env,
+        (conn, stream): (ConnId, Option<DataStream>),
+        frame: Frame,
+        out: &mut Vec<Output>,
+    ) {
         let len = frame.encoded_len();
         add(&mut env.counters.packets_out, 1);
-        self.unsent += len as u32;
         add(&mut env.counters.publish_out_bytes, len as u64);
-        out.push(Output::Send { conn, frame });
+        self.count_unsent(stream, len as u32);
+        out.push(match stream {
+            None => Output::Send { conn, frame },
+            Some(stream) => Output::SendData {
+                conn,
+                stream,
+                frame,
+            },
+        });
     }
 
     /// \[MQTT-3.1.2-24\] \[MQTT-3.1.2-25\]
     #[inline]
-    fn is_too_large(&self, env: &mut Env, len: usize) -> bool {
+    pub(crate) fn is_too_large(&self, env: &mut Env, len: usize) -> bool {
         let too_large = len > self.packet_bytes_max as usize || len == 0;
         if too_large {
             add(&mut env.counters.dropped_too_large, 1);
@@ -143,27 +161,36 @@ impl Session {
         } else {
             None
         };
+        let way = self.way(fan.topic());
+        let stream = way.stream;
         if qos == QoS::AtMostOnce {
             let Some(conn) = self.conn else {
                 add(&mut env.counters.dropped_offline, 1);
                 return;
             };
-            if self.takes_qos0(env) {
-                let template = message::encode(
-                    fan.message(),
-                    self.version,
-                    (qos, retain),
-                    ids_of(&ids),
-                    env.now,
-                );
-                return self.send_qos0(env, conn, (&template, fan.topic()), out);
+            if way.datagram || self.takes_qos0(env, stream) {
+                let template = match &ids {
+                    None => fan.template(self.version, qos, retain).clone(),
+                    Some(ids) => {
+                        let kind = (qos, retain);
+                        message::encode(fan.message(), self.version, kind, ids, env.now)
+                    }
+                };
+                if !way.datagram {
+                    let packet = (&template, fan.topic());
+                    return self.send_qos0(env, (conn, stream), packet, out);
+                }
+                if !self.is_too_large(env, template.head.len()) {
+                    self.send_datagram(env, (conn, stream), template.head, out);
+                }
+                return;
             }
         }
         let message = Arc::clone(fan.message());
-        if !self.has_room(env, &message, qos) {
+        if !self.has_room(env, stream, &message, qos) {
             return;
         }
-        let mut waiting = Waiting::new(message, ids, group, (qos, retain));
+        let mut waiting = Waiting::new(message, ids, (group, stream), (qos, retain));
         let mut flow = self.flow.take().unwrap_or_default();
         if !self.register(env, &mut flow, &mut waiting, 0, out) {
             self.flow = Some(flow);
@@ -229,7 +256,7 @@ impl Session {
         out: &mut Vec<Output>,
     ) {
         flow.bytes += waiting.message.cost();
-        let now = waiting.op <= env.persisted && self.takes_now(env, &flow);
+        let now = self.takes_now(env, &flow, &waiting);
         match (self.conn, template) {
             (Some(conn), Some(template)) if now => {
                 self.send_first(env, &mut flow, conn, waiting, template, out);
@@ -302,7 +329,9 @@ impl Session {
         };
         let qos = message.qos.min(options.qos());
         let retain = message.retain && options.has(Options::RETAIN_AS_PUBLISHED);
-        Waiting::new(Arc::clone(message), ids, group, (qos, retain))
+        let stream = self.way(&message.topic).stream;
+        let message = Arc::clone(message);
+        Waiting::new(message, ids, (group, stream), (qos, retain))
     }
 
     /// Delivers what was held back, in its order.
@@ -315,7 +344,7 @@ impl Session {
                 add(&mut env.counters.dropped_expired, 1);
             } else if qos == QoS::AtMostOnce {
                 self.deliver(env, &mut Fanout::of_message(message, env.now), to, out);
-            } else if self.has_room(env, message, qos) {
+            } else if self.has_room(env, None, message, qos) {
                 let mut waiting = self.waiting(message, to);
                 waiting.packet_id = held.packet_id;
                 // Behind what came by way of the old home.
@@ -329,21 +358,31 @@ impl Session {
 
     /// Room for one more message. The oldest are kept: a full queue drops what arrives, so that
     /// what a client gets after a pause has no holes before its end.
-    fn has_room(&self, env: &mut Env, message: &Message, qos: QoS) -> bool {
+    fn has_room(
+        &self,
+        env: &mut Env,
+        stream: Option<DataStream>,
+        message: &Message,
+        qos: QoS,
+    ) -> bool {
         let waiting = self.flow.as_ref().map_or((0, 0, 0), |f| {
             let spilled = f.spill.as_ref().map_or(0, |s| s.bytes);
             (f.waiting(), f.bytes, spilled)
         });
         env.fits(self.quota_class, waiting, message, qos)
+            && self.has_share(env, stream, message, qos)
     }
 
     /// A message with QoS > 0 may be sent without overtaking another \[MQTT-3.3.4-9\] \[MQTT-4.9.0-2\].
-    fn takes_now(&self, env: &Env, flow: &Flow) -> bool {
-        flow.queue.is_empty()
+    fn takes_now(&self, env: &Env, flow: &Flow, waiting: &Waiting) -> bool {
+        let stream = waiting.stream;
+        waiting.op <= env.persisted
+            && self.is_clear(&flow.queue, stream)
             && flow.spill.is_none()
             && flow.sent == flow.inflight.len()
             && flow.inflight.len() < usize::from(self.send_quota)
-            && self.unsent < env.limits.send_buffer_bytes
+            && self.is_open(env, stream)
+            && self.has_quota(stream)
     }
 
     pub(crate) fn encode_and_send(
@@ -380,6 +419,7 @@ impl Session {
             ids,
             queued,
             group,
+            stream,
             packet_id,
             qos,
             retain,
@@ -388,7 +428,7 @@ impl Session {
         let cost = message.cost();
         let Some(packet_id) = packet_id else {
             flow.bytes -= cost;
-            return self.send_qos0(env, conn, (template, &message.topic), out);
+            return self.send_qos0(env, (conn, stream), (template, &message.topic), out);
         };
         let len = template.encoded_len();
         if template.head.is_empty() || self.is_too_large(env, len) {
@@ -411,27 +451,29 @@ impl Session {
             retain,
         });
         flow.sent += 1;
+        self.note_sent(stream, packet_id);
         // [MQTT-4.3.2-2] [MQTT-4.3.3-2] [MQTT-3.3.1-3]
         self.send_publish(
             env,
-            conn,
+            (conn, stream),
             (template, &message.topic),
             (packet_id, false),
             out,
         );
     }
 
-    fn send_publish(
+    pub(crate) fn send_publish(
         &mut self,
         env: &mut Env,
-        conn: ConnId,
+        (conn, stream): (ConnId, Option<DataStream>),
         (template, topic): (&PublishTemplate, &Text),
         (packet_id, dup): (PacketId, bool),
         out: &mut Vec<Output>,
     ) {
-        let aliased = match self.alias_max {
-            0 => None,
-            _ => self.aliased(template, topic, Some((packet_id, dup))),
+        // Another stream could overtake the packet that gives a topic its alias.
+        let aliased = match (self.alias_max, stream) {
+            (1.., None) => self.aliased(template, topic, Some((packet_id, dup))),
+            _ => None,
         };
         let frame = aliased.unwrap_or_else(|| Frame::Publish {
             head: template.head.clone(),
@@ -439,7 +481,7 @@ impl Session {
             dup,
             tail: template.tail.clone(),
         });
-        self.send_frame(env, conn, frame, out);
+        self.send_frame(env, (conn, stream), frame, out);
     }
 
     /// A recorded message needs its record no more.
@@ -449,75 +491,8 @@ impl Session {
         }
     }
 
-    /// After a reconnect: what wasn't acknowledged, in its order, with its Packet Identifiers and
-    /// with DUP \[MQTT-4.4.0-1\] \[MQTT-3.3.1-1\], expired or not \[MQTT-4.3.3-7\].
-    fn resend(&mut self, env: &mut Env, flow: &mut Flow, conn: ConnId, out: &mut Vec<Output>) {
-        while flow.sent < flow.inflight.len().min(usize::from(self.send_quota))
-            && self.unsent < env.limits.send_buffer_bytes
-        {
-            let entry = &flow.inflight[flow.sent];
-            let packet_id = entry.packet_id;
-            let Some(message) = entry.message.clone() else {
-                // What is not safe yet is what has just been given up.
-                if entry.op > env.persisted {
-                    return;
-                }
-                flow.sent += 1;
-                let pubrel = Ack {
-                    packet_id,
-                    reason: ReasonCode::SUCCESS,
-                    properties: None,
-                };
-                self.send(env, &Packet::PubRel(pubrel), out);
-                continue;
-            };
-            let kind = (entry.qos, entry.retain);
-            let template =
-                message::encode(&message, self.version, kind, ids_of(&entry.ids), env.now);
-            if self.is_too_large(env, template.encoded_len()) {
-                self.give_up(env, flow, out);
-                continue;
-            }
-            flow.sent += 1;
-            add(&mut env.counters.publish_out_again, 1);
-            self.send_publish(
-                env,
-                conn,
-                (&template, &message.topic),
-                (packet_id, true),
-                out,
-            );
-        }
-    }
-
-    /// The next message to be sent again is too large for this connection \[MQTT-3.1.2-25\]. The client may
-    /// have it already: with QoS 2 its Packet Identifier is released before it is used again.
-    fn give_up(&mut self, env: &mut Env, flow: &mut Flow, out: &mut Vec<Output>) {
-        let entry = &mut flow.inflight[flow.sent];
-        if entry.qos != QoS::ExactlyOnce {
-            if let Some(entry) = flow.remove_inflight(flow.sent) {
-                self.forget(env, entry.queued, out);
-            }
-            return;
-        }
-        if let Some(message) = entry.message.take() {
-            flow.bytes = flow.bytes.saturating_sub(message.cost());
-        }
-        entry.ids = None;
-        let queued = entry.queued;
-        if queued != 0 {
-            self.persist(env, Record::PubRec { queued }, out);
-            flow.inflight[flow.sent].op = env.last_persist;
-            env.waiters
-                .push_back((env.last_persist, Waiter::Session(self.handle)));
-        }
-    }
-
     fn drain(&mut self, env: &mut Env, flow: &mut Flow, conn: ConnId, out: &mut Vec<Output>) {
-        while self.unsent < env.limits.send_buffer_bytes {
-            let Some(waiting) = flow.next(usize::from(self.send_quota), env.persisted) else {
-                return;
-            };
+        while let Some(waiting) = flow.next(self, env) {
             // [MQTT-3.3.2-5]
             if waiting.message.is_expired(env.now) {
                 add(&mut env.counters.dropped_expired, 1);
@@ -534,7 +509,7 @@ impl Waiting {
     pub(crate) fn new(
         message: Arc<Message>,
         ids: Ids,
-        group: GroupId,
+        (group, stream): (GroupId, Option<DataStream>),
         (qos, retain): (QoS, bool),
     ) -> Self {
         Self {
@@ -544,6 +519,7 @@ impl Waiting {
             op: OpId(0),
             group,
             packet_id: None,
+            stream,
             qos,
             retain,
         }

@@ -4,7 +4,8 @@
 //! so it has an effect once at most, but possibly long after it was meant, and the client can't tell. So only what
 //! does no harm then is done at once: CONNECT, if it neither ends or moves a session nor takes a connection from it,
 //! and leaves no will; PUBLISH with QoS 0 or 1 that is not retained; PINGREQ. Everything else, and what follows it, waits until
-//! the handshake is complete, which only the client itself can bring about ([`Input::Confirmed`](crate::Input)).
+//! the handshake is complete, which only the client itself can bring about ([`Input::Confirmed`](crate::Input)). So do
+//! data streams and datagrams: [`Output::Ready`] comes then.
 
 use headgate_codec::{Connect, Packet, QoS};
 
@@ -73,10 +74,12 @@ impl Hub {
         if !std::mem::take(&mut c.early) {
             return;
         }
-        let state = c.state;
+        let (state, is_quic, datagrams) = (c.state, c.is_quic, c.datagrams);
         self.pause(conn, PAUSED_EARLY, false, out);
-        if let State::Connecting(slot) = state {
-            self.claim_confirmed(slot, out);
+        match state {
+            State::Connecting(slot) => self.claim_confirmed(slot, out),
+            State::Up(_) if is_quic => out.push(Output::Ready { conn, datagrams }),
+            _ => {}
         }
         self.ready.push(conn);
     }

@@ -8,11 +8,11 @@ use std::{
 };
 
 use crate::{
-    ConnId, CoreConfig, OpId, Output, Owner, Peer, Shared, Time, Txn,
+    ConnId, CoreConfig, DataStream, OpId, Output, Owner, Peer, Shared, Time, Transport, Txn,
     acquire::Claim,
     auth::AuthState,
     close::{DueWill, End},
-    conns::{Conns, HeldPackets, PAUSED_EARLY, PAUSED_UNSENT, State},
+    conns::{Conns, HeldInput, HeldInputs, PAUSED_EARLY, PAUSED_UNSENT, State},
     counters::add,
     drain::Draining,
     env::Env,
@@ -47,6 +47,8 @@ pub(crate) struct Hub {
     pub(crate) ready: Vec<ConnId>,
     /// Sessions whose search for retained messages goes on with the next timeout.
     pub(crate) backlog: VecDeque<Handle>,
+    /// The data stream of the packet that is being handled; `None` = the control stream.
+    pub(crate) stream: Option<DataStream>,
     pub(crate) fired: Vec<TimerKey>,
     pub(crate) next_epoch: u32,
     pub(crate) sessions_made: u64,
@@ -72,6 +74,7 @@ impl Hub {
             left_behind: Vec::new(),
             ready: Vec::new(),
             backlog: VecDeque::new(),
+            stream: None,
             fired: Vec::new(),
             next_epoch: 1 + (u32::from(incarnation) << 20),
             sessions_made: 0,
@@ -89,6 +92,7 @@ impl Hub {
             self.close(former, End::Lost, out);
         }
         let c = self.conns.open(conn, self.env.now);
+        c.is_quic = peer.transport == Transport::Quic;
         c.auth = peer.certificate.map(AuthState::certified);
         c.quota_class = self.config.listener_classes[peer.transport as usize];
         c.early = peer.early;
@@ -110,10 +114,10 @@ impl Hub {
         let Some(c) = self.conns.get(conn) else {
             return;
         };
-        let held: &mut HeldPackets = c.held.get_or_insert_default();
+        let held: &mut HeldInputs = c.held.get_or_insert_default();
         held.bytes += size_of_held(&packet);
-        if held.packets.len() < usize::from(count_max) && held.bytes <= bytes_max as usize {
-            return held.packets.push_back(packet);
+        if held.inputs.len() < usize::from(count_max) && held.bytes <= bytes_max as usize {
+            return held.inputs.push_back(HeldInput::Packet(None, packet));
         }
         add(&mut self.env.counters.limit_held_packets, 1);
         if let Some(version) = self.early_version(conn) {
@@ -121,12 +125,12 @@ impl Hub {
         }
     }
 
-    /// Keeps a packet until what it waits for has come, for one of several reasons. Nothing more is read meanwhile, so
-    /// that what waits is one packet, and what was read with it.
+    /// Keeps a packet, or the end of a data stream, until what it waits for has come, for one of several reasons.
+    /// Nothing more is read meanwhile, so that what waits is one packet, and what was read with it.
     pub(crate) fn hold_back(
         &mut self,
         conn: ConnId,
-        packet: Packet,
+        input: HeldInput,
         reason: u8,
         out: &mut Vec<Output>,
     ) {
@@ -135,11 +139,11 @@ impl Hub {
             return;
         };
         let held = c.held.get_or_insert_default();
-        if held.packets.len() >= count_max {
+        if held.inputs.len() >= count_max {
             add(&mut self.env.counters.limit_held_packets, 1);
             return self.close(conn, End::Silent(ReasonCode::QUOTA_EXCEEDED), out);
         }
-        held.packets.push_back(packet);
+        held.inputs.push_back(input);
         let counter = match reason {
             PAUSED_EARLY => &mut self.env.counters.early_held,
             _ => &mut self.env.counters.restoring_held,

@@ -130,6 +130,31 @@ pub enum Input {
         /// The packet.
         packet: Packet,
     },
+    /// A packet arrived on a data stream; after [`Output::Ready`].
+    DataPacket {
+        /// On which connection.
+        conn: ConnId,
+        /// On which of its data streams.
+        stream: DataStream,
+        /// The packet.
+        packet: Packet,
+    },
+    /// A packet arrived in a datagram (RFC 9221) of a connection; after [`Output::Ready`].
+    Datagram {
+        /// On which connection.
+        conn: ConnId,
+        /// The packet.
+        packet: Packet,
+    },
+    /// A data stream has ended, in one way or the other.
+    DataEnded {
+        /// Which connection.
+        conn: ConnId,
+        /// Which of its data streams.
+        stream: DataStream,
+        /// How.
+        how: DataEnd,
+    },
     /// The bytes of a connection stopped being MQTT; nothing more will come from it.
     Malformed {
         /// Which connection.
@@ -147,6 +172,15 @@ pub enum Input {
     Flushed {
         /// Which connection.
         conn: ConnId,
+        /// How many bytes.
+        bytes: u32,
+    },
+    /// The same for a data stream, and for datagrams that stand for its bytes, whatever became of them.
+    DataFlushed {
+        /// Which connection.
+        conn: ConnId,
+        /// Which of its data streams.
+        stream: DataStream,
         /// How many bytes.
         bytes: u32,
     },
@@ -259,6 +293,48 @@ pub enum Output {
         conn: ConnId,
         /// What.
         frame: Frame,
+    },
+    /// CONNACK with success was sent, and the handshake is complete: data streams may be read from now on.
+    Ready {
+        /// Which connection.
+        conn: ConnId,
+        /// Datagrams of the client as well.
+        datagrams: bool,
+    },
+    /// Append to what a data stream sends. A stream that is gone sends nothing.
+    SendData {
+        /// Which connection.
+        conn: ConnId,
+        /// Which of its data streams.
+        stream: DataStream,
+        /// What.
+        frame: Frame,
+    },
+    /// Send a PUBLISH in a datagram, if it fits into one; otherwise as Send or SendData do. It counts for the
+    /// stream's bytes in either case.
+    SendDatagram {
+        /// Which connection.
+        conn: ConnId,
+        /// The data stream that stands in; `None` = the control stream.
+        stream: Option<DataStream>,
+        /// A whole PUBLISH with QoS 0 and without Topic Alias.
+        publish: Bytes,
+    },
+    /// End a data stream once everything sent so far has left.
+    EndData {
+        /// Which connection.
+        conn: ConnId,
+        /// Which of its data streams.
+        stream: DataStream,
+    },
+    /// Reset a data stream in both directions, because of what came on it. No [`Input::DataEnded`] is needed.
+    ResetData {
+        /// Which connection.
+        conn: ConnId,
+        /// Which of its data streams.
+        stream: DataStream,
+        /// Why: the application error code of RESET_STREAM and STOP_SENDING.
+        reason: ReasonCode,
     },
     /// Close the connection once everything sent so far has left.
     Close {

@@ -38,6 +38,7 @@ mod env;
 mod hub;
 mod io;
 mod keep_alive;
+mod lanes;
 mod limits;
 mod message;
 mod options;
@@ -47,6 +48,7 @@ mod quota;
 mod reasons;
 mod record;
 mod replay;
+mod resend;
 mod restore;
 mod retained;
 mod route;
@@ -68,6 +70,7 @@ use std::sync::{
 pub use auth::{AuthResult, AuthStep, Credentials, Granted, Identity};
 pub use counters::Counters;
 pub use io::*;
+pub use lanes::{DATAGRAMS, DataEnd, DataStream};
 pub use limits::{CoreConfig, CoreLimits, RetainedLimits};
 pub use message::Message;
 pub use quota::{AboveQuota, QUOTA_CLASSES_MAX, QuotaLimits};
@@ -77,7 +80,7 @@ pub use session::Session;
 pub use share::ShareStrategy;
 
 use close::End;
-use conns::{PAUSED_EARLY, PAUSED_RESTORING, State};
+use conns::{HeldInput, State};
 use counters::add;
 use hub::Hub;
 use share::Shares;
@@ -190,6 +193,20 @@ impl Core {
         self.hub.env.now = now;
         match input {
             Input::Packet { conn, packet } => self.on_packet(conn, packet, out),
+            Input::DataPacket {
+                conn,
+                stream,
+                packet,
+            } => self.on_data_packet((conn, stream), packet, out),
+            Input::DataFlushed {
+                conn,
+                stream,
+                bytes,
+            } => self.hub.data_flushed((conn, stream), bytes, out),
+            Input::DataEnded { conn, stream, how } => {
+                self.hub.on_data_ended((conn, stream), how, out)
+            }
+            Input::Datagram { conn, packet } => self.on_datagram(conn, &packet, out),
             Input::Flushed { conn, bytes } => self.hub.flushed(conn, bytes, out),
             Input::Mesh { from, message } => self.on_mesh(from, message, out),
             Input::Completed(Completion::Persisted { up_to }) => self.hub.on_persisted(up_to, out),
@@ -273,13 +290,9 @@ impl Core {
         let Some(c) = hub.conns.get(conn) else { return };
         c.last_seen = hub.env.now;
         add(&mut hub.env.counters.packets_in, 1);
-        if c.early && early::must_wait(c, &packet) {
-            return hub.hold_back(conn, packet, PAUSED_EARLY, out);
-        }
-        if (hub.shared.is_restoring() || c.paused & PAUSED_RESTORING != 0)
-            && restore::must_wait(c, &packet)
-        {
-            return hub.hold_back(conn, packet, PAUSED_RESTORING, out);
+        if let Some(reason) = c.waits_for(hub.shared.is_restoring(), &packet) {
+            let held = HeldInput::Packet(None, packet);
+            return hub.hold_back(conn, held, reason, out);
         }
         match (c.state, packet) {
             (State::Up(slot), Packet::Publish(publish)) => {
@@ -311,12 +324,20 @@ impl Core {
         }
     }
 
-    /// The packets that came before CONNECT was completed.
+    /// What came before CONNECT, the handshake or the restoring was completed.
     fn take_held(&mut self, out: &mut Vec<Output>) {
         while let Some(conn) = self.hub.ready.pop() {
             let held = self.hub.conns.get(conn).and_then(|c| c.held.take());
-            for packet in held.into_iter().flat_map(|h| h.packets) {
-                self.on_packet(conn, packet, out);
+            for input in held.into_iter().flat_map(|h| h.inputs) {
+                match input {
+                    HeldInput::Packet(None, packet) => self.on_packet(conn, packet, out),
+                    HeldInput::Packet(Some(stream), packet) => {
+                        self.on_data_packet((conn, stream), packet, out)
+                    }
+                    HeldInput::DataEnded(stream, how) => {
+                        self.hub.on_data_ended((conn, stream), how, out)
+                    }
+                }
             }
         }
     }
@@ -324,7 +345,7 @@ impl Core {
 
 impl Hub {
     /// Any packet but PUBLISH, on a connection with a session.
-    fn on_session_packet(
+    pub(crate) fn on_session_packet(
         &mut self,
         conn: ConnId,
         slot: u32,

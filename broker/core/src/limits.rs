@@ -113,6 +113,8 @@ pub struct CoreLimits {
     /// messages wait in the session's queue; above twice this much (by acknowledgements) nothing
     /// is read from the client.
     pub send_buffer_bytes: u32,
+    /// Datagrams of QUIC clients that ask for them (on): the transport has to offer them.
+    pub datagrams: bool,
     /// Subscriptions per session (1,000). More: SUBACK 0x97.
     pub subscriptions_per_session: u32,
     /// Levels of a Topic Filter or Topic Name (64). More: SUBACK 0x97, PUBLISH 0x90.
@@ -148,6 +150,7 @@ impl Default for CoreLimits {
             spills: false,
             session_store_bytes: 16 * 1024 * 1024,
             send_buffer_bytes: 64 * 1024,
+            datagrams: true,
             subscriptions_per_session: 1_000,
             topic_levels: 64,
             topic_aliases: 16,

@@ -25,6 +25,7 @@ impl Session {
             && self.will.is_none()
             && self.fence.is_none()
             && self.share.is_none()
+            && self.lanes.is_none()
             && self.aliases.is_none();
         let flow = self.flow.as_deref();
         let is_idle = flow.is_none_or(|f| {

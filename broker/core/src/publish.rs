@@ -308,7 +308,7 @@ impl Hub {
 
     /// PUBREC (§3.5).
     pub(crate) fn on_pubrec(&mut self, conn: ConnId, slot: u32, ack: &Ack, out: &mut Vec<Output>) {
-        let before = self.env.last_persist;
+        let (before, stream) = (self.env.last_persist, self.stream);
         let Some(session) = self.slots.session(slot) else {
             return;
         };
@@ -321,6 +321,7 @@ impl Hub {
             }
             Some(QoS::ExactlyOnce) => {
                 session.received(&mut self.env, packet_id, out);
+                session.note_received(stream, packet_id);
                 ReasonCode::SUCCESS
             }
             Some(_) => return self.protocol_error(conn, ReasonCode::PROTOCOL_ERROR, out),
@@ -349,6 +350,7 @@ impl Hub {
         let queued = flow
             .remove_inflight(position)
             .map_or(0, |entry| entry.queued);
+        session.note_done(ack.packet_id);
         if queued != 0 {
             session.persist(&mut self.env, Record::Completed { queued }, out);
         }

@@ -4,7 +4,7 @@ use headgate_codec::QoS;
 use std::sync::Arc;
 
 use crate::{
-    ConnId, Output, Retained, Session,
+    ConnId, DataStream, Output, Retained, Session,
     counters::add,
     env::Env,
     message::Message,
@@ -31,19 +31,27 @@ impl Session {
             return false;
         }
         while !flow.replays.is_empty() {
-            if flow.waiting() > 0
-                || flow.sent < flow.inflight.len()
-                || self.unsent >= env.limits.send_buffer_bytes
-            {
+            if flow.sent < flow.inflight.len() || flow.spill.is_some() {
                 return false;
             }
-            let Some(replay) = flow.replays.front_mut() else {
+            // One whose stream is full doesn't hold up those of other streams.
+            let ready = flow.replays.iter().position(|replay| {
+                let stream = self.stream_of(&replay.filter);
+                self.is_open(env, stream)
+                    && self.has_quota(stream)
+                    && self.is_clear(&flow.queue, stream)
+                    && self.is_clear(&flow.queue_qos0, stream)
+            });
+            flow.replays.rotate_left(ready.unwrap_or(0));
+            let Some(replay) = flow.replays.front_mut().filter(|_| ready.is_some()) else {
                 return false;
             };
+            let stream = self.stream_of(&replay.filter);
             let room = match replay.qos {
                 QoS::AtMostOnce => REPLAY_PORTION,
                 _ => usize::from(self.send_quota)
                     .saturating_sub(flow.inflight.len())
+                    .min(self.quota_of(stream))
                     .min(REPLAY_PORTION),
             };
             if room == 0 {
@@ -61,9 +69,9 @@ impl Session {
             let last = found.len();
             for (i, message) in found.into_iter().enumerate() {
                 let topic = message.topic.clone();
-                self.send_retained(env, flow, conn, (message, id, qos), out);
+                self.send_retained(env, flow, conn, (message, id, qos, stream), out);
                 // A portion of large messages ends when the connection has enough.
-                if self.unsent >= env.limits.send_buffer_bytes && i + 1 < last {
+                if !self.is_open(env, stream) && i + 1 < last {
                     is_done = false;
                     if let Some(replay) = flow.replays.front_mut() {
                         replay.after = Some(topic.as_str().into());
@@ -83,14 +91,14 @@ impl Session {
         env: &mut Env,
         flow: &mut Flow,
         conn: ConnId,
-        (message, id, granted): (Arc<Message>, u32, QoS),
+        (message, id, granted, stream): (Arc<Message>, u32, QoS, Option<DataStream>),
         out: &mut Vec<Output>,
     ) {
         // [MQTT-3.8.4-8]
         let qos = message.qos.min(granted);
         let ids: Ids = (id != 0).then(|| Box::from([id]));
         // §3.3.1.3: RETAIN is 1, whatever Retain As Published says.
-        let mut waiting = Waiting::new(message, ids, 0, (qos, true));
+        let mut waiting = Waiting::new(message, ids, (0, stream), (qos, true));
         if !self.register(env, flow, &mut waiting, 0, out) {
             return;
         }

@@ -5,10 +5,11 @@ use headgate_codec::{Packet, PacketId, QoS, Text, Version, Will};
 use std::{collections::VecDeque, sync::Arc};
 
 use crate::{
-    ConnId, Delivery, Frame, Mesh, OpId, Output, Record, SessionId, Time, WorkerSlot,
+    ConnId, DataStream, Delivery, Frame, Mesh, OpId, Output, Record, SessionId, Time, WorkerSlot,
     alias::Aliases,
     attach::PendingConnack,
     env::Env,
+    lanes::Lanes,
     message::Message,
     options::Options,
     share::{GroupId, MemberState},
@@ -57,6 +58,8 @@ pub struct Session {
     pub(crate) fence: Option<Box<Fenced>>,
     /// A connection that gets the session once that is recorded.
     pub(crate) pending: Option<Box<PendingConnack>>,
+    /// Present while its connection has data streams or datagrams.
+    pub(crate) lanes: Option<Box<Lanes>>,
     /// Present once it has been a member of a group.
     pub(crate) share: Option<Arc<MemberState>>,
 }
@@ -119,6 +122,8 @@ pub(crate) struct Waiting {
     pub(crate) group: GroupId,
     /// With QoS > 0.
     pub(crate) packet_id: Option<PacketId>,
+    /// Where it leaves; `None` = the control stream.
+    pub(crate) stream: Option<DataStream>,
     pub(crate) qos: QoS,
     pub(crate) retain: bool,
 }
@@ -202,6 +207,7 @@ impl Session {
             flow: None,
             fence: None,
             pending: None,
+            lanes: None,
             share: None,
         }
     }
@@ -335,21 +341,29 @@ impl Flow {
         self.queue.len() + self.queue_qos0.len() + spilled
     }
 
-    /// The next message to be sent, with at most `quota` on their way, and `persisted` what is safe. What has
-    /// to be acknowledged goes first, but nothing starves: eight of these let one with QoS 0 pass.
-    pub(crate) fn next(&mut self, quota: usize, persisted: OpId) -> Option<Waiting> {
-        let may_go = self.queue.front().is_some_and(|w| w.op <= persisted)
-            && self.sent == self.inflight.len()
-            && self.inflight.len() < quota;
-        if self.queue_qos0.is_empty() || may_go && self.ahead_of_qos0 < AHEAD_OF_QOS0_MAX {
-            if !may_go {
-                return None;
+    /// The next message to be sent, within the client's Receive Maximum. What has to be acknowledged
+    /// goes first, but nothing starves: eight of these let one with QoS 0 pass.
+    /// `session` knows which streams can take one, and `env` what is safe.
+    pub(crate) fn next(&mut self, session: &Session, env: &Env) -> Option<Waiting> {
+        let acked = (self.sent == self.inflight.len()
+            && self.inflight.len() < usize::from(session.send_quota))
+        .then(|| session.next_of(env, &self.queue, true))
+        .flatten();
+        let qos0 = session.next_of(env, &self.queue_qos0, false);
+        match (acked, qos0) {
+            (Some(place), None) => self.take_acked(place),
+            (Some(place), _) if self.ahead_of_qos0 < AHEAD_OF_QOS0_MAX => self.take_acked(place),
+            (_, Some(place)) => {
+                self.ahead_of_qos0 = 0;
+                self.queue_qos0.remove(place)
             }
-            self.ahead_of_qos0 = self.ahead_of_qos0.saturating_add(1);
-            return self.queue.pop_front();
+            (None, None) => None,
         }
-        self.ahead_of_qos0 = 0;
-        self.queue_qos0.pop_front()
+    }
+
+    fn take_acked(&mut self, place: usize) -> Option<Waiting> {
+        self.ahead_of_qos0 = self.ahead_of_qos0.saturating_add(1);
+        self.queue.remove(place)
     }
 
     fn is_idle(&self) -> bool {

@@ -3,14 +3,15 @@
 
 use std::collections::VecDeque;
 
-use headgate_codec::QoS;
+use headgate_codec::{PacketId, QoS};
 
 use crate::{
-    Loaded, OpId, Output, QueueSummary, Session, StorageState,
+    DataStream, Loaded, OpId, Output, QueueSummary, Session, StorageState,
     counters::add,
     env::{Env, Waiter},
     hub::Hub,
     session::{Flow, Inflight, Waiting},
+    share::GroupId,
     slots::{Handle, Slot},
 };
 
@@ -78,13 +79,13 @@ impl Flow {
         let recorded =
             self.inflight.iter().all(|i| i.queued != 0) && self.queue.iter().all(|w| w.queued != 0);
         let ids = self.inflight.iter().map(|i| i.packet_id);
-        let first = ids
-            .chain(self.queue.iter().filter_map(|w| w.packet_id))
-            .next();
-        let Some(first) = first.filter(|_| recorded) else {
+        let ids = ids.chain(self.queue.iter().filter_map(|w| w.packet_id));
+        // The oldest, which isn't always in front: a data stream that stood still has let others go ahead.
+        let age = |id: &PacketId| self.last_packet_id.wrapping_sub(id.get());
+        let Some(first) = ids.max_by_key(age).filter(|_| recorded) else {
             return;
         };
-        if self.last_packet_id.wrapping_sub(first.get()) > IDS_SPAN_MAX {
+        if age(&first) > IDS_SPAN_MAX {
             return;
         }
         let sequences = self.inflight.iter().map(|i| i.queued);
@@ -106,7 +107,13 @@ impl Flow {
     }
 
     /// Entries have come from the store.
-    fn take_loaded(&mut self, messages: Vec<Loaded>, more: bool, group_of: impl Fn(&str) -> u32) {
+    fn take_loaded(
+        &mut self,
+        messages: Vec<Loaded>,
+        more: bool,
+        group_of: impl Fn(&str) -> GroupId,
+        stream_of: impl Fn(&str) -> Option<DataStream>,
+    ) {
         let Some(mut spill) = self.spill.take() else {
             return;
         };
@@ -121,6 +128,7 @@ impl Flow {
             let group = loaded.group.as_ref().map_or(0, |filter| group_of(filter));
             match loaded.message {
                 Some(message) if !is_sent => self.queue.push_back(Waiting {
+                    stream: stream_of(&message.topic),
                     message,
                     ids: loaded.ids,
                     queued: loaded.sequence,
@@ -166,14 +174,19 @@ impl Session {
         if waiting.queued == 0 || flow.spill.is_some() {
             return flow.spill.is_some();
         }
-        // Members of a group keep what another member may have to get.
+        // Members of a group keep what another member may have to get. With data streams, what is behind the messages of
+        // one that stands still has to be at hand for the others.
+        let is_kept = self.share.is_some() || self.lanes.is_some();
         let is_enough = self.conn.is_none() || flow.queue.len() >= HEAD_MESSAGES;
-        env.limits.spills && self.share.is_none() && is_enough
+        env.limits.spills && !is_kept && is_enough
     }
 
     /// Reads on from the store, if the connection has taken what is here.
     pub(crate) fn load(&self, env: &mut Env, flow: &mut Flow, out: &mut Vec<Output>) {
-        let is_wanted = self.conn.is_some() && flow.queue.is_empty() || self.share.is_some();
+        // A data stream that stands still doesn't hold up what comes for others, as long as there is memory.
+        let is_beside = self.lanes.is_some() && flow.bytes < env.queue_limits(self.quota_class).1;
+        let is_taken = flow.queue.is_empty() || is_beside;
+        let is_wanted = self.conn.is_some() && is_taken || self.share.is_some();
         // What other members of a group may have to get is read whatever waits in front of it.
         let is_enough = flow.inflight.len() > usize::from(self.send_quota) && self.conn.is_some();
         let is_blocked = self.fence.is_some() || env.storage == StorageState::Failed || is_enough;
@@ -223,7 +236,9 @@ impl Hub {
             let of_group = subscriptions.iter().find(|s| *s.filter == *filter);
             of_group.map_or(0, |s| s.group)
         };
-        flow.take_loaded(messages, more, group_of);
+        let lanes = session.lanes.as_deref();
+        let stream_of = |topic: &str| lanes.and_then(|lanes| lanes.way(topic).stream);
+        flow.take_loaded(messages, more, group_of, stream_of);
         self.pump(handle.slot(), out);
     }
 

@@ -12,6 +12,7 @@ use crate::{
     conns::AckBody,
     counters::{add, sub},
     hub::{Hub, levels},
+    lanes::{self, Way},
     options::{Options, filters_overlap},
     reasons,
     session::{Replay, Subscription},
@@ -42,15 +43,22 @@ impl Hub {
             return self.protocol_error(conn, ReasonCode::PROTOCOL_ERROR, out);
         }
         let before = self.env.last_persist;
+        let way = Way {
+            stream: self.stream,
+            datagram: lanes::wants_datagrams(&packet.user_properties)
+                && self.env.limits.datagrams
+                && self.conns.get(conn).is_some_and(|c| c.is_quic),
+        };
         let mut reasons = Vec::with_capacity(packet.filters.len());
         for (filter, options) in &packet.filters {
-            reasons.push(self.subscribe(
-                slot,
-                filter,
-                *options,
-                packet.subscription_id.unwrap_or(0),
-                out,
-            ));
+            let id = packet.subscription_id.unwrap_or(0);
+            let reason = self.subscribe(slot, filter, *options, id, out);
+            if reason.0 < 0x80
+                && let Some(session) = self.slots.session(slot)
+            {
+                session.add_route(filter, way);
+            }
+            reasons.push(reason);
         }
         // [MQTT-3.8.4-1] [MQTT-3.8.4-2] [MQTT-2.2.1-6] [MQTT-3.8.4-6] [MQTT-3.9.3-1]
         let suback = SubAck {
@@ -216,6 +224,7 @@ impl Hub {
         let subscription = session.subscriptions.swap_remove(index);
         sub(&mut env.counters.subscriptions, 1);
         shared.remove(&subscription, session.handle);
+        session.remove_route(text);
         if let Some(flow) = &mut session.flow {
             flow.replays.retain(|r| *r.filter != *text);
         }

@@ -372,8 +372,17 @@ sections! {
         /// 0 = no limit. QUIC: CONNECTION_REFUSED. A handshake costs about 0.2 ms of CPU.
         handshakes_per_second: u32 = 20_000;
         /// Bidirectional streams that a QUIC client may have open. The first is the control
-        /// stream. More: STREAM_LIMIT_ERROR. Each may hold 64 kB of the client's data.
-        streams_per_connection: u16 = 1, 1..=1_000;
+        /// stream. The first three are allowed at once, all when the client has opened a data stream: an
+        /// idle connection that uses one costs no more. More: STREAM_LIMIT_ERROR. A connection may hold
+        /// quic.receive_window_bytes more of the client's data for each data stream, and
+        /// quic.receive_window_bytes_max for one that isn't read from.
+        streams_per_connection: u16 = 10, 1..=1_000;
+        /// Data streams that a QUIC client may open in a second. More: it is closed (CONNECTION_CLOSE with
+        /// application error 2). Opening and resetting a stream costs about as much as a PUBLISH.
+        stream_opens_per_second: u32 = 200, 1..=1_000_000;
+        /// Bytes of datagrams (RFC 9221) that wait in one QUIC connection, in each direction. More: the
+        /// oldest that came is dropped, or the newest that is to be sent. 0 = datagrams are not offered.
+        datagram_buffer_bytes: u32 = 65_536, 0..=1_048_576;
         /// Sessions of one worker, connected or not. More: CONNACK 0x97. An empty session costs
         /// about 500 bytes.
         sessions_per_worker: u32 = 1_000_000, 1..=16_777_215;

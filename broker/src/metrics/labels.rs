@@ -143,5 +143,9 @@ label! {
         ResetBudget = "reset_budget",
         /// The kernel refused to send it.
         SendFailed = "send_failed",
+        /// A PUBLISH in a datagram (RFC 9221): as many bytes wait for the network as may.
+        SendBufferFull = "send_buffer_full",
+        /// A datagram (RFC 9221) of a client that has not asked for them in CONNECT.
+        NotAskedFor = "not_asked_for",
     }
 }

@@ -1,14 +1,16 @@
 //! QUIC connections of one worker: quinn-proto driven directly.
 //!
 //! MQTT runs on the first client-initiated bidirectional stream, the control stream. Its end is
-//! the end of the connection.
+//! the end of the connection. Further ones are data streams.
 
 mod arrival;
+mod data;
 pub mod error_code;
 pub mod guard;
 mod opening;
 pub mod qlog;
 mod resets;
+mod streams;
 mod unvalidated;
 mod window;
 
@@ -24,19 +26,20 @@ use crate::{
     },
     worker::{
         Clock,
-        conns::{Conn, Conns, Link, Outbox, PREFETCH_AHEAD, append_frame},
+        conns::{Conn, Conns, Link, Outbox, PREFETCH_AHEAD},
     },
 };
 pub use arrival::Arrival;
 use arrival::Arrived;
 use bytes::{Bytes, BytesMut};
+pub use data::{DataArrived, DataLimits, DataStreams, STREAMS_AT_FIRST};
 use guard::{Guard, Record};
 use headgate_codec::ReasonCode;
 use headgate_core::{ClientCertificate, ConnId};
 use qlog::Qlogs;
 use quinn_proto::{
-    Connection, ConnectionHandle, DatagramEvent, Dir, Endpoint, Event, Incoming, Side, StreamEvent,
-    StreamId, VarInt, WriteError,
+    Connection, ConnectionError, ConnectionHandle, DatagramEvent, Dir, Endpoint, Event, Incoming,
+    Side, StreamEvent, StreamId, TransportErrorCode, VarInt,
 };
 use resets::ResetBudget;
 use std::{
@@ -44,6 +47,7 @@ use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
+pub use streams::StreamEnd;
 use unvalidated::Unvalidated;
 use window::Window;
 
@@ -78,6 +82,12 @@ pub struct QuicLink {
     window: Window,
     /// Its connection IDs, and how it behaves.
     record: Record,
+    /// The session is up: data streams may be read.
+    ready: bool,
+    /// The client opens streams too fast.
+    refused: bool,
+    /// Data streams and datagrams, if the client uses them.
+    data: Option<Box<DataStreams>>,
 }
 
 impl QuicLink {
@@ -138,10 +148,12 @@ pub struct QuicSideSettings {
     pub resets_per_second: u32,
     /// Bytes that a client may send before they are read, when it connects.
     pub receive_window_bytes: u32,
-    /// The same for a client that uses them.
+    /// The same for a client that uses them, and on one stream.
     pub receive_window_bytes_max: u32,
     /// Whose connection is written down.
     pub qlogs: Arc<Qlogs>,
+    /// What data streams may have.
+    pub data: DataLimits,
 }
 
 impl QuicSide {
@@ -301,6 +313,9 @@ impl QuicSide {
                     unvalidated,
                     window: Window::new(self.settings.receive_window_bytes, clock.time().0),
                     record,
+                    ready: false,
+                    refused: false,
+                    data: None,
                 };
                 let id = conns.insert(|id| Conn {
                     id,
@@ -347,7 +362,7 @@ impl QuicSide {
                     metrics.connections_opened[Transport::Quic].inc();
                 }
                 Event::Stream(StreamEvent::Opened { dir: Dir::Bi }) => {
-                    self.accept_streams(link, metrics)
+                    self.accept_streams(link, metrics);
                 }
                 Event::Stream(StreamEvent::Readable { id }) if id == control_stream() => {
                     link.readable = true;
@@ -362,10 +377,18 @@ impl QuicSide {
                 Event::Stream(StreamEvent::Stopped { id, .. }) if id == control_stream() => {
                     progress = Progress::Lost;
                 }
+                Event::Stream(StreamEvent::Readable { id }) => link.data_readable(id),
+                Event::Stream(StreamEvent::Writable { id }) => link.data_writable(id),
+                Event::Stream(StreamEvent::Finished { id }) => link.data_finished(id),
+                Event::Stream(StreamEvent::Stopped { id, .. }) => link.data_stopped(id),
+                Event::DatagramReceived => link.datagram_arrived(),
                 Event::ConnectionLost { reason } => {
                     tracing::debug!(%reason, "connection lost");
                     if !link.connected {
                         metrics.handshakes_failed[Transport::Quic].inc();
+                    }
+                    if is_beyond_stream_limit(&reason) {
+                        metrics.refused[Limit::StreamsPerConnection].inc();
                     }
                     progress = Progress::Lost;
                 }
@@ -374,21 +397,6 @@ impl QuicSide {
         }
         self.endpoint_events(link);
         progress
-    }
-
-    fn accept_streams(&mut self, link: &mut QuicLink, metrics: &WorkerMetrics) {
-        while let Some(id) = link.connection.streams().accept(Dir::Bi) {
-            if id == control_stream() {
-                link.control = true;
-                link.readable = true;
-            } else {
-                // Data streams are not served yet; say so on the stream and nowhere else.
-                metrics.refused[Limit::StreamsPerConnection].inc();
-                let code = VarInt::from_u32(error_code::CONTROL_STREAM_DOWN);
-                let _already_gone = link.connection.recv_stream(id).stop(code);
-                let _already_gone = link.connection.send_stream(id).reset(code);
-            }
-        }
     }
 
     fn endpoint_events(&mut self, link: &mut QuicLink) {
@@ -408,94 +416,6 @@ impl QuicSide {
     /// Lets a connection go on as before.
     pub fn pardon(&mut self, link: &mut QuicLink) {
         self.guard.pardon(&mut link.record);
-    }
-
-    /// The next chunk of the control stream: `Ok(None)` when there is none now, `Err` at its end.
-    pub fn read(
-        &self,
-        link: &mut QuicLink,
-        bytes_max: usize,
-        clock: Clock,
-    ) -> Result<Option<Bytes>, StreamEnd> {
-        if !link.control || !link.readable {
-            return Ok(None);
-        }
-        let mut stream = link.connection.recv_stream(control_stream());
-        let mut chunks = match stream.read(true) {
-            Ok(chunks) => chunks,
-            Err(_) => return Err(StreamEnd),
-        };
-        let next = chunks.next(bytes_max);
-        // Window updates go out with the poll_transmit at the end of the turn.
-        let _ = chunks.finalize();
-        match next {
-            Ok(Some(chunk)) => {
-                let read = chunk.bytes.len();
-                let round_trip = link.connection.rtt();
-                let bytes_max = self.settings.receive_window_bytes_max;
-                let larger = link
-                    .window
-                    .read(read, bytes_max, round_trip, clock.time().0);
-                if let Some(bytes) = larger {
-                    link.connection.set_receive_window(VarInt::from_u32(bytes));
-                }
-                Ok(Some(chunk.bytes))
-            }
-            Ok(None) | Err(quinn_proto::ReadError::Reset(_)) => Err(StreamEnd),
-            Err(quinn_proto::ReadError::Blocked) => {
-                link.readable = false;
-                Ok(None)
-            }
-        }
-    }
-
-    /// Gives the transport what waits; returns how many bytes it has taken.
-    pub fn write(&mut self, link: &mut QuicLink, outbox: &mut Outbox) -> Result<usize, StreamEnd> {
-        if !link.control || link.blocked || outbox.is_empty() {
-            return Ok(0);
-        }
-        let mut stream = link.connection.send_stream(control_stream());
-        let mut taken = 0;
-        let mut write = |bytes: Bytes, rest: &mut Bytes| -> Result<bool, StreamEnd> {
-            let length = bytes.len();
-            let mut chunk = [bytes];
-            match stream.write_chunks(&mut chunk) {
-                Ok(written) => {
-                    taken += written.bytes;
-                    if written.bytes < length {
-                        let [left] = chunk;
-                        *rest = left;
-                        return Ok(false);
-                    }
-                    Ok(true)
-                }
-                Err(WriteError::Blocked) => {
-                    let [left] = chunk;
-                    *rest = left;
-                    Ok(false)
-                }
-                Err(WriteError::Stopped(_) | WriteError::ClosedStream) => Err(StreamEnd),
-            }
-        };
-        let mut open = true;
-        if !outbox.rest.is_empty() {
-            open = write(std::mem::take(&mut outbox.rest), &mut outbox.rest)?;
-        }
-        if open && !outbox.frames.is_empty() {
-            open = if let [headgate_core::Frame::Bytes(only)] = outbox.frames.as_slice() {
-                // Shared with all its other receivers, as it is.
-                write(only.clone(), &mut outbox.rest)?
-            } else {
-                self.joined.clear();
-                for frame in &outbox.frames {
-                    append_frame(frame, &mut self.joined);
-                }
-                write(Bytes::copy_from_slice(&self.joined), &mut outbox.rest)?
-            };
-            outbox.frames.clear();
-        }
-        link.blocked = !open;
-        Ok(taken)
     }
 
     /// Ends a connection for `reason` once all that was written has been acknowledged.
@@ -595,6 +515,8 @@ impl QuicSide {
     }
 }
 
-/// The control stream has ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct StreamEnd;
+/// Whether a connection has ended because its client opened more streams than it had credit for (RFC 9000 §4.6).
+fn is_beyond_stream_limit(reason: &ConnectionError) -> bool {
+    matches!(reason, ConnectionError::TransportError(error)
+        if error.code == TransportErrorCode::STREAM_LIMIT_ERROR)
+}

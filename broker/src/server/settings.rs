@@ -6,7 +6,7 @@ use crate::{
     limits::AdmissionLimits,
     net::{
         cid::CidGenerator,
-        quic::{QuicSideSettings, guard::Issued, qlog::Qlogs},
+        quic::{DataLimits, QuicSideSettings, STREAMS_AT_FIRST, guard::Issued, qlog::Qlogs},
         tcp::TcpSettings,
         tls::{
             self, ClientAuthorities, KeyExchange, LiveTls, QuicSettings, TicketStore, TlsError,
@@ -132,6 +132,7 @@ pub(super) fn core(
     to.queued_messages = from.queued_messages_per_session;
     to.session_bytes = from.memory_per_connection_bytes;
     to.send_buffer_bytes = from.send_buffer_bytes;
+    to.datagrams = from.datagram_buffer_bytes > 0;
     to.session_store_bytes = config.store.session_bytes_max;
     to.subscriptions_per_session = from.subscriptions_per_session;
     to.topic_levels = from.topic_levels;
@@ -268,14 +269,16 @@ impl QuicParts {
             return Ok(None);
         };
         let settings = QuicSettings {
-            bidi_streams_max: u32::from(config.limits.streams_per_connection),
+            // The rest of the credit comes with the first data stream.
+            bidi_streams_max: u32::from(config.limits.streams_per_connection).min(STREAMS_AT_FIRST),
+            datagram_buffer_bytes: config.limits.datagram_buffer_bytes,
             idle_timeout_ms_max: config.mqtt.idle_ceiling_s * 1_000,
             early_data: config.quic.early_data,
             congestion: config.quic.congestion.into(),
             key_exchange: key_exchange(config),
             mtu_discovery: config.quic.mtu_discovery,
             receive_window_bytes: config.quic.receive_window_bytes,
-            // A connection has one stream that counts, and its own window is the limit.
+            // Of one stream the connection's own window is the limit; it has room for data streams besides.
             stream_receive_window_bytes: config.quic.receive_window_bytes_max,
             retry_token_life: Duration::from_secs(config.kernel.retry_token_life_s.into()),
             ..QuicSettings::default()
@@ -296,6 +299,11 @@ impl QuicParts {
                 receive_window_bytes: settings.receive_window_bytes,
                 receive_window_bytes_max: settings.stream_receive_window_bytes,
                 qlogs: Arc::new(qlogs),
+                data: DataLimits {
+                    streams_max: config.limits.streams_per_connection.into(),
+                    opens_per_second: config.limits.stream_opens_per_second,
+                    send_buffer_bytes: config.limits.send_buffer_bytes,
+                },
             },
             tls,
             settings,

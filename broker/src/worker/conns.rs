@@ -8,7 +8,7 @@ use crate::{
 };
 use bytes::Bytes;
 use headgate_codec::{ReasonCode, Version};
-use headgate_core::{ClientCertificate, ConnId, Frame};
+use headgate_core::{ClientCertificate, ConnId, DataStream, Frame};
 use std::{net::SocketAddr, sync::Arc, time::Instant};
 
 /// One network connection with its transport.
@@ -271,6 +271,59 @@ impl Conns {
         if !conn.scheduled {
             conn.scheduled = true;
             self.scheduled.push(id.index);
+        }
+    }
+
+    /// What carries a connection, if it is QUIC and isn't being closed; it is served in this turn.
+    fn quic(&mut self, id: ConnId) -> Option<&mut QuicLink> {
+        let place = self.places.get_mut(id.index as usize)?;
+        let conn = place.conn.as_deref_mut()?;
+        if place.generation != id.generation || conn.closing.is_some() {
+            return None;
+        }
+        if !conn.scheduled {
+            conn.scheduled = true;
+            self.scheduled.push(id.index);
+        }
+        match &mut conn.link {
+            Link::Quic(link) => Some(link),
+            Link::Tcp(_) => None,
+        }
+    }
+
+    /// Data streams and datagrams may be read from now on.
+    pub fn ready(&mut self, id: ConnId, datagrams: bool) {
+        if let Some(link) = self.quic(id) {
+            link.set_ready(datagrams);
+            self.schedule(id.index);
+        }
+    }
+
+    /// Appends to what a data stream sends.
+    pub fn send_data(&mut self, id: ConnId, stream: DataStream, frame: Frame) {
+        if let Some(data) = self.quic(id).and_then(QuicLink::data) {
+            data.send(stream, frame);
+        }
+    }
+
+    /// A PUBLISH that is to leave in a datagram.
+    pub fn send_datagram(&mut self, id: ConnId, stream: Option<DataStream>, publish: Bytes) {
+        if let Some(link) = self.quic(id) {
+            link.send_datagram(stream, publish);
+        }
+    }
+
+    /// Ends a data stream once everything has left.
+    pub fn end_data(&mut self, id: ConnId, stream: DataStream) {
+        if let Some(data) = self.quic(id).and_then(QuicLink::data) {
+            data.end(stream);
+        }
+    }
+
+    /// Resets a data stream.
+    pub fn reset_data(&mut self, id: ConnId, stream: DataStream, reason: ReasonCode) {
+        if let Some(link) = self.quic(id) {
+            link.reset(stream, reason);
         }
     }
 

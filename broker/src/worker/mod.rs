@@ -5,6 +5,7 @@
 //! that something happened to; then one flush of everything that leaves.
 
 pub mod conns;
+mod data;
 mod open;
 mod police;
 pub(crate) mod prefetch;
@@ -30,7 +31,7 @@ use crate::{
 use bytes::Bytes;
 use conns::{Conns, Link};
 use headgate_common::route::{Route, Router};
-use headgate_core::{ConnId, Core, Input, Time, WorkerSlot};
+use headgate_core::{ConnId, Core, DataStream, Input, Time, WorkerSlot};
 use mio::{Events, Interest, Poll, Token, unix::SourceFd};
 use std::{
     io,
@@ -231,6 +232,8 @@ pub struct Worker {
     /// Connections that used up their budget: served in the next turn.
     again: Vec<u32>,
     due: Vec<u32>,
+    /// Bytes of data streams and datagrams that one connection has got rid of.
+    flushed: Vec<(Option<DataStream>, u32)>,
     opened: Vec<ConnId>,
     published_at: Instant,
     published: publish::Published,
@@ -298,6 +301,7 @@ impl Worker {
             serving: Vec::new(),
             again: Vec::new(),
             due: Vec::new(),
+            flushed: Vec::new(),
             opened: Vec::new(),
             published_at: parts.start,
             published: publish::Published::default(),

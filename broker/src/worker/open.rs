@@ -4,8 +4,8 @@ use super::{
     Clock, Worker,
     conns::{Link, Outbox},
 };
-use crate::limits::Limit;
-use headgate_codec::ReasonCode;
+use crate::{limits::Limit, lists::Offence};
+use headgate_codec::{DecodeError, ReasonCode};
 use headgate_core::{Input, Peer};
 
 impl Worker {
@@ -89,6 +89,25 @@ impl Worker {
             self.metrics.connections_opened[transport].inc();
         }
         true
+    }
+
+    /// What a client sends on some stream, or in a datagram, is no MQTT.
+    pub(super) fn malformed(&mut self, index: u32, error: &DecodeError, clock: Clock) {
+        let Some(conn) = self.conns.at(index) else {
+            return;
+        };
+        tracing::debug!(peer = %conn.peer, %error, "malformed packet");
+        let reason = error.reason();
+        let is_offence = matches!(
+            reason,
+            ReasonCode::MALFORMED_PACKET | ReasonCode::PROTOCOL_ERROR
+        );
+        // 0-RTT data may come from anywhere.
+        if is_offence && !conn.early {
+            let source = conn.peer.ip();
+            self.admission.report(source, Offence::Malformed);
+        }
+        self.refuse(index, reason, clock);
     }
 
     /// What a client sends is no MQTT, or not what carries it.

@@ -31,6 +31,9 @@ impl Published {
         grow! {
             metrics.packets_received => packets_in,
             metrics.packets_sent => packets_out,
+            metrics.data_packets_received => data_packets_in,
+            metrics.data_streams_refused => data_streams_refused,
+            metrics.publish_datagrams_received => datagrams_in,
             metrics.connects_accepted => connects_accepted,
             metrics.early_packets_held => early_held,
             metrics.messages_handed_on => shared_handed_on,

@@ -6,7 +6,6 @@ use super::{
     conns::{Conn, Link, Outbox, PREFETCH_AHEAD},
 };
 use crate::limits::Limit;
-use crate::lists::Offence;
 use crate::net::{
     quic::{Progress, error_code},
     tcp::{End, TcpSide},
@@ -16,7 +15,7 @@ use headgate_core::Input;
 use std::time::{Duration, Instant};
 
 /// Packets taken from one connection before the others have their turn.
-const PACKETS_PER_SERVE: usize = 1024;
+pub(super) const PACKETS_PER_SERVE: usize = 1024;
 /// Bytes taken from a stream at a time.
 const READ_BYTES: usize = 64 * 1024;
 
@@ -91,9 +90,11 @@ impl Worker {
             }
             self.confirm(index, clock);
         }
-        match self.read(index, clock) {
-            Reading::Done => {}
-            Reading::Again => self.again.push(index),
+        let reading = self.read(index, clock);
+        let more = self.read_data(index, clock);
+        match reading {
+            Reading::Done if !more => {}
+            Reading::Done | Reading::Again => self.again.push(index),
             Reading::Closed => self.left(index, ReasonCode::SUCCESS, clock),
             Reading::Ended => {
                 if let Some(Conn {
@@ -176,18 +177,7 @@ impl Worker {
                     }
                 }
                 Err(error) => {
-                    tracing::debug!(peer = %conn.peer, %error, "malformed packet");
-                    let reason = error.reason();
-                    let is_offence = matches!(
-                        reason,
-                        ReasonCode::MALFORMED_PACKET | ReasonCode::PROTOCOL_ERROR
-                    );
-                    // 0-RTT data may come from anywhere.
-                    if is_offence && !conn.early {
-                        let source = conn.peer.ip();
-                        self.admission.report(source, Offence::Malformed);
-                    }
-                    self.refuse(index, reason, clock);
+                    self.malformed(index, &error, clock);
                     return Reading::Done;
                 }
             }
@@ -197,6 +187,7 @@ impl Worker {
 
     /// Gives the transport what waits, lets it send, and arms its timer.
     fn flush(&mut self, index: u32, clock: Clock) {
+        self.flush_data(index, clock);
         let Some(conn) = self.conns.at(index) else {
             return;
         };

@@ -66,6 +66,12 @@ impl World {
                     (self.links[link].reading, self.links[link].resumes) = (enabled, enabled);
                 }
             }
+            Output::Ready { .. } => {}
+            // The clients of the simulation open no data streams.
+            Output::SendData { .. }
+            | Output::SendDatagram { .. }
+            | Output::EndData { .. }
+            | Output::ResetData { .. } => panic!("for a client without data streams: {output:?}"),
             Output::Mesh { to, message, .. } => {
                 let to = usize::from(to.0);
                 assert_ne!(to, worker, "a core doesn't send to itself: {message:?}");

@@ -21,5 +21,6 @@ mod reasons;
 mod restoring;
 mod server;
 mod shared;
+mod streams;
 mod subscriptions;
 mod wills;

@@ -6,6 +6,7 @@
 mod error;
 mod quic;
 mod resume;
+mod lanes;
 mod session;
 mod target;
 mod tls;
@@ -15,6 +16,7 @@ pub(crate) use error::named;
 
 pub use error::ClientError;
 pub use quic::QuicOptions;
+pub use lanes::Beside;
 pub use session::{Event, Session};
 pub use target::{Scheme, Target, TargetError, Url};
 pub use tls::{Identity, TlsOptions, Trust};

@@ -1,6 +1,8 @@
 //! One network connection of an MQTT session: CONNECT, acknowledgements, keep alive, DISCONNECT.
 
-use super::{ClientError, Target, TlsOptions, Transport};
+use super::{
+    Beside, ClientError, Target, TlsOptions, Transport, lanes::Lanes, transport::CLOSE_WAIT_MAX,
+};
 use bytes::BytesMut;
 use headgate_codec::{
     Ack, ConnAck, Connect, Disconnect, Packet, PacketId, Publish, QoS, ReasonCode, SubAck,
@@ -41,6 +43,9 @@ pub enum Event {
 #[derive(Debug)]
 pub struct Session {
     transport: Transport,
+    lanes: Lanes,
+    /// The data stream that what is queued goes to; `None` = the control stream.
+    on: Option<usize>,
     version: Version,
     connack: ConnAck,
     input: BytesMut,
@@ -69,14 +74,14 @@ impl Session {
     pub async fn connect(
         target: &Target,
         tls: &TlsOptions,
-        connect: Connect,
+        (connect, beside): (Connect, Beside),
         patience: Duration,
     ) -> Result<Self, ClientError> {
         let what = || ClientError::Timeout {
             what: target.to_string(),
             after: patience,
         };
-        let connecting = Self::open(target, tls, connect);
+        let connecting = Self::open(target, tls, (connect, beside));
         timeout(patience, connecting).await.map_err(|_| what())?
     }
 
@@ -128,7 +133,14 @@ impl Session {
             return Err(ClientError::NotSupported(text));
         }
         self.unacknowledged += u16::from(packet_id.is_some());
-        self.send(&packet).await?;
+        if packet_id.is_none() {
+            let mut bytes = BytesMut::with_capacity(len);
+            encode(&packet, self.version, &mut bytes);
+            if self.lanes.send_datagram(&bytes)? {
+                return Ok(None);
+            }
+        }
+        self.send_in_turn(&packet).await?;
         Ok(packet_id)
     }
 
@@ -139,7 +151,8 @@ impl Session {
     pub async fn subscribe(&mut self, mut packet: Subscribe) -> Result<PacketId, ClientError> {
         packet.packet_id = self.take_id()?;
         let id = packet.packet_id;
-        self.send(&Packet::Subscribe(Box::new(packet))).await?;
+        self.send_in_turn(&Packet::Subscribe(Box::new(packet)))
+            .await?;
         Ok(id)
     }
 
@@ -161,8 +174,12 @@ impl Session {
     /// The connection is lost, or the server ends it.
     pub async fn next(&mut self) -> Result<Event, ClientError> {
         loop {
-            while let Some(packet) = self.buffered()? {
-                if let Some(event) = self.receive(packet)? {
+            while let Some((on, packet)) = self.arrived()? {
+                // Answers go back where the packet has come from.
+                self.on = on;
+                let received = self.receive(packet);
+                self.on = None;
+                if let Some(event) = received? {
                     return Ok(event);
                 }
             }
@@ -176,6 +193,8 @@ impl Session {
     /// # Errors
     /// The connection is lost before.
     pub async fn disconnect(mut self, disconnect: Disconnect) -> Result<(), ClientError> {
+        // What is on other streams is not to come behind DISCONNECT.
+        let _ = timeout(CLOSE_WAIT_MAX, self.lanes.finish()).await;
         let sent = self.send(&Packet::Disconnect(disconnect)).await;
         self.transport.close().await;
         sent
@@ -184,11 +203,14 @@ impl Session {
     async fn open(
         target: &Target,
         tls: &TlsOptions,
-        connect: Connect,
+        (connect, beside): (Connect, Beside),
     ) -> Result<Self, ClientError> {
         let transport = Transport::connect(target, tls).await?;
+        let lanes = Lanes::new(&transport, beside)?;
         let mut session = Self {
             transport,
+            lanes,
+            on: None,
             version: connect.version,
             connack: ConnAck::default(),
             input: BytesMut::with_capacity(4096),
@@ -221,6 +243,14 @@ impl Session {
         // [MQTT-3.1.2-21]
         if let Some(seconds) = connack.properties.server_keep_alive_s {
             session.keep_alive = Duration::from_secs(seconds.into());
+        }
+        let (name, value) = headgate_core::DATAGRAMS;
+        let said = &connack.properties.user_properties;
+        if !said
+            .iter()
+            .any(|(n, v)| n.as_str() == name && v.as_str() == value)
+        {
+            session.lanes.send_no_datagrams();
         }
         session.connack = *connack;
         session.ping_at = Instant::now() + session.keep_alive;
@@ -255,12 +285,22 @@ impl Session {
     }
 
     fn queue(&mut self, packet: &Packet) {
-        encode(packet, self.version, &mut self.output);
+        let lane = self.on.and_then(|on| self.lanes.output(on));
+        encode(packet, self.version, lane.unwrap_or(&mut self.output));
+    }
+
+    /// Sends a packet on the data stream whose turn it is, or on the control stream.
+    async fn send_in_turn(&mut self, packet: &Packet) -> Result<(), ClientError> {
+        self.on = self.lanes.next().await?;
+        self.queue(packet);
+        self.on = None;
+        self.flush().await
     }
 
     /// Writes what is queued. Can be cancelled: the rest is written the next time.
     async fn flush(&mut self) -> Result<(), ClientError> {
-        if self.output.is_empty() {
+        let beside = self.lanes.flush().await?;
+        if self.output.is_empty() && !beside {
             return Ok(());
         }
         while !self.output.is_empty() {
@@ -287,8 +327,20 @@ impl Session {
         }
     }
 
+    /// The next packet of what has arrived, and the data stream that it has come on.
+    fn arrived(&mut self) -> Result<Option<(Option<usize>, Packet)>, ClientError> {
+        match self.buffered()? {
+            Some(packet) => Ok(Some((None, packet))),
+            None => self.lanes.buffered(self.version, PACKET_SIZE_MAX),
+        }
+    }
+
     async fn fill(&mut self) -> Result<(), ClientError> {
-        match self.transport.read(&mut self.input).await? {
+        let read = tokio::select! {
+            read = self.transport.read(&mut self.input) => read?,
+            read = self.lanes.read(), if self.lanes.is_used() => return read,
+        };
+        match read {
             0 => Err(ClientError::Closed { reason: None }),
             _ => Ok(()),
         }

@@ -17,7 +17,7 @@ use tokio_tungstenite::{WebSocketStream, client_async};
 use tungstenite::{ClientRequestBuilder, Message, http::Uri};
 
 /// How long closing waits for the peer to have everything.
-const CLOSE_WAIT_MAX: Duration = Duration::from_secs(2);
+pub(super) const CLOSE_WAIT_MAX: Duration = Duration::from_secs(2);
 
 /// A stream of bytes in both directions.
 pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send + std::fmt::Debug {}

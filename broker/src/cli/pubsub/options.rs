@@ -1,7 +1,7 @@
 //! The flags that `pub` and `sub` have in common.
 
 use super::{Failure, properties::Properties};
-use crate::cli::client::{Identity, QuicOptions, Scheme, Target, TlsOptions, Trust, Url};
+use crate::cli::client::{Beside, Identity, QuicOptions, Scheme, Target, TlsOptions, Trust, Url};
 use bytes::Bytes;
 use clap::{ArgAction, Args, ValueEnum};
 use headgate_codec::{Connect, QoS, Text, Version, Will};
@@ -49,6 +49,18 @@ pub struct ConnectionArgs {
     /// Over QUIC: write what the connection does to this file, as qlog (JSON-SEQ)
     #[arg(long, value_name = "FILE", help_heading = "Connection")]
     qlog: Option<PathBuf>,
+    /// Over QUIC: messages to publish, or subscriptions, take turns on so many data streams; none holds up another
+    #[arg(
+        long,
+        default_value_t = 0,
+        value_name = "COUNT",
+        help_heading = "Connection",
+        hide_default_value = true
+    )]
+    streams: u16,
+    /// Over QUIC: send, or receive, messages with QoS 0 in datagrams, where they fit into one (5.0). They may get lost
+    #[arg(long, help_heading = "Connection")]
+    datagram: bool,
     /// Connect over TLS (unless --quic or -L says what else) and trust the certificates of this PEM file instead of the
     /// system's
     #[arg(
@@ -258,6 +270,22 @@ impl ConnectionArgs {
         })
     }
 
+    /// What is used of QUIC beside the control stream.
+    pub(super) fn beside(&self) -> Result<Beside, Failure> {
+        let beside = Beside {
+            streams: self.streams.into(),
+            datagrams: self.datagram,
+        };
+        let usage = |text: &str| Err(Failure::Usage(text.into()));
+        if beside != Beside::default() && self.target().scheme != Scheme::Quic {
+            return usage("--streams and --datagram go with --quic and quic://");
+        }
+        if self.datagram && self.version() != Version::V5 {
+            return usage("--datagram needs a user property, which only -V mqttv5 has");
+        }
+        Ok(beside)
+    }
+
     /// The properties of all packets.
     pub(super) fn properties(&self) -> Result<Properties, Failure> {
         let properties = Properties::parse(&self.properties).map_err(Failure::Usage)?;
@@ -302,6 +330,9 @@ impl ConnectionArgs {
             .session_expiry_interval
             .or(properties.session_expiry_s)
             .or(expiry);
+        if self.datagram {
+            properties.user_properties.push(asks_for_datagrams());
+        }
         Ok(Connect {
             version,
             clean_start: !self.disable_clean_session,
@@ -335,6 +366,12 @@ impl ConnectionArgs {
             properties: (properties != Default::default()).then(|| Box::new(properties)),
         }))
     }
+}
+
+/// The user property of CONNECT and SUBSCRIBE that asks for datagrams.
+pub(super) fn asks_for_datagrams() -> (Text, Text) {
+    let (name, value) = headgate_core::DATAGRAMS;
+    (Text::from(name), Text::from(value))
 }
 
 /// A string of the command line as a UTF-8 Encoded String.

@@ -70,7 +70,9 @@ pub(super) async fn publish(args: PubArgs) -> Result<(), Failure> {
     let payload = payload(&args).await?;
     let connect = args.connection.connect("pub", &given)?;
     let (target, tls) = (args.connection.target(), args.connection.tls()?);
-    let session = Session::connect(&target, &tls, connect, args.connection.patience()).await?;
+    let beside = args.connection.beside()?;
+    let session =
+        Session::connect(&target, &tls, (connect, beside), args.connection.patience()).await?;
     let mut publisher = Publisher {
         session,
         message,

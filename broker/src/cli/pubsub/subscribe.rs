@@ -3,7 +3,7 @@
 use super::{
     Failure,
     format::Format,
-    options::{ConnectionArgs, qos, text},
+    options::{ConnectionArgs, asks_for_datagrams, qos, text},
     properties::Properties,
 };
 use crate::cli::client::{Event, Session, named};
@@ -73,7 +73,8 @@ pub(super) async fn subscribe(args: SubArgs) -> Result<(), Failure> {
     let filters = filters(&args)?;
     let connect = args.connection.connect("sub", &given)?;
     let (target, tls) = (args.connection.target(), args.connection.tls()?);
-    let connecting = Session::connect(&target, &tls, connect, args.connection.patience());
+    let beside = args.connection.beside()?;
+    let connecting = Session::connect(&target, &tls, (connect, beside), args.connection.patience());
     let session = within(limit, connecting).await??;
     let mut subscriber = Subscriber {
         session,
@@ -157,15 +158,27 @@ impl Subscriber {
         let mut waiting = Vec::new();
         if !self.args.unsubscribe.is_empty() {
             let packet = self.unsubscription()?;
-            waiting.push(self.session.unsubscribe(packet).await?);
+            waiting.push((self.session.unsubscribe(packet).await?, Vec::new()));
         }
-        if !filters.is_empty() {
-            let packet = self.subscription(&filters, given)?;
-            waiting.push(self.session.subscribe(packet).await?);
+        // With data streams, each subscription is made on one of its own.
+        let at_once = match self.args.connection.beside()?.streams {
+            0 => filters.len().max(1),
+            _ => 1,
+        };
+        for filters in filters.chunks(at_once) {
+            let packet = self.subscription(filters, given)?;
+            waiting.push((self.session.subscribe(packet).await?, filters.to_vec()));
         }
+        let mut refused = Vec::new();
         while !waiting.is_empty() && self.left > 0 {
             let id = match self.session.next().await? {
-                Event::Subscribed(ack) => answered(&ack, &filters)?,
+                Event::Subscribed(ack) => {
+                    let asked = waiting.iter().find(|(waits, _)| *waits == ack.packet_id);
+                    if let Some((_, filters)) = asked {
+                        refused.extend(refusals(&ack, filters));
+                    }
+                    ack.packet_id
+                }
                 Event::Unsubscribed(ack) => ack.packet_id,
                 Event::Message(message) => {
                     self.print(&message)?;
@@ -173,7 +186,13 @@ impl Subscriber {
                 }
                 Event::Published { .. } => continue,
             };
-            waiting.retain(|waits| *waits != id);
+            waiting.retain(|(waits, _)| *waits != id);
+        }
+        if !filters.is_empty() && refused.len() == filters.len() {
+            return Err(Failure::Refused(refused.join("; ")));
+        }
+        for text in refused {
+            eprintln!("warning: {text}");
         }
         Ok(())
     }
@@ -185,11 +204,15 @@ impl Subscriber {
             retain_as_published: self.args.retain_as_published,
             retain_handling: if self.args.no_retained { 2 } else { 0 },
         };
+        let mut user_properties = given.subscribe_user.clone();
+        if self.args.connection.beside()?.datagrams {
+            user_properties.push(asks_for_datagrams());
+        }
         let with_options = |filter: &String| Ok((text("--topic", filter)?, options));
         Ok(Subscribe {
             packet_id: PacketId::MIN,
             subscription_id: given.subscription_id,
-            user_properties: given.subscribe_user.clone(),
+            user_properties,
             filters: filters
                 .iter()
                 .map(with_options)
@@ -261,26 +284,15 @@ impl Subscriber {
     }
 }
 
-/// The verdicts of a SUBACK: says which filters are refused, and fails if all are.
-fn answered(ack: &SubAck, filters: &[String]) -> Result<PacketId, Failure> {
-    let refused: Vec<String> = ack
-        .reasons
-        .iter()
-        .zip(filters)
-        .filter(|(reason, _)| reason.0 >= 0x80)
+/// What the server refuses of the filters of one SUBSCRIBE.
+fn refusals(ack: &SubAck, filters: &[String]) -> Vec<String> {
+    let verdicts = ack.reasons.iter().zip(filters);
+    let refused = verdicts.filter(|(reason, _)| reason.0 >= 0x80);
+    let text = ack.properties.reason_string.as_deref();
+    refused
         .map(|(reason, filter)| {
-            let text = ack.properties.reason_string.as_deref();
-            format!(
-                "the server refuses the subscription to {filter}: {}",
-                named(*reason, text)
-            )
+            let named = named(*reason, text);
+            format!("the server refuses the subscription to {filter}: {named}")
         })
-        .collect();
-    if refused.len() == ack.reasons.len() {
-        return Err(Failure::Refused(refused.join("; ")));
-    }
-    for text in refused {
-        eprintln!("warning: {text}");
-    }
-    Ok(ack.packet_id)
+        .collect()
 }

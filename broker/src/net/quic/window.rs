@@ -9,18 +9,23 @@ use std::time::Duration;
 #[derive(Clone, Copy, Debug)]
 pub struct Window {
     bytes: u32,
+    /// What data streams have besides.
+    beside: u32,
     read: u32,
     since_ms: u32,
 }
 
 /// A round trip is taken to be at least this long: on a local network the next turn of the worker is further away.
 const ROUND_TRIP_MIN: Duration = Duration::from_millis(5);
+/// The most of all, whatever is configured, bytes.
+const TOTAL_MAX: u32 = 1 << 30;
 
 impl Window {
     /// Begins with `bytes` at a time in milliseconds.
     pub fn new(bytes: u32, now_ms: u64) -> Self {
         Self {
             bytes,
+            beside: 0,
             read: 0,
             since_ms: now_ms as u32,
         }
@@ -47,7 +52,21 @@ impl Window {
             return None;
         }
         self.bytes = self.bytes.saturating_mul(2).min(bytes_max);
-        Some(self.bytes)
+        Some(self.total())
+    }
+
+    /// Room for data streams, besides what the use of the connection has brought: this much, and never less than
+    /// before. The larger window, if it is one.
+    pub fn reserve(&mut self, bytes: u32) -> Option<u32> {
+        if bytes <= self.beside {
+            return None;
+        }
+        self.beside = bytes;
+        Some(self.total())
+    }
+
+    fn total(&self) -> u32 {
+        self.bytes.saturating_add(self.beside).min(TOTAL_MAX)
     }
 }
 
@@ -67,6 +86,15 @@ mod tests {
             grown.extend(window.read(64 << 10, MAX, RTT, now));
         }
         assert_eq!(grown, [128 << 10, 256 << 10, 512 << 10, MAX]);
+    }
+
+    #[test]
+    fn room_for_data_streams_comes_on_top_and_stays() {
+        let mut window = Window::new(64 << 10, 0);
+        assert_eq!(window.reserve(64 << 10), Some(128 << 10));
+        assert_eq!(window.reserve(32 << 10), None);
+        assert_eq!(window.read(64 << 10, MAX, RTT, 1), Some(192 << 10));
+        assert_eq!(window.reserve(u32::MAX), Some(TOTAL_MAX));
     }
 
     #[test]

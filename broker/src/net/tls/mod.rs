@@ -92,6 +92,9 @@ pub struct QuicSettings {
     pub receive_window_bytes: u32,
     /// Bytes written by the worker that wait for acknowledgement. Default 256 KiB.
     pub send_window_bytes: u32,
+    /// Bytes of datagrams (RFC 9221) that wait in one connection, in each direction. Default 64 KiB; 0 = datagrams are not
+    /// offered.
+    pub datagram_buffer_bytes: u32,
     /// Bytes of handshake messages that wait for those before them. Default 8 KiB: a ClientHello with a post-quantum
     /// key share has 1.8 KiB.
     pub crypto_buffer_bytes: usize,
@@ -125,6 +128,7 @@ impl Default for QuicSettings {
             stream_receive_window_bytes: 1 << 20,
             receive_window_bytes: 64 << 10,
             send_window_bytes: 256 << 10,
+            datagram_buffer_bytes: 64 << 10,
             crypto_buffer_bytes: 8 << 10,
             idle_timeout_ms_max: 3_600_000,
             udp_payload_bytes_max: 1472,
@@ -292,6 +296,7 @@ pub(super) fn transport_config(
     qlog: Option<QlogStream>,
 ) -> TransportConfig {
     let mut transport = TransportConfig::default();
+    let datagrams = settings.datagram_buffer_bytes as usize;
     transport
         .max_concurrent_bidi_streams(settings.bidi_streams_max.into())
         .max_concurrent_uni_streams(settings.uni_streams_max.into())
@@ -302,9 +307,9 @@ pub(super) fn transport_config(
         .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(
             settings.idle_timeout_ms_max,
         ))))
-        // RFC 9221 datagrams are not offered.
-        .datagram_receive_buffer_size(None)
-        .datagram_send_buffer_size(0)
+        // RFC 9221. The buffers are empty, and take no memory, until a datagram is in them.
+        .datagram_receive_buffer_size((datagrams > 0).then_some(datagrams))
+        .datagram_send_buffer_size(datagrams)
         // 1,200 bytes pass everywhere.
         .mtu_discovery_config(settings.mtu_discovery.then(MtuDiscoveryConfig::default))
         .allow_spin(false)

@@ -4,12 +4,13 @@ mod auth;
 mod gauges;
 mod lost;
 mod packets;
+mod reads;
 pub mod stored;
+pub mod streams;
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use headgate_codec::{
-    Connect, DisconnectProperties, Packet, QoS, ReasonCode, SubscriptionOptions, Text, Version,
-    decode, frame_len,
+    Connect, Packet, QoS, ReasonCode, SubscriptionOptions, Text, Version, frame_len,
 };
 use headgate_core::{
     ClientCertificate, Completion, ConnId, Core, CoreConfig, Frame, Input, Mesh, OpId, Output,
@@ -46,6 +47,8 @@ pub struct Wire {
     pub unflushed: u32,
     pub connected: bool,
     pub gone: bool,
+    /// Data streams may be used, and whether datagrams may.
+    pub ready: Option<bool>,
 }
 
 struct Node {
@@ -82,6 +85,10 @@ pub struct World {
     pub recovers: VecDeque<(usize, OpId, Text)>,
     /// Every record, with its worker, session and sequence.
     pub records: Vec<(usize, SessionId, u64, Record)>,
+    /// What was done with data streams and datagrams, in order.
+    pub data: Vec<Output>,
+    /// What carries the connections that are opened.
+    pub transport: Transport,
 }
 
 impl World {
@@ -123,6 +130,8 @@ impl World {
             loads: VecDeque::new(),
             recovers: VecDeque::new(),
             records: Vec::new(),
+            data: Vec::new(),
+            transport: Transport::Tcp,
         }
     }
 
@@ -145,6 +154,15 @@ impl World {
                     wire.closed = Some(reason);
                 }
             }
+            Output::Ready { conn, datagrams } => {
+                if let Some(wire) = self.wire(worker, conn) {
+                    wire.ready = Some(datagrams);
+                }
+            }
+            Output::SendData { .. }
+            | Output::SendDatagram { .. }
+            | Output::EndData { .. }
+            | Output::ResetData { .. } => self.data.push(output),
             Output::Read { conn, enabled } => {
                 if let Some(wire) = self.wire(worker, conn) {
                     wire.reading = enabled;
@@ -434,10 +452,11 @@ impl World {
             unflushed: 0,
             connected: false,
             gone: false,
+            ready: None,
         });
         let peer = Peer {
             address: ([192, 0, 2, 1], 7).into(),
-            transport: Transport::Tcp,
+            transport: self.transport,
             certificate,
             early,
         };
@@ -474,55 +493,6 @@ impl World {
     pub fn malformed(&mut self, id: Id, reason: ReasonCode) {
         let (worker, conn) = (self.wires[id].worker, self.wires[id].conn);
         self.handle(worker, Input::Malformed { conn, reason });
-    }
-
-    /// What the client reads now. A DISCONNECT comes without its Reason String, which says the same in words.
-    pub fn read(&mut self, id: Id) -> Vec<Packet> {
-        let mut packets = self.read_all(id);
-        for packet in &mut packets {
-            if let Packet::Disconnect(d) = packet {
-                let is_explanation = |p: &DisconnectProperties| {
-                    let expected = DisconnectProperties {
-                        reason_string: p.reason_string.clone(),
-                        ..DisconnectProperties::default()
-                    };
-                    p.reason_string.is_some() && *p == expected
-                };
-                d.properties.take_if(|p| is_explanation(p));
-            }
-        }
-        packets
-    }
-
-    /// What the client reads now, as it is.
-    pub fn read_all(&mut self, id: Id) -> Vec<Packet> {
-        let wire = &mut self.wires[id];
-        let mut bytes: Bytes = wire.unread.split().freeze();
-        let mut packets = Vec::new();
-        while let Some(packet) =
-            decode(&mut bytes, Some(wire.version), u32::MAX).expect("the server sends MQTT")
-        {
-            packets.push(packet);
-        }
-        assert!(bytes.is_empty(), "the server sends whole packets");
-        packets
-    }
-
-    /// What the client reads, and what it is if that is one packet.
-    pub fn read_one(&mut self, id: Id) -> Packet {
-        let mut packets = self.read(id);
-        assert_eq!(packets.len(), 1, "{packets:?}");
-        packets.remove(0)
-    }
-
-    /// The payloads of PUBLISH packets that the client reads.
-    pub fn payloads(&mut self, id: Id) -> Vec<String> {
-        let packets = self.read(id);
-        packets
-            .iter()
-            .filter_map(|p| publish_of(p))
-            .map(|p| String::from_utf8_lossy(&p.payload).into_owned())
-            .collect()
     }
 
     /// Opens a connection, connects, and asserts that it succeeds; the CONNACK's Session Present.

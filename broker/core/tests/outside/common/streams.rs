@@ -1,0 +1,86 @@
+//! Data streams of a client.
+
+use super::{Id, World};
+use bytes::{Bytes, BytesMut};
+use headgate_codec::{Packet, Version, decode};
+use headgate_core::{DataEnd, DataStream, Frame, Input, Output};
+use std::num::NonZeroU32;
+
+fn stream(number: u32) -> DataStream {
+    DataStream(NonZeroU32::new(number).unwrap())
+}
+
+/// A packet comes on a stream.
+pub fn on(world: &mut World, id: Id, number: u32, packet: Packet) {
+    let (worker, conn) = (world.wires[id].worker, world.wires[id].conn);
+    let stream = stream(number);
+    world.handle(
+        worker,
+        Input::DataPacket {
+            conn,
+            stream,
+            packet,
+        },
+    );
+}
+
+/// A stream ends.
+pub fn end(world: &mut World, id: Id, number: u32, how: DataEnd) {
+    let (worker, conn) = (world.wires[id].worker, world.wires[id].conn);
+    let stream = stream(number);
+    world.handle(worker, Input::DataEnded { conn, stream, how });
+}
+
+/// The transport takes everything that one stream has sent up to now.
+pub fn flush(world: &mut World, id: Id, number: u32, bytes: usize) {
+    let (worker, conn) = (world.wires[id].worker, world.wires[id].conn);
+    let (stream, bytes) = (stream(number), bytes as u32);
+    world.handle(
+        worker,
+        Input::DataFlushed {
+            conn,
+            stream,
+            bytes,
+        },
+    );
+}
+
+fn bytes_of(frame: &Frame, to: &mut BytesMut) {
+    match frame {
+        Frame::Bytes(bytes) => to.extend_from_slice(bytes),
+        Frame::Publish {
+            head,
+            packet_id,
+            dup,
+            tail,
+        } => {
+            let at = to.len();
+            to.extend_from_slice(head);
+            to[at] |= u8::from(*dup) << 3;
+            to.extend_from_slice(&packet_id.get().to_be_bytes());
+            to.extend_from_slice(tail);
+        }
+        Frame::Aliased(_) => panic!("no alias leaves on a data stream"),
+    }
+}
+
+/// Takes what has left on a data stream: the packets, and their bytes.
+pub fn taken(world: &mut World, number: u32) -> (Vec<Packet>, usize) {
+    let mut all = BytesMut::new();
+    world.data.retain(|output| match output {
+        Output::SendData {
+            stream: s, frame, ..
+        } if *s == stream(number) => {
+            bytes_of(frame, &mut all);
+            false
+        }
+        _ => true,
+    });
+    let mut bytes: Bytes = all.freeze();
+    let len = bytes.len();
+    let mut packets = Vec::new();
+    while let Some(packet) = decode(&mut bytes, Some(Version::V5), u32::MAX).unwrap() {
+        packets.push(packet);
+    }
+    (packets, len)
+}
