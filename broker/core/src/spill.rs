@@ -88,9 +88,13 @@ impl Flow {
         if age(&first) > IDS_SPAN_MAX {
             return;
         }
+        // Nor is all in front of them sent then: the store would take it for that, which keeps it from expiring.
+        let sent_up_to = self.sent_up_to();
+        if self.queue.iter().any(|w| w.queued <= sent_up_to) {
+            return;
+        }
         let sequences = self.inflight.iter().map(|i| i.queued);
         let lowest = sequences.chain(self.queue.iter().map(|w| w.queued)).min();
-        let sent_up_to = self.sent_up_to();
         let mut spill = self.spill.take().unwrap_or_default();
         spill.after = lowest.unwrap_or(1) - 1;
         (spill.sent_up_to, spill.first_id) = (sent_up_to, first.get());

@@ -22,5 +22,6 @@ mod restoring;
 mod server;
 mod shared;
 mod streams;
+mod streams_durable;
 mod subscriptions;
 mod wills;

@@ -1,7 +1,7 @@
 //! Data streams and datagrams of QUIC connections: what leaves where, and that no stream holds up another.
 
 use crate::common::{
-    streams::{end, flush, on, taken},
+    streams::{end, flush, on, options, payloads, quic_world, taken},
     *,
 };
 use headgate_codec::{
@@ -10,12 +10,6 @@ use headgate_codec::{
 use headgate_core::{DataEnd, Input, Output, Transport};
 use std::num::NonZeroU16;
 
-fn world() -> World {
-    let mut world = World::new(1);
-    world.transport = Transport::Quic;
-    world
-}
-
 /// Connects; what CONNACK says in User Properties.
 fn connack(world: &mut World, connect: headgate_codec::Connect) -> (Id, Vec<(Text, Text)>) {
     let id = world.open(0);
@@ -23,20 +17,6 @@ fn connack(world: &mut World, connect: headgate_codec::Connect) -> (Id, Vec<(Tex
     match world.read(id).first() {
         Some(Packet::ConnAck(connack)) => (id, connack.properties.user_properties.clone()),
         other => panic!("{other:?}"),
-    }
-}
-
-fn payloads(packets: &[Packet]) -> Vec<String> {
-    let published = packets.iter().filter_map(publish_of);
-    published
-        .map(|p| String::from_utf8(p.payload.to_vec()).unwrap())
-        .collect()
-}
-
-fn options(qos: QoS) -> SubscriptionOptions {
-    SubscriptionOptions {
-        qos,
-        ..SubscriptionOptions::default()
     }
 }
 
@@ -52,7 +32,7 @@ fn subscribe_datagrams(filter: &str, qos: QoS) -> Packet {
 
 #[test]
 fn acknowledgements_leave_on_the_stream_of_what_they_answer() {
-    let mut world = world();
+    let mut world = quic_world();
     let (id, _) = world.connect(0, connect("c"));
     assert_eq!(
         world.wires[id].ready,
@@ -84,7 +64,7 @@ fn acknowledgements_leave_on_the_stream_of_what_they_answer() {
 /// An acknowledgement that waits for storage holds up those of its own stream, and no other's.
 #[test]
 fn an_acknowledgement_waits_for_those_of_its_own_stream_alone() {
-    let mut world = world();
+    let mut world = quic_world();
     let (sub, _) = world.connect(0, lasting("s", 100));
     world.subscribe(sub, "kept", QoS::AtLeastOnce);
     let (id, _) = world.connect(0, connect("c"));
@@ -112,7 +92,7 @@ fn an_acknowledgement_waits_for_those_of_its_own_stream_alone() {
 
 #[test]
 fn messages_leave_on_the_stream_of_their_subscription() {
-    let mut world = world();
+    let mut world = quic_world();
     let (id, _) = world.connect(0, connect("c"));
     on(
         &mut world,
@@ -150,7 +130,7 @@ fn messages_leave_on_the_stream_of_their_subscription() {
 /// One stream that the client doesn't read fills its own share, and the others go on, with both kinds of QoS.
 #[test]
 fn a_stream_that_stands_still_holds_up_no_other() {
-    let mut world = world();
+    let mut world = quic_world();
     let mut c = connect("c");
     c.properties.receive_maximum = Some(30);
     let (id, _) = world.connect(0, c);
@@ -231,7 +211,7 @@ fn a_stream_that_stands_still_holds_up_no_other() {
 /// What was sent on a stream that is reset comes again on the control stream, with DUP and before later messages.
 #[test]
 fn messages_of_a_lost_stream_are_sent_again_on_the_control_stream() {
-    let mut world = world();
+    let mut world = quic_world();
     let (id, _) = world.connect(0, connect("c"));
     on(
         &mut world,
@@ -271,7 +251,7 @@ fn messages_of_a_lost_stream_are_sent_again_on_the_control_stream() {
 /// The client ends its side: acknowledgements still leave, then our end; subscriptions go on, on the control stream.
 #[test]
 fn a_stream_that_the_client_ends_gets_its_acknowledgements_and_ends() {
-    let mut world = world();
+    let mut world = quic_world();
     let (kept, _) = world.connect(0, lasting("s", 100));
     world.subscribe(kept, "kept", QoS::AtLeastOnce);
     let (id, _) = world.connect(0, connect("c"));
@@ -315,7 +295,7 @@ fn a_stream_that_the_client_ends_gets_its_acknowledgements_and_ends() {
 #[test]
 fn what_belongs_on_the_control_stream_resets_the_stream_or_ends_the_connection() {
     for packet in [Packet::PingReq, disconnect(ReasonCode::SUCCESS)] {
-        let mut world = world();
+        let mut world = quic_world();
         let (id, _) = world.connect(0, connect("c"));
         on(&mut world, id, 1, packet);
         assert!(
@@ -334,7 +314,7 @@ fn what_belongs_on_the_control_stream_resets_the_stream_or_ends_the_connection()
     }
     let second = Packet::Connect(Box::new(connect("c")));
     for packet in [second, Packet::PingResp] {
-        let mut world = world();
+        let mut world = quic_world();
         let (id, _) = world.connect(0, connect("c"));
         on(&mut world, id, 1, packet);
         assert_eq!(world.wires[id].closed, Some(ReasonCode::PROTOCOL_ERROR));
@@ -343,7 +323,7 @@ fn what_belongs_on_the_control_stream_resets_the_stream_or_ends_the_connection()
 
 #[test]
 fn datagrams_are_for_who_asks_for_them() {
-    let mut world = world();
+    let mut world = quic_world();
     let mut c = connect("c");
     c.properties.user_properties = vec![(Text::from("headgate-datagram"), Text::from("1"))];
     let (id, said) = connack(&mut world, c.clone());
@@ -393,7 +373,7 @@ fn a_datagram_holds_a_publish_with_qos_0_and_nothing_else() {
         Packet::Publish(alias),
     ];
     for packet in wrong {
-        let mut world = world();
+        let mut world = quic_world();
         let (id, _) = world.connect(0, connect("c"));
         let s = world.client(0, "s");
         world.subscribe(s, "t", QoS::AtMostOnce);
@@ -416,7 +396,7 @@ fn a_datagram_holds_a_publish_with_qos_0_and_nothing_else() {
 /// A new connection knows no streams: all is on the control stream, also what waited for a data stream.
 #[test]
 fn streams_end_with_their_connection() {
-    let mut world = world();
+    let mut world = quic_world();
     let (id, _) = world.connect(0, lasting("c", 100));
     on(
         &mut world,

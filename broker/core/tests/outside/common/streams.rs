@@ -1,10 +1,17 @@
 //! Data streams of a client.
 
-use super::{Id, World};
+use super::{Id, World, publish_of};
 use bytes::{Bytes, BytesMut};
-use headgate_codec::{Packet, Version, decode};
-use headgate_core::{DataEnd, DataStream, Frame, Input, Output};
+use headgate_codec::{Packet, QoS, SubscriptionOptions, Version, decode};
+use headgate_core::{DataEnd, DataStream, Frame, Input, Output, Transport};
 use std::num::NonZeroU32;
+
+/// One worker, whose clients come over QUIC.
+pub fn quic_world() -> World {
+    let mut world = World::new(1);
+    world.transport = Transport::Quic;
+    world
+}
 
 fn stream(number: u32) -> DataStream {
     DataStream(NonZeroU32::new(number).unwrap())
@@ -83,4 +90,19 @@ pub fn taken(world: &mut World, number: u32) -> (Vec<Packet>, usize) {
         packets.push(packet);
     }
     (packets, len)
+}
+
+/// The payloads of the PUBLISH packets among these.
+pub fn payloads(packets: &[Packet]) -> Vec<String> {
+    let published = packets.iter().filter_map(publish_of);
+    published
+        .map(|p| String::from_utf8(p.payload.to_vec()).unwrap())
+        .collect()
+}
+
+pub fn options(qos: QoS) -> SubscriptionOptions {
+    SubscriptionOptions {
+        qos,
+        ..SubscriptionOptions::default()
+    }
 }
