@@ -205,9 +205,8 @@ impl QuicLink {
             ended: false,
         });
         if is_first {
-            let max = settings.data.streams_max.max(STREAMS_AT_FIRST);
-            self.connection
-                .set_max_concurrent_streams(Dir::Bi, VarInt::from_u32(max));
+            let max = VarInt::from_u32(settings.data.streams_max);
+            self.connection.set_max_concurrent_streams(Dir::Bi, max);
         }
         self.make_room(settings);
         true
