@@ -249,23 +249,11 @@ impl Driver {
     fn perform(&mut self, conns: &mut Conns, output: Output) {
         match output {
             Output::Send { conn, frame } => conns.send(conn, frame),
-            Output::Ready { conn, datagrams } => conns.ready(conn, datagrams),
-            Output::SendData {
-                conn,
-                stream,
-                frame,
-            } => conns.send_data(conn, stream, frame),
-            Output::SendDatagram {
-                conn,
-                stream,
-                publish,
-            } => conns.send_datagram(conn, stream, publish),
-            Output::EndData { conn, stream } => conns.end_data(conn, stream),
-            Output::ResetData {
-                conn,
-                stream,
-                reason,
-            } => conns.reset_data(conn, stream, reason),
+            Output::Ready { .. }
+            | Output::SendData { .. }
+            | Output::SendDatagram { .. }
+            | Output::EndData { .. }
+            | Output::ResetData { .. } => perform_beside(conns, output),
             Output::Close { conn, reason } => {
                 self.desk.forget(conn);
                 if let Some(conn) = conns.get(conn) {
@@ -432,6 +420,30 @@ impl Driver {
                 }
             }
         }
+    }
+}
+
+/// Outputs for data streams and datagrams.
+fn perform_beside(conns: &mut Conns, output: Output) {
+    match output {
+        Output::Ready { conn, datagrams } => conns.ready(conn, datagrams),
+        Output::SendData {
+            conn,
+            stream,
+            frame,
+        } => conns.send_data(conn, stream, frame),
+        Output::SendDatagram {
+            conn,
+            stream,
+            publish,
+        } => conns.send_datagram(conn, stream, publish),
+        Output::EndData { conn, stream } => conns.end_data(conn, stream),
+        Output::ResetData {
+            conn,
+            stream,
+            reason,
+        } => conns.reset_data(conn, stream, reason),
+        _ => debug_assert!(false, "for the control stream: {output:?}"),
     }
 }
 
