@@ -5,7 +5,7 @@ use headgate_codec::{AliasedPublish, Packet, PacketId, ReasonCode, Text};
 use std::{net::SocketAddr, sync::Arc};
 
 use crate::{
-    AuthResult, AuthStep, Loaded, QuotaLimits, Record, RestoredSession, Session, StorageState, Txn,
+    AuthResult, AuthStep, DataEnd, DataStream, Loaded, QuotaLimits, Record, RestoredSession, Session, StorageState, Txn,
     message::Message,
 };
 

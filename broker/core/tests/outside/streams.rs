@@ -5,7 +5,7 @@ use crate::common::{
     *,
 };
 use headgate_codec::{
-    Packet, PacketId, QoS, ReasonCode, Subscribe, SubscriptionOptions, Text, Version, decode,
+    Packet, PacketId, QoS, ReasonCode, Subscribe, Text, Version, decode,
 };
 use headgate_core::{DataEnd, Input, Output, Transport};
 use std::num::NonZeroU16;
