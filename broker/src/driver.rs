@@ -426,7 +426,11 @@ impl Driver {
 /// Outputs for data streams and datagrams.
 fn perform_beside(conns: &mut Conns, output: Output) {
     match output {
-        Output::Ready { conn, datagrams } => conns.ready(conn, datagrams),
+        Output::Ready {
+            conn,
+            streams,
+            datagrams,
+        } => conns.ready(conn, streams, datagrams),
         Output::SendData {
             conn,
             stream,

@@ -125,6 +125,7 @@ impl Hub {
             lanes::agree(c.is_quic && env.limits.datagrams, &connect);
         c.datagrams = datagrams;
         let is_ready = c.is_quic && !c.early;
+        let streams = env.streams_max(c.quota_class);
         let properties = ConnAckProperties {
             session_expiry_s: (session.expiry_s != requested_s).then_some(session.expiry_s),
             receive_maximum: Some(env.limits.receive_maximum.max(1)),
@@ -151,7 +152,11 @@ impl Hub {
         }
         session.send_bytes(bytes, out);
         if is_ready {
-            out.push(Output::Ready { conn, datagrams });
+            out.push(Output::Ready {
+                conn,
+                streams,
+                datagrams,
+            });
         }
         self.arm_conn(conn);
         self.pause(conn, PAUSED_CONNECTING, false, out);

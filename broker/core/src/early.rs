@@ -75,10 +75,15 @@ impl Hub {
             return;
         }
         let (state, is_quic, datagrams) = (c.state, c.is_quic, c.datagrams);
+        let streams = self.env.streams_max(c.quota_class);
         self.pause(conn, PAUSED_EARLY, false, out);
         match state {
             State::Connecting(slot) => self.claim_confirmed(slot, out),
-            State::Up(_) if is_quic => out.push(Output::Ready { conn, datagrams }),
+            State::Up(_) if is_quic => out.push(Output::Ready {
+                conn,
+                streams,
+                datagrams,
+            }),
             _ => {}
         }
         self.ready.push(conn);

@@ -5,8 +5,8 @@ use headgate_codec::{AliasedPublish, Packet, PacketId, ReasonCode, Text};
 use std::{net::SocketAddr, sync::Arc};
 
 use crate::{
-    AuthResult, AuthStep, DataEnd, DataStream, Loaded, QuotaLimits, Record, RestoredSession, Session, StorageState, Txn,
-    message::Message,
+    AuthResult, AuthStep, DataEnd, DataStream, Loaded, QuotaLimits, Record, RestoredSession,
+    Session, StorageState, Txn, message::Message,
 };
 
 /// Milliseconds since the process started. The core has no clock: the driver says the time.
@@ -298,6 +298,8 @@ pub enum Output {
     Ready {
         /// Which connection.
         conn: ConnId,
+        /// Bidirectional streams that it may have open, the control stream too.
+        streams: u16,
         /// Datagrams of the client as well.
         datagrams: bool,
     },

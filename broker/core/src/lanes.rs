@@ -7,7 +7,10 @@
 
 use bytes::Bytes;
 use headgate_codec::{Connect, Packet, PacketId, QoS, ReasonCode, Text, UserProperty};
-use std::{collections::VecDeque, num::NonZeroU32};
+use std::{
+    collections::{BTreeSet, VecDeque},
+    num::NonZeroU32,
+};
 
 use crate::{
     ConnId, Core, Output, Session,
@@ -108,6 +111,13 @@ impl Lanes {
 
     fn lane(&mut self, stream: DataStream) -> Option<&mut Lane> {
         self.streams.iter_mut().find(|lane| lane.stream == stream)
+    }
+
+    fn is_unused(&self) -> bool {
+        self.routes.is_empty()
+            && self.streams.is_empty()
+            && self.sent.is_empty()
+            && self.again.is_empty()
     }
 
     /// Streams that share what the session has.
@@ -264,6 +274,7 @@ impl Session {
         if let Some(lanes) = &mut self.lanes {
             lanes.again.retain(|id| *id != packet_id);
         }
+        self.drop_unused_lanes();
     }
 
     /// It is done.
@@ -272,6 +283,12 @@ impl Session {
             lanes.sent.retain(|(id, _)| *id != packet_id);
             lanes.again.retain(|id| *id != packet_id);
         }
+        self.drop_unused_lanes();
+    }
+
+    /// A session that uses its control stream alone again is as any other.
+    fn drop_unused_lanes(&mut self) {
+        self.lanes.take_if(|lanes| lanes.is_unused());
     }
 
     /// Sends encoded packets that aren't a PUBLISH.
@@ -343,6 +360,7 @@ impl Session {
         if let Some(lanes) = &mut self.lanes {
             lanes.routes.retain(|route| *route.filter != *filter);
         }
+        self.drop_unused_lanes();
     }
 
     /// The connection is gone, and its streams with it.
@@ -367,9 +385,15 @@ impl Session {
             }
         }
         lanes.routes.retain(|route| route.way != Way::default());
-        if how == DataEnd::Lost {
+        if how == DataEnd::Lost
+            && let Some(flow) = &self.flow
+        {
             let lost = lanes.sent.iter().filter(|(_, on)| *on == stream);
-            lanes.again.extend(lost.map(|(id, _)| *id));
+            let lost = lost.map(|(id, _)| *id);
+            let again: BTreeSet<PacketId> = lanes.again.drain(..).chain(lost).collect();
+            // In their order of the first time, PUBREL in the place of its message, as after a reconnect.
+            let in_order = flow.inflight.iter().map(|entry| entry.packet_id);
+            lanes.again.extend(in_order.filter(|id| again.contains(id)));
         }
         if how != DataEnd::Received {
             lanes.sent.retain(|(_, on)| *on != stream);
@@ -381,6 +405,7 @@ impl Session {
                 waiting.stream = None;
             }
         }
+        self.drop_unused_lanes();
     }
 }
 

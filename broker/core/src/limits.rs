@@ -113,6 +113,9 @@ pub struct CoreLimits {
     /// messages wait in the session's queue; above twice this much (by acknowledgements) nothing
     /// is read from the client.
     pub send_buffer_bytes: u32,
+    /// Bidirectional streams that a QUIC client may have open, the control stream too (10). More: the transport
+    /// refuses them.
+    pub streams: u16,
     /// Datagrams of QUIC clients that ask for them (on): the transport has to offer them.
     pub datagrams: bool,
     /// Subscriptions per session (1,000). More: SUBACK 0x97.
@@ -150,6 +153,7 @@ impl Default for CoreLimits {
             spills: false,
             session_store_bytes: 16 * 1024 * 1024,
             send_buffer_bytes: 64 * 1024,
+            streams: 10,
             datagrams: true,
             subscriptions_per_session: 1_000,
             topic_levels: 64,

@@ -51,6 +51,8 @@ pub struct QuotaLimits {
     pub queued_messages: u32,
     /// Memory of the messages of one session, bytes, in place of `session_bytes`.
     pub memory_bytes: u32,
+    /// Bidirectional streams of one QUIC connection, in place of `streams`.
+    pub streams: u16,
     /// Whether the kernel has something to police: only then a connection is put under a penalty.
     pub is_policed: bool,
     /// What is done above the rates.
@@ -97,6 +99,13 @@ impl Env {
             own_or(own.queued_messages, self.limits.queued_messages),
             own_or(own.memory_bytes, self.limits.session_bytes),
         )
+    }
+
+    /// Bidirectional streams that a connection of this class may have open: at least the control stream.
+    pub(crate) fn streams_max(&self, class: u8) -> u16 {
+        let own = self.quotas.of(class).streams;
+        let streams = if own == 0 { self.limits.streams } else { own };
+        streams.max(1)
     }
 
     /// Subscriptions that a session of this class may have.

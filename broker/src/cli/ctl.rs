@@ -244,7 +244,7 @@ fn class_lines(class: &Value) -> String {
             Some(by) => format!("  ({by})"),
         };
         let shown = match (&*text(&value["value"]), &**key) {
-            ("0", "subscriptions" | "queued_messages" | "memory_bytes") => {
+            ("0", "subscriptions" | "queued_messages" | "memory_bytes" | "streams") => {
                 "as in [limits]".to_owned()
             }
             ("0", _) => "no limit".to_owned(),

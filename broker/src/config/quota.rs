@@ -87,6 +87,10 @@ quota_keys! {
     /// Memory of the messages that wait for one session or are on their way to it, bytes. More: the
     /// newest is dropped and counted. 0 = limits.memory_per_connection_bytes.
     memory_bytes: u32 = 0;
+    /// Bidirectional streams that a QUIC client may have open, the control stream too; for connections
+    /// from then on, and 1,000 at most. More: STREAM_LIMIT_ERROR, or RESET_STREAM with 0x97 of those
+    /// that it has opened before its class was known. 0 = limits.streams_per_connection.
+    streams: u16 = 0;
     /// What is done about a client that publishes above its rates. "slow" = it is read from more
     /// slowly, so that its acknowledgements come later; "refuse" = PUBACK or PUBREC 0x97, and QoS 0 is
     /// dropped (clients of 3.1.1 know no such answer: they are disconnected at QoS 1 and 2);

@@ -375,7 +375,8 @@ sections! {
         /// stream. The first three are allowed at once, all when the client has opened a data stream: an
         /// idle connection that uses one costs no more. More: STREAM_LIMIT_ERROR. A connection may hold
         /// quic.receive_window_bytes more of the client's data for each data stream, and
-        /// quic.receive_window_bytes_max for one that isn't read from.
+        /// quic.receive_window_bytes_max for one that isn't read from, two of these at most. A quota class may have
+        /// a limit of its own.
         streams_per_connection: u16 = 10, 1..=1_000;
         /// Data streams that a QUIC client may open in a second. More: it is closed (CONNECTION_CLOSE with
         /// application error 2). Opening and resetting a stream costs about as much as a PUBLISH.

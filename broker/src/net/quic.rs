@@ -82,8 +82,8 @@ pub struct QuicLink {
     window: Window,
     /// Its connection IDs, and how it behaves.
     record: Record,
-    /// The session is up: data streams may be read.
-    ready: bool,
+    /// Bidirectional streams that it may have open once the session is up; 0 = data streams aren't read yet.
+    streams_max: u16,
     /// The client opens streams too fast.
     refused: bool,
     /// Data streams and datagrams, if the client uses them.
@@ -313,7 +313,7 @@ impl QuicSide {
                     unvalidated,
                     window: Window::new(self.settings.receive_window_bytes, clock.time().0),
                     record,
-                    ready: false,
+                    streams_max: 0,
                     refused: false,
                     data: None,
                 };

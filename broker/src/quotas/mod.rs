@@ -17,6 +17,9 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+/// Bidirectional streams of a connection, whatever a class says.
+const STREAMS_MAX: u16 = 1_000;
+
 /// What ctl has changed: class → key → value, as it was written.
 type Edits = BTreeMap<String, BTreeMap<String, String>>;
 
@@ -410,6 +413,7 @@ fn limits(class: &QuotaClass) -> QuotaLimits {
         subscriptions: class.subscriptions,
         queued_messages: class.queued_messages,
         memory_bytes: class.memory_bytes,
+        streams: class.streams.min(STREAMS_MAX),
         is_policed: class.packets_per_second != 0 || class.bytes_per_second != 0,
         above: match class.above {
             Above::Slow => AboveQuota::Slow,

@@ -132,6 +132,7 @@ pub(super) fn core(
     to.queued_messages = from.queued_messages_per_session;
     to.session_bytes = from.memory_per_connection_bytes;
     to.send_buffer_bytes = from.send_buffer_bytes;
+    to.streams = from.streams_per_connection;
     to.datagrams = from.datagram_buffer_bytes > 0;
     to.session_store_bytes = config.store.session_bytes_max;
     to.subscriptions_per_session = from.subscriptions_per_session;
@@ -300,7 +301,6 @@ impl QuicParts {
                 receive_window_bytes_max: settings.stream_receive_window_bytes,
                 qlogs: Arc::new(qlogs),
                 data: DataLimits {
-                    streams_max: config.limits.streams_per_connection.into(),
                     opens_per_second: config.limits.stream_opens_per_second,
                     send_buffer_bytes: config.limits.send_buffer_bytes,
                 },

@@ -292,9 +292,9 @@ impl Conns {
     }
 
     /// Data streams and datagrams may be read from now on.
-    pub fn ready(&mut self, id: ConnId, datagrams: bool) {
+    pub fn ready(&mut self, id: ConnId, streams: u16, datagrams: bool) {
         if let Some(link) = self.quic(id) {
-            link.set_ready(datagrams);
+            link.set_ready(streams, datagrams);
             self.schedule(id.index);
         }
     }
@@ -323,7 +323,7 @@ impl Conns {
     /// Resets a data stream.
     pub fn reset_data(&mut self, id: ConnId, stream: DataStream, reason: ReasonCode) {
         if let Some(link) = self.quic(id) {
-            link.reset(stream, reason);
+            let _gone = link.reset(stream, reason);
         }
     }
 

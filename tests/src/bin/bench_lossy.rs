@@ -6,7 +6,9 @@ use std::net::{SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use headgate::cli::client::{Beside, Event, Scheme, Session, Target, TlsOptions, Trust};
+use headgate::cli::client::{
+    Beside, Event, QuicOptions, Scheme, Session, Target, TlsOptions, Trust,
+};
 use headgate_codec::{Packet, Publish, QoS, Text};
 use headgate_tests::bench::{self, Row};
 use headgate_tests::broker::{Broker, Settings};
@@ -133,6 +135,7 @@ fn acknowledged(name: &str, lost_per_mille: u64, scheme: Scheme, streams: usize)
         let tls = TlsOptions {
             trust: Trust::Anyone,
             identity: None,
+            quic: QuicOptions::default(),
         };
         let beside = Beside {
             streams,
@@ -203,6 +206,7 @@ fn address_change() -> Vec<Row> {
         let tls = TlsOptions {
             trust: Trust::Anyone,
             identity: None,
+            quic: QuicOptions::default(),
         };
         // The old connection is of no use: nothing that is sent from another address belongs to it.
         let moved = Instant::now();

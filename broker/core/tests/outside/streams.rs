@@ -4,9 +4,7 @@ use crate::common::{
     streams::{end, flush, on, options, payloads, quic_world, taken},
     *,
 };
-use headgate_codec::{
-    Packet, PacketId, QoS, ReasonCode, Subscribe, Text, Version, decode,
-};
+use headgate_codec::{Packet, PacketId, QoS, ReasonCode, Subscribe, Text, Version, decode};
 use headgate_core::{DataEnd, Input, Output, Transport};
 use std::num::NonZeroU16;
 

@@ -4,9 +4,9 @@
 //! [`Session::next`] also acknowledges what arrives and keeps the connection alive.
 
 mod error;
+mod lanes;
 mod quic;
 mod resume;
-mod lanes;
 mod session;
 mod target;
 mod tls;
@@ -15,8 +15,8 @@ mod transport;
 pub(crate) use error::named;
 
 pub use error::ClientError;
-pub use quic::QuicOptions;
 pub use lanes::Beside;
+pub use quic::QuicOptions;
 pub use session::{Event, Session};
 pub use target::{Scheme, Target, TargetError, Url};
 pub use tls::{Identity, TlsOptions, Trust};

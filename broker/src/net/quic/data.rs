@@ -23,11 +23,13 @@ use std::{
 /// same memory for one to three.
 pub const STREAMS_AT_FIRST: u32 = 3;
 
+/// Data streams that aren't read from, and for each of which the connection's window has the room that one can hold. With
+/// more of them a client may hold up its other streams.
+const STREAMS_STILL_MAX: u32 = 2;
+
 /// What a connection may have.
 #[derive(Clone, Copy, Debug)]
 pub struct DataLimits {
-    /// Bidirectional streams at the same time, the control stream too.
-    pub streams_max: u32,
     /// Data streams that are opened in a second.
     pub opens_per_second: u32,
     /// Bytes that may wait on a data stream; above it, it is not read from.
@@ -42,9 +44,7 @@ pub struct DataStreams {
     ended: Vec<(DataStream, DataEnd)>,
     /// PUBLISH packets that are to leave in datagrams; `None` = the control stream stands in.
     datagrams: Vec<(Option<DataStream>, Bytes)>,
-    /// The core has said that data streams may be read.
-    ready: bool,
-    /// And datagrams.
+    /// The core has said that datagrams may be read.
     takes_datagrams: bool,
     /// A datagram has come.
     arrived: bool,
@@ -124,32 +124,44 @@ impl DataStreams {
         }
     }
 
-    /// One more was opened. Whether the client opens them too fast.
-    fn count_opened(&mut self, per_second: u32, now: Instant) -> bool {
+    /// One more was opened. How many that are within a second.
+    fn count_opened(&mut self, now: Instant) -> u32 {
         let from = *self.counted_from.get_or_insert(now);
         if now.duration_since(from) >= Duration::from_secs(1) {
             (self.opened, self.counted_from) = (0, Some(now));
         }
         self.opened += 1;
-        self.opened > per_second
+        self.opened
     }
 
-    fn remove(&mut self, number: DataStream) {
+    /// `false`: there is none, or none any more.
+    fn remove(&mut self, number: DataStream) -> bool {
+        let before = self.open.len();
         self.open.retain(|stream| stream.number != number);
+        let is_removed = self.open.len() < before;
         if self.open.is_empty() {
             self.open = Vec::new();
         }
+        is_removed
     }
 }
 
 impl QuicLink {
-    /// Data streams may be read from now on, and the client's datagrams.
-    pub fn set_ready(&mut self, datagrams: bool) {
-        if datagrams || self.data.is_some() {
-            let data = self.data.get_or_insert_default();
-            (data.ready, data.takes_datagrams) = (true, datagrams);
+    /// Data streams may be read from now on, and the client's datagrams. `streams`: as many bidirectional ones may be
+    /// open, the control stream too.
+    pub fn set_ready(&mut self, streams: u16, datagrams: bool) {
+        self.streams_max = streams.max(1);
+        if datagrams {
+            self.data.get_or_insert_default().takes_datagrams = true;
         }
-        self.ready = true;
+        let all = u32::from(self.streams_max);
+        let opened = self.data.as_ref().and_then(|data| data.counted_from);
+        self.set_credit(opened.map_or(all.min(STREAMS_AT_FIRST), |_| all));
+    }
+
+    fn set_credit(&mut self, streams: u32) {
+        let streams = VarInt::from_u32(streams);
+        self.connection.set_max_concurrent_streams(Dir::Bi, streams);
     }
 
     /// What is to leave in a datagram.
@@ -163,15 +175,17 @@ impl QuicLink {
         self.data.as_deref_mut()
     }
 
-    /// Resets a data stream in both directions.
-    pub fn reset(&mut self, number: DataStream, reason: ReasonCode) {
-        let id = id_of(number);
-        // What the client has ended or reset itself is gone already.
-        let _gone = self.connection.recv_stream(id).stop(code(reason));
-        let _gone = self.connection.send_stream(id).reset(code(reason));
-        if let Some(data) = &mut self.data {
-            data.remove(number);
+    /// Resets a data stream in both directions. `false`: there is none. quinn-proto must not be asked to reset one that
+    /// wasn't accepted: it counts those that were.
+    pub fn reset(&mut self, number: DataStream, reason: ReasonCode) -> bool {
+        let is_open = self.data.as_mut().is_some_and(|data| data.remove(number));
+        if is_open {
+            let id = id_of(number);
+            // What the client has ended or reset itself is gone already.
+            let _gone = self.connection.recv_stream(id).stop(code(reason));
+            let _gone = self.connection.send_stream(id).reset(code(reason));
         }
+        is_open
     }
 
     /// Takes a stream that the client has opened beside the control stream. `false`: it opens them too fast.
@@ -185,12 +199,14 @@ impl QuicLink {
             return false;
         };
         metrics.data_streams_opened.inc();
-        let ready = self.ready;
         let data = self.data.get_or_insert_default();
-        data.ready |= ready;
         let is_first = data.counted_from.is_none();
-        if data.count_opened(settings.data.opens_per_second, Instant::now()) {
-            metrics.refused[Limit::StreamOpensPerSecond].inc();
+        let opened = data.count_opened(Instant::now());
+        if opened > settings.data.opens_per_second {
+            if opened == settings.data.opens_per_second + 1 {
+                metrics.refused[Limit::StreamOpensPerSecond].inc();
+                self.refused = true;
+            }
             return false;
         }
         data.open.push(Stream {
@@ -204,12 +220,16 @@ impl QuicLink {
             ending: false,
             ended: false,
         });
-        if is_first {
-            let max = VarInt::from_u32(settings.data.streams_max);
-            self.connection.set_max_concurrent_streams(Dir::Bi, max);
+        if is_first && self.is_ready() {
+            self.set_credit(self.streams_max.into());
         }
         self.make_room(settings);
         true
+    }
+
+    /// The session is up, and its streams are read.
+    fn is_ready(&self) -> bool {
+        self.streams_max > 0
     }
 
     /// Keeps room for each data stream in the connection's window: as much as a connection has at first, and for one
@@ -218,6 +238,7 @@ impl QuicLink {
         let Some(data) = &self.data else { return };
         let open = data.open.len() as u32;
         let still = data.open.iter().filter(|s| s.stood_still).count() as u32;
+        let still = still.min(STREAMS_STILL_MAX);
         let at_first = settings.receive_window_bytes.saturating_mul(open);
         let held = settings.receive_window_bytes_max.saturating_mul(still);
         if let Some(bytes) = self.window.reserve(at_first.saturating_add(held)) {
@@ -241,30 +262,35 @@ impl QuicLink {
 
     /// The client has everything that a data stream had for it.
     pub(super) fn data_finished(&mut self, id: StreamId) {
-        self.data_over(id, DataEnd::Delivered);
+        if let (Some(number), Some(data)) = (number_of(id), &mut self.data)
+            && data.remove(number)
+        {
+            data.ended.push((number, DataEnd::Delivered));
+        }
     }
 
     /// The client reads nothing more from a data stream: it is over in both directions.
     pub(super) fn data_stopped(&mut self, id: StreamId) {
-        if let Some(number) = number_of(id) {
-            self.reset(number, ReasonCode::SUCCESS);
-            self.data_over(id, DataEnd::Lost);
+        if let Some(number) = number_of(id)
+            && self.reset(number, ReasonCode::SUCCESS)
+            && let Some(data) = &mut self.data
+        {
+            data.ended.push((number, DataEnd::Lost));
         }
     }
 
-    fn data_over(&mut self, id: StreamId, how: DataEnd) {
-        if let (Some(number), Some(data)) = (number_of(id), &mut self.data) {
-            data.remove(number);
-            data.ended.push((number, how));
+    /// Resets the newest streams, which the client has opened before it was known how few it may have.
+    fn refuse_excess(&mut self, metrics: &WorkerMetrics) {
+        let max = usize::from(self.streams_max).saturating_sub(1);
+        while let Some(stream) = self.data.as_ref().and_then(|data| data.open.get(max)) {
+            self.reset(stream.number, ReasonCode::QUOTA_EXCEEDED);
+            metrics.refused[Limit::StreamsPerConnection].inc();
         }
     }
 
     /// A datagram has come.
     pub(super) fn datagram_arrived(&mut self) {
-        let ready = self.ready;
-        let data = self.data.get_or_insert_default();
-        data.arrived = true;
-        data.ready |= ready;
+        self.data.get_or_insert_default().arrived = true;
     }
 
     /// There is something to do for data streams or datagrams.
@@ -298,7 +324,11 @@ impl QuicLink {
         (version, bytes_max): (Option<Version>, u32),
         metrics: &WorkerMetrics,
     ) -> Result<Option<DataArrived>, DecodeError> {
-        let Some(data) = self.data.as_deref_mut().filter(|data| data.ready) else {
+        if !self.is_ready() {
+            return Ok(None);
+        }
+        self.refuse_excess(metrics);
+        let Some(data) = self.data.as_deref_mut() else {
             return Ok(None);
         };
         if let Some((number, how)) = data.ended.pop() {
@@ -337,7 +367,8 @@ impl QuicLink {
         settings: &QuicSideSettings,
         received: &mut usize,
     ) -> Result<Option<DataArrived>, DecodeError> {
-        let Some(data) = self.data.as_deref_mut().filter(|data| data.ready) else {
+        let is_ready = self.is_ready();
+        let Some(data) = self.data.as_deref_mut().filter(|_| is_ready) else {
             return Ok(None);
         };
         let count = data.open.len().max(1);
@@ -480,17 +511,15 @@ impl QuicSide {
         resumes
     }
 
-    /// Takes the streams that the client has opened. `false`: it opens them too fast.
-    pub(super) fn accept_streams(&mut self, link: &mut QuicLink, metrics: &WorkerMetrics) -> bool {
+    /// Takes the streams that the client has opened, unless it opens them too fast.
+    pub(super) fn accept_streams(&mut self, link: &mut QuicLink, metrics: &WorkerMetrics) {
         while let Some(id) = link.connection.streams().accept(Dir::Bi) {
             if id == control_stream() {
                 link.control = true;
                 link.readable = true;
             } else if !link.accept_data(id, &self.settings, metrics) {
-                link.refused = true;
-                return false;
+                return;
             }
         }
-        true
     }
 }

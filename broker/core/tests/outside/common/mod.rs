@@ -154,7 +154,9 @@ impl World {
                     wire.closed = Some(reason);
                 }
             }
-            Output::Ready { conn, datagrams } => {
+            Output::Ready {
+                conn, datagrams, ..
+            } => {
                 if let Some(wire) = self.wire(worker, conn) {
                     wire.ready = Some(datagrams);
                 }
