@@ -1,9 +1,9 @@
 //! The clients of tests/stacks: two QUIC stacks with their cryptography in C, which take minutes to compile.
 
-use std::fs;
-use std::time::Duration;
+use std::fs::{self, File};
+use std::time::{Duration, SystemTime};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 
 use crate::setup::packages::{self, Package};
 use crate::{paths, shell};
@@ -44,7 +44,17 @@ pub fn build() -> Result<Duration> {
         .arg("--target-dir")
         .arg(paths::target().join("stacks"));
     let title = "compiling quiche and s2n-quic (some minutes)";
-    Ok(shell::must("stacks-build", title, &mut cargo)?.took)
+    let took = shell::must("stacks-build", title, &mut cargo)?.took;
+    // Cargo leaves alone what it finds fresh by its own rules; the tests go by the time.
+    for program in ["stack_quiche", "stack_s2n"] {
+        let file = paths::target().join("stacks/debug").join(program);
+        File::options()
+            .write(true)
+            .open(&file)
+            .and_then(|file| file.set_modified(SystemTime::now()))
+            .with_context(|| format!("{} as new", file.display()))?;
+    }
+    Ok(took)
 }
 
 /// Whether bindgen finds the library that it loads, as bpf-linker's clang brings it, too.
