@@ -20,8 +20,14 @@ fn folder() -> TempDir {
 }
 
 fn start(state_dir: &Path) -> Broker {
+    start_at("always", state_dir)
+}
+
+/// The same at this level of `store.fsync`.
+fn start_at(fsync: &str, state_dir: &Path) -> Broker {
     Broker::start_with(Settings {
         state_dir: Some(state_dir.to_owned()),
+        config: format!("[store]\nfsync = {fsync:?}\nfsync_interval_ms = 10"),
         ..Settings::default()
     })
 }
@@ -55,6 +61,11 @@ fn said(output: &Output) -> String {
 
 /// What `headgate run` says of a store that it refuses. It leaves nothing in the kernel.
 fn refused(state: &Path) -> String {
+    refused_at("always", state)
+}
+
+/// The same at this level of `store.fsync`.
+fn refused_at(fsync: &str, state: &Path) -> String {
     let pins = pin_dir();
     let started = Command::new(binary())
         .args([
@@ -72,6 +83,7 @@ fn refused(state: &Path) -> String {
             "--kernel-mode",
             "off",
         ])
+        .args(["--set", &format!("store.fsync={fsync}")])
         .arg("--pin-dir")
         .arg(&pins)
         .arg("--state-dir")
@@ -88,8 +100,15 @@ fn refused(state: &Path) -> String {
 
 /// A state folder whose broker was killed with a session, `messages` queued messages and a retained one in its store.
 fn filled(messages: usize) -> (TempDir, PathBuf) {
+    filled_until("always", |sent, _| sent == messages)
+}
+
+/// The same at this level of `store.fsync`, with as many messages as are enough, given how many were sent and the store.
+fn filled_until(fsync: &str, is_enough: impl Fn(usize, &Path) -> bool) -> (TempDir, PathBuf) {
+    const MESSAGES_MAX: usize = 5_000;
     let state = folder();
-    let mut broker = start(state.path());
+    let path = state.path().join("store");
+    let mut broker = start_at(fsync, state.path());
     let mut subscribe = connect("s");
     subscribe.clean_start = false;
     subscribe.properties.session_expiry_s = Some(3_600);
@@ -98,14 +117,14 @@ fn filled(messages: usize) -> (TempDir, PathBuf) {
     subscriber.subscribe(&["a/#", "$share/g/b"], QoS::ExactlyOnce);
     drop(subscriber);
     let mut publisher = TcpClient::connect(broker.tcp(), "p");
-    for n in 0..messages {
+    for n in (0..).take_while(|n| !is_enough(*n, &path)) {
+        assert!(n < MESSAGES_MAX, "it is never enough");
         let mut message = publish("a/b", QoS::AtLeastOnce, format!("message {n}"));
         message.retain = n == 0;
         assert_eq!(publisher.publish_acked(message), ReasonCode::SUCCESS);
     }
     broker.signal(nix::sys::signal::Signal::SIGKILL);
     let _killed = broker.wait();
-    let path = state.path().join("store");
     (state, path)
 }
 
@@ -169,6 +188,48 @@ fn a_store_is_exported_imported_and_the_same() {
             other => panic!("expected PUBLISH, got {other:?}"),
         }
     }
+}
+
+/// A will that had come due when the broker was lost is published by the next one, and then it is out of the store.
+#[test]
+fn a_will_that_was_due_is_published_after_a_start() {
+    let state = folder();
+    let path = state.path().join("store");
+    let id = "0000000100000000000000000007";
+    let lines = [
+        r#"{"kind":"store","format":1,"by":"a test"}"#.to_owned(),
+        format!(
+            r#"{{"kind":"session","id":"{id}","client_id":"s","epoch":1,"expiry_s":3600,"version":5,"send_quota":9,"sequence":1,"will":null}}"#
+        ),
+        format!(
+            r#"{{"kind":"subscription","id":"{id}","filter":"t","options":1,"subscription_id":null}}"#
+        ),
+        r#"{"kind":"will","id":"0000000101000000000000000008","message":{"topic":"t","payload":"Z29uZQ==","qos":1,"retain":false,"expires_at_ms":null,"properties":null}}"#.to_owned(),
+    ]
+    .join("\n");
+    let imported = store(&["import"], &path, lines.as_bytes());
+    assert!(imported.status.success(), "{}", said(&imported));
+    let wills = || {
+        let exported = store(&["export"], &path, &[]);
+        let text = String::from_utf8(exported.stdout).expect("it is JSON");
+        let lines = text
+            .lines()
+            .filter(|line| line.contains("\"kind\":\"will\""));
+        lines.map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(wills(), [lines.lines().last().expect("there are some")]);
+    let mut broker = start(state.path());
+    let mut resume = connect("s");
+    resume.clean_start = false;
+    resume.properties.session_expiry_s = Some(3_600);
+    let (mut client, _) = TcpClient::try_connect(broker.tcp(), resume);
+    match client.receive() {
+        Some(Packet::Publish(message)) => assert_eq!(message.payload, "gone"),
+        other => panic!("expected PUBLISH, got {other:?}"),
+    }
+    broker.signal(nix::sys::signal::Signal::SIGTERM);
+    let _ended = broker.wait();
+    assert!(wills().is_empty());
 }
 
 #[test]
@@ -287,6 +348,43 @@ fn a_flipped_bit_is_an_error_until_it_is_repaired_by_command() {
         "{text}"
     );
     drop(start(state.path()));
+}
+
+fn place_of(needle: &[u8], bytes: &[u8]) -> Option<usize> {
+    bytes
+        .windows(needle.len())
+        .position(|window| window == needle)
+}
+
+/// Without waiting for the disk a loss of power may leave a hole in what wasn't synced: the journal is cut there. A hole
+/// in what had been synced is damage as ever.
+#[test]
+fn a_flipped_bit_is_told_from_a_hole_if_it_is_in_what_was_synced() {
+    let needle = b"message 2";
+    let is_noted_behind = |store: &Path| {
+        let bytes = fs::read(journal(store)).expect("it can be read");
+        place_of(needle, &bytes).is_some_and(|at| place_of(b"\0synced", &bytes[at..]).is_some())
+    };
+    for (fsync, is_noted) in [("interval", true), ("never", false)] {
+        let (state, path) = filled_until(fsync, |sent, store| match is_noted {
+            true => is_noted_behind(store),
+            false => sent == 20,
+        });
+        let journal = journal(&path);
+        let mut bytes = fs::read(&journal).expect("it can be read");
+        let at = place_of(needle, &bytes).expect("the journal has the message");
+        bytes[at] ^= 4;
+        fs::write(&journal, &bytes).expect("it can be written");
+        if is_noted {
+            let text = refused_at(fsync, state.path());
+            let is_said = text.contains("damaged") && text.contains("check --repair");
+            assert!(is_said, "{text}");
+        } else {
+            let broker = start_at(fsync, state.path());
+            assert!(broker.log().contains("has a hole"), "{}", broker.log());
+            assert_eq!(broker.metrics().sum("headgate_store_repairs_total"), 1.0);
+        }
+    }
 }
 
 /// In the engine's tables damage shows only when it is read, and by then the broker has begun.

@@ -20,6 +20,8 @@ use crate::{
 
 /// Claims that may fail in a row, because other workers win, before a CONNECT is refused (0x89).
 const ATTEMPTS_MAX: u8 = 16;
+/// The part of a session id's counter that one incarnation of a worker counts.
+const NUMBER: u64 = (1 << 48) - 1;
 
 /// An operation that completes a CONNECT.
 #[derive(Clone, Copy, Debug)]
@@ -196,7 +198,10 @@ impl Hub {
             _ => return false,
         };
         if expired {
-            self.end_session(owner.slot, true, out);
+            // What it leaves may have to be read first: its takeover waits for that.
+            if !self.must_read(owner.slot) {
+                self.end_session(owner.slot, true, out);
+            }
             return false;
         }
         if let Some(former) = former {
@@ -296,14 +301,23 @@ impl Hub {
         }
     }
 
-    fn make_session_id(&mut self) -> SessionId {
+    pub(crate) fn make_session_id(&mut self) -> SessionId {
         self.sessions_made += 1;
+        self.session_id(self.sessions_made)
+    }
+
+    /// Whether this incarnation of the worker has made an id.
+    pub(crate) fn has_made(&self, id: SessionId) -> bool {
+        id == self.session_id(id.counter & NUMBER)
+    }
+
+    fn session_id(&self, number: u64) -> SessionId {
         let worker = u64::from(self.config.worker.0) << 56;
         let incarnation = u64::from(self.config.incarnation) << 48;
         SessionId {
             node: self.config.node,
             epoch: self.config.epoch,
-            counter: worker | incarnation | self.sessions_made,
+            counter: worker | incarnation | number,
         }
     }
 

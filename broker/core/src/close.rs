@@ -1,12 +1,14 @@
 //! The end of connections and of sessions, wills (MQTT 5.0 §3.1.2.5), and time.
 
-use headgate_codec::{Disconnect, Packet, ReasonCode, Version, Will, encoded_len};
+use headgate_codec::{Disconnect, Packet, ReasonCode, Version, encoded_len};
+use std::sync::Arc;
 
 use crate::{
-    ConnId, Handed, Output, Owner, Record, SessionId, StorageState, Time,
+    ConnId, Handed, Output, Owner, Record, SessionId, Time,
     conns::{PAUSED_ACKS, PAUSED_QUOTA, PAUSED_RESTORING, State},
     counters::{add, sub},
     hub::Hub,
+    message::Message,
     session::{NEVER, Session},
     slots::{Handle, Slot, WaitingTakeover},
     timers::TimerKey,
@@ -32,11 +34,13 @@ pub(crate) enum End {
 
 /// A will that is due.
 pub(crate) struct DueWill {
-    pub(crate) will: Will,
+    pub(crate) message: Arc<Message>,
     pub(crate) publisher: Handle,
     pub(crate) session: SessionId,
     pub(crate) epoch: u32,
     pub(crate) is_recorded: bool,
+    /// What the store knows it by, if it has to wait.
+    pub(crate) kept: Option<SessionId>,
 }
 
 impl Hub {
@@ -157,7 +161,8 @@ impl Hub {
             session.put(&mut self.env, Record::SessionEnded, out);
         }
         let (owner, client_id) = (self.owner(slot, session.epoch), session.client_id());
-        match (release, is_recorded) {
+        let heir = session.heir.take();
+        match (release && heir.is_none(), is_recorded) {
             (true, false) => self.release(&client_id, owner, out),
             // Until that is safe the session may come back, so whoever asks for it meanwhile has to know of it.
             (true, true) => {
@@ -166,9 +171,9 @@ impl Hub {
             }
             (false, _) => {}
         }
-        if let Some(WaitingTakeover { from, takeover }) =
-            session.fence.take().and_then(|f| f.takeover)
-        {
+        let of_fence = session.fence.take().and_then(|f| f.takeover);
+        let waiting = heir.map(|heir| *heir).into_iter().chain(of_fence);
+        for WaitingTakeover { from, takeover } in waiting {
             self.answer(from, takeover.op, Handed::Ended, out);
         }
     }
@@ -228,7 +233,9 @@ impl Hub {
                 flow.spill_all();
             }
         }
-        if expiry_s == 0 {
+        if expiry_s == 0 && self.must_read(slot) {
+            self.end_when_read(slot, out);
+        } else if expiry_s == 0 {
             let release = !matches!(end, End::TakenOver { .. });
             self.end_session(slot, release, out);
         } else {
@@ -268,11 +275,12 @@ impl Hub {
             return;
         };
         self.wills.push(DueWill {
-            will: pending.will,
+            message: Arc::new(Message::from_will(&pending.will, self.env.now)),
             publisher: session.handle,
             session: session.id,
             epoch: session.epoch,
             is_recorded: session.is_recorded,
+            kept: None,
         });
     }
 
@@ -330,7 +338,7 @@ impl Hub {
     fn on_slot_timer(&mut self, index: u32, generation: u32, out: &mut Vec<Output>) {
         let now = self.env.now;
         let handle = Handle::new(self.config.worker, index, generation);
-        let (will_due, fence_late, expired, reads) = match self.slots.by_handle(handle) {
+        let (will_due, fence_late, expired, reads, has_aged) = match self.slots.by_handle(handle) {
             Some(Slot::Live(session)) => {
                 session.armed = NEVER;
                 session.shrink();
@@ -343,11 +351,12 @@ impl Hub {
                 let fence = session.fence.as_ref().is_some_and(|f| f.until <= now);
                 let expired = offline && session.expires_at <= now;
                 // What other members of its groups have to get is read first.
-                let is_read = session.share.is_none() || !session.has_spilled();
-                let is_read = is_read || self.env.storage == StorageState::Failed;
+                let is_read = !session.leaves_spilled(self.env.storage);
                 let (expired, reads) = (expired && is_read, expired && !is_read);
                 let is_free = session.pending.is_none();
-                (will && is_free, fence, expired && is_free, reads)
+                // Otherwise its end waited for what it leaves.
+                let has_aged = session.expiry_s > 0 && session.heir.is_none();
+                (will && is_free, fence, expired && is_free, reads, has_aged)
             }
             Some(Slot::Moved(forward)) if forward.until <= now => {
                 self.slots.remove(index);
@@ -371,7 +380,7 @@ impl Hub {
                 .session(index)
                 .is_some_and(|s| s.handle == handle && s.conn.is_none() && s.pending.is_none())
         {
-            add(&mut self.env.counters.sessions_expired, 1);
+            add(&mut self.env.counters.sessions_expired, u64::from(has_aged));
             return self.end_session(index, true, out);
         }
         self.arm_slot(index);

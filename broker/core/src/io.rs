@@ -6,7 +6,7 @@ use std::{net::SocketAddr, sync::Arc};
 
 use crate::{
     AuthResult, AuthStep, DataEnd, DataStream, Loaded, QuotaLimits, Record, RestoredSession,
-    Session, StorageState, Txn, message::Message,
+    RestoredWill, Session, StorageState, Txn, message::Message,
 };
 
 /// Milliseconds since the process started. The core has no clock: the driver says the time.
@@ -220,6 +220,9 @@ pub enum Input {
     /// A session of an earlier run, or of a former worker in this place, lives here from now on. Until its
     /// Claim has been answered, no other Claim for the client may be.
     Restore(Box<RestoredSession>),
+    /// A will that is still to be published, once all sessions are there. What this worker has recorded itself since it
+    /// began may be among them.
+    RestoreWill(RestoredWill),
     /// All sessions of an earlier run, or of a worker that was lost, are there
     /// ([`Shared::finish_restoring`](crate::Shared::finish_restoring)): what has waited for that goes on.
     SessionsRestored,

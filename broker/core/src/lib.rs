@@ -245,6 +245,7 @@ impl Core {
             Input::Publish { topic, payload } => self.publish_own(topic, payload, out),
             Input::Storage(state) => self.hub.on_storage(state, out),
             Input::Restore(session) => self.hub.on_restore(session, out),
+            Input::RestoreWill(will) => self.hub.on_restore_will(will),
             Input::RetainedLoaded => self.hub.on_retained_loaded(out),
             Input::SessionsRestored => self.hub.on_sessions_restored(out),
         }
@@ -254,8 +255,11 @@ impl Core {
         if !self.hub.left_behind.is_empty() {
             self.hand_on(out);
         }
-        if !self.hub.wills.is_empty() && !self.hub.shared.is_restoring() {
-            self.publish_wills(out);
+        if !self.hub.wills.is_empty() {
+            match self.hub.shared.is_restoring() {
+                true => self.hub.keep_wills(out),
+                false => self.publish_wills(out),
+            }
         }
         if !self.hub.slots.unparked.is_empty() {
             self.hub.park();

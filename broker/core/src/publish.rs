@@ -160,21 +160,24 @@ impl Core {
     pub(crate) fn publish_wills(&mut self, out: &mut Vec<Output>) {
         for due in std::mem::take(&mut self.hub.wills) {
             let DueWill {
-                will,
+                message,
                 publisher,
                 session,
                 epoch,
                 is_recorded,
+                kept,
             } = due;
             let hub = &mut self.hub;
-            if is_reserved(&will.topic) {
+            if let Some(id) = kept {
+                hub.env.persist(id, epoch, 2, Record::WillPublished, out);
+            }
+            if is_reserved(&message.topic) {
                 add(&mut hub.env.counters.publish_denied, 1);
                 continue;
             }
             add(&mut hub.env.counters.wills, 1);
-            let message = Arc::new(Message::from_will(&will, hub.env.now));
             // [MQTT-3.1.2-15], and otherwise not [MQTT-3.1.2-14].
-            if will.retain {
+            if message.retain {
                 if let Err(full) = hub.shared.retained.set(&message, hub.env.now) {
                     hub.env.count_retained_full(full);
                 } else {

@@ -37,6 +37,14 @@ pub enum Record {
     WillGone,
     /// A session ended with all that it had.
     SessionEnded,
+    /// A will has come due and waits until all sessions are there; its own session may be gone. The record's session id
+    /// names the will and nothing else.
+    WillDue {
+        /// What is to be published.
+        message: Arc<Message>,
+    },
+    /// What a `WillDue` with the same id announced was published.
+    WillPublished,
     /// A subscription was made or replaced.
     Subscribed {
         /// Topic Filter as the client gave it, `$share/…` too.
@@ -156,6 +164,15 @@ pub struct RestoredSession {
     pub received: Vec<PacketId>,
     /// Its queue, which stays in the store.
     pub queue: QueueSummary,
+}
+
+/// A will that had come due and was not published when the server, or the worker that had it, was lost.
+#[derive(Clone, Debug)]
+pub struct RestoredWill {
+    /// As in its `WillDue`.
+    pub id: SessionId,
+    /// What is to be published.
+    pub message: Arc<Message>,
 }
 
 /// A subscription as the store has it.

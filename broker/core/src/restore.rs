@@ -1,10 +1,12 @@
 //! What comes back from the store after a restart, and what is refused while the store can't take anything.
 
 use headgate_codec::{Packet, QoS, SubscriptionOptions};
+use std::sync::Arc;
 
 use crate::{
-    Handed, OpId, Output, Owner, QueueSummary, Record, RestoredSession, Session, Shared,
-    StorageState,
+    Handed, OpId, Output, Owner, QueueSummary, Record, RestoredSession, RestoredWill, Session,
+    Shared, StorageState,
+    close::DueWill,
     conns::{Conn, PAUSED_RESTORING, State},
     counters::add,
     env::Env,
@@ -12,7 +14,7 @@ use crate::{
     options::Options,
     session::{Flow, NEVER, PendingWill},
     share,
-    slots::Slot,
+    slots::{Handle, Slot},
     spill::{IDS_SPAN_MAX, Spill},
     subscribe::Wanted,
 };
@@ -88,6 +90,39 @@ impl Hub {
         let mut session = Box::new(session);
         self.shared.enter_all(&mut session, restored);
         Handed::Session(session)
+    }
+
+    /// Wills that have to wait until all sessions are there are recorded together with what says that their sessions have
+    /// them no more.
+    pub(crate) fn keep_wills(&mut self, out: &mut Vec<Output>) {
+        let mut wills = std::mem::take(&mut self.wills);
+        for due in wills
+            .iter_mut()
+            .filter(|w| w.is_recorded && w.kept.is_none())
+        {
+            let id = self.make_session_id();
+            let message = Arc::clone(&due.message);
+            due.kept = Some(id);
+            self.env
+                .persist(id, due.epoch, 1, Record::WillDue { message }, out);
+        }
+        self.wills = wills;
+    }
+
+    /// A will of an earlier run, or of a former worker in this place.
+    pub(crate) fn on_restore_will(&mut self, will: RestoredWill) {
+        let RestoredWill { id, message } = will;
+        let is_known = self.has_made(id) || self.wills.iter().any(|due| due.kept == Some(id));
+        if !is_known {
+            self.wills.push(DueWill {
+                message,
+                publisher: Handle(0),
+                session: id,
+                epoch: 0,
+                is_recorded: true,
+                kept: Some(id),
+            });
+        }
     }
 
     /// The directory knows a session that was restored, or it knows another owner.

@@ -62,6 +62,8 @@ pub struct Session {
     pub(crate) lanes: Option<Box<Lanes>>,
     /// Present once it has been a member of a group.
     pub(crate) share: Option<Arc<MemberState>>,
+    /// It ends for the client's next owner, once it is known what it leaves to others.
+    pub(crate) heir: Option<Box<WaitingTakeover>>,
 }
 
 /// A subscription of a session.
@@ -209,6 +211,7 @@ impl Session {
             pending: None,
             lanes: None,
             share: None,
+            heir: None,
         }
     }
 

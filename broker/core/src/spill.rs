@@ -173,6 +173,11 @@ impl Session {
         self.flow.as_ref().is_some_and(|f| f.spill.is_some())
     }
 
+    /// Another member of a group may have to get something that only the store has.
+    pub(crate) fn leaves_spilled(&self, storage: StorageState) -> bool {
+        self.share.is_some() && self.has_spilled() && storage != StorageState::Failed
+    }
+
     /// The next message is left to the store: it is recorded, and there are enough in front of it.
     pub(crate) fn spills_next(&self, env: &Env, flow: &Flow, waiting: &Waiting) -> bool {
         if waiting.queued == 0 || flow.spill.is_some() {
@@ -213,6 +218,22 @@ impl Session {
 }
 
 impl Hub {
+    /// A session can't end yet: the store has messages of its groups that nobody else knows.
+    pub(crate) fn must_read(&mut self, slot: u32) -> bool {
+        let storage = self.env.storage;
+        let session = self.slots.session(slot);
+        session.is_some_and(|session| session.leaves_spilled(storage))
+    }
+
+    /// Ends a session without a connection as if it had expired: once these messages have been read.
+    pub(crate) fn end_when_read(&mut self, slot: u32, out: &mut Vec<Output>) {
+        if let Some(session) = self.slots.session(slot) {
+            session.expires_at = self.env.now;
+        }
+        self.pump(slot, out);
+        self.arm_slot(slot);
+    }
+
     /// Entries of a queue have been read, or could not be.
     pub(crate) fn on_loaded(
         &mut self,

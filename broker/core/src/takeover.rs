@@ -34,7 +34,7 @@ impl Hub {
                 if let Some(fence) = &mut session.fence {
                     fence.takeover = Some(WaitingTakeover { from, takeover });
                 } else {
-                    self.give_up(from, &takeover, out);
+                    self.give_up(from, takeover, out);
                 }
             }
             // Its session has ended meanwhile: its owner knew nothing of the claim.
@@ -188,7 +188,7 @@ impl Hub {
         }
     }
 
-    fn give_up(&mut self, from: WorkerSlot, takeover: &Takeover, out: &mut Vec<Output>) {
+    fn give_up(&mut self, from: WorkerSlot, takeover: Box<Takeover>, out: &mut Vec<Output>) {
         let slot = takeover.expected.slot;
         let Some(session) = self.slots.session(slot) else {
             return;
@@ -208,6 +208,13 @@ impl Hub {
         let ends = takeover.discard || expired || !session.is_persistent();
         if let Some(conn) = session.conn {
             self.close(conn, End::TakenOver { resumed: !ends }, out);
+        }
+        // What it leaves to other members of groups is read before it ends.
+        if ends && self.must_read(slot) {
+            if let Some(session) = self.slots.session(slot) {
+                session.heir = Some(Box::new(WaitingTakeover { from, takeover }));
+            }
+            return self.end_when_read(slot, out);
         }
         // A session with expiry 0 has ended with its connection.
         if ends {

@@ -4,7 +4,9 @@ use headgate_core::{Record, Shared, Txn};
 use std::{collections::HashMap, sync::Arc};
 
 use super::{
-    engine::{Batch, Engine, EngineError, Reader},
+    codec,
+    engine::{Batch, Engine, EngineError, Reader, Table},
+    keys,
     lane::{Item, Unit},
     writer::Records,
 };
@@ -46,6 +48,12 @@ impl<'a> Batches<'a> {
             open: HashMap::new(),
             sync,
         }
+    }
+
+    /// Notes that all that was written before is synced.
+    pub fn note_synced(&mut self) {
+        let key = keys::META_SYNCED.to_vec();
+        self.batch.put(Table::Meta, key, vec![codec::VALUE]);
     }
 
     /// Adds what a worker said.

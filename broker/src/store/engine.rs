@@ -16,16 +16,19 @@ pub enum Table {
     Queues,
     /// Retained messages.
     Retained,
+    /// Wills that have come due and wait to be published.
+    Wills,
 }
 
 impl Table {
     /// All tables.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::Meta,
         Self::Clients,
         Self::Sessions,
         Self::Queues,
         Self::Retained,
+        Self::Wills,
     ];
 
     /// Its name on the disk.
@@ -36,6 +39,7 @@ impl Table {
             Self::Sessions => "sessions",
             Self::Queues => "queues",
             Self::Retained => "retained",
+            Self::Wills => "wills",
         }
     }
 }

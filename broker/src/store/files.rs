@@ -85,7 +85,7 @@ pub enum Wanted {
     /// Make one, if there is none.
     OrNew,
     /// The same, of a broker that doesn't wait for the disk: a loss of power may have left holes in what wasn't synced, and
-    /// what lies behind them is cut off.
+    /// what lies behind them is cut off. A hole in what was synced is damage.
     OrNewUnsynced,
     /// It has to be there.
     Existing,
@@ -141,7 +141,12 @@ impl StoreFiles {
             }
         }
         let journals = journal::look_over(&data, false).map_err(|error| refused(path, error))?;
-        if journals.is_damaged() && !matches!(wanted, Wanted::Repaired | Wanted::OrNewUnsynced) {
+        let is_refused = match wanted {
+            Wanted::Repaired => false,
+            Wanted::OrNewUnsynced => journals.is_synced,
+            Wanted::OrNew | Wanted::Existing => journals.is_damaged() || journals.is_synced,
+        };
+        if is_refused {
             let what = format!(
                 "a journal can't be read behind its commit {}, and at least {} commits lie behind that",
                 journals.commits, journals.lost_commits
@@ -152,10 +157,10 @@ impl StoreFiles {
             journal::look_over(&data, true).map_err(|error| refused(path, error))?;
         }
         let mut engine = open_engine(&data).map_err(|error| refused(path, error))?;
+        // The engine syncs what is in the folders of its tables, and not their names; an older version had fewer tables.
+        state_file::sync_folder(&data.join(ENGINE_TABLES)).map_err(failed)?;
         if is_new {
             engine.sync().map_err(|error| refused(path, error))?;
-            // The engine syncs what is in the folders of its tables, and not their names.
-            state_file::sync_folder(&data.join(ENGINE_TABLES)).map_err(failed)?;
             write_format(path, &format).map_err(failed)?;
         }
         Ok(Self {

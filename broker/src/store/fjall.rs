@@ -48,8 +48,8 @@ impl FjallEngine {
             let options = || KeyspaceCreateOptions::default().max_memtable_size(MEMTABLE_BYTES);
             db.keyspace(table.name(), options)
         };
-        let [meta, clients, sessions, queues, retained] = Table::ALL.map(open);
-        let tables = [meta?, clients?, sessions?, queues?, retained?];
+        let [meta, clients, sessions, queues, retained, wills] = Table::ALL.map(open);
+        let tables = [meta?, clients?, sessions?, queues?, retained?, wills?];
         Ok(Self {
             db,
             tables,

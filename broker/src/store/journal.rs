@@ -8,7 +8,7 @@
 use std::{fs, io::Write, path::Path};
 use xxhash_rust::xxh3::Xxh3;
 
-use super::engine::EngineError;
+use super::{engine::EngineError, keys};
 use crate::state_file;
 
 const TRAILER: &[u8] = b"FJL\x03";
@@ -22,6 +22,9 @@ pub struct Verdict {
     pub torn_bytes: u64,
     /// Ends of commits among them.
     pub lost_commits: u64,
+    /// A commit behind what can't be read says that all before it had been synced ([`keys::META_SYNCED`]): so it isn't what
+    /// a loss of power leaves of what wasn't.
+    pub is_synced: bool,
 }
 
 impl Verdict {
@@ -50,6 +53,7 @@ pub fn look_over(folder: &Path, cut: bool) -> Result<Verdict, EngineError> {
         sum.commits += verdict.commits;
         sum.torn_bytes += verdict.torn_bytes;
         sum.lost_commits += verdict.lost_commits;
+        sum.is_synced |= verdict.is_synced;
         if cut && verdict.torn_bytes > 0 {
             let file = fs::OpenOptions::new().write(true).open(&path)?;
             file.set_len(whole as u64)?;
@@ -90,8 +94,8 @@ pub fn rewrite(folder: &Path, spare: &Path) -> Result<(), EngineError> {
 /// What is in a journal, and where its last whole commit ends.
 fn read(bytes: &[u8]) -> (Verdict, usize) {
     let (mut at, mut commits) = (0, 0);
-    while let Some(length) = commit(&bytes[at..]) {
-        at += length;
+    while let Some(commit) = commit(&bytes[at..]) {
+        at += commit.length;
         commits += 1;
     }
     let behind = &bytes[at..];
@@ -101,8 +105,20 @@ fn read(bytes: &[u8]) -> (Verdict, usize) {
         commits,
         torn_bytes: torn as u64,
         lost_commits: ends.filter(|window| *window == TRAILER).count() as u64,
+        is_synced: (0..torn).any(|start| {
+            let commit = commit(&behind[start..torn]);
+            commit.is_some_and(|commit| commit.notes_sync)
+        }),
     };
     (verdict, at)
+}
+
+/// A whole commit.
+struct Commit {
+    /// Bytes.
+    length: usize,
+    /// It says that all before it was synced.
+    notes_sync: bool,
 }
 
 /// Length up to the last byte that isn't 0. A journal is mostly room for later commits, so pages are compared at once.
@@ -120,22 +136,36 @@ fn length_without_zeros(bytes: &[u8]) -> usize {
     0
 }
 
-/// Length of the commit at the beginning, if it is whole.
-fn commit(bytes: &[u8]) -> Option<usize> {
+/// The commit at the beginning, if it is whole.
+fn commit(bytes: &[u8]) -> Option<Commit> {
     let [1, rest @ ..] = bytes else { return None };
     let (count, rest) = rest.split_first_chunk()?;
     let mut rest = rest.get(8..)?;
-    let mut hash = Xxh3::new();
+    let (mut hash, mut notes_sync) = (Xxh3::new(), false);
     for _ in 0..u32::from_le_bytes(*count) {
         let length = item(rest)?;
         let (item, behind) = rest.split_at_checked(length)?;
         hash.update(item);
+        notes_sync |= key(item) == Some(keys::META_SYNCED);
         rest = behind;
     }
     let [3, rest @ ..] = rest else { return None };
     let (checksum, rest) = rest.split_first_chunk()?;
     let rest = rest.strip_prefix(TRAILER)?;
-    (u64::from_le_bytes(*checksum) == hash.digest()).then(|| bytes.len() - rest.len())
+    (u64::from_le_bytes(*checksum) == hash.digest()).then(|| Commit {
+        length: bytes.len() - rest.len(),
+        notes_sync,
+    })
+}
+
+/// Bytes of an item in front of its key.
+const ITEM_HEAD: usize = 21;
+
+/// The key of an item.
+fn key(item: &[u8]) -> Option<&[u8]> {
+    let length: &[u8; 2] = item.get(11..)?.first_chunk()?;
+    item.get(ITEM_HEAD..)?
+        .get(..usize::from(u16::from_le_bytes(*length)))
 }
 
 /// Length of an item or a clear.
@@ -146,7 +176,7 @@ fn item(bytes: &[u8]) -> Option<usize> {
             let (key, rest) = bytes.get(11..)?.split_first_chunk()?;
             let value = rest.get(4..)?.first_chunk()?;
             let value = u32::from_le_bytes(*value) as usize;
-            Some(21 + usize::from(u16::from_le_bytes(*key)) + value)
+            Some(ITEM_HEAD + usize::from(u16::from_le_bytes(*key)) + value)
         }
         4 => Some(9),
         _ => None,
@@ -164,6 +194,11 @@ mod tests {
 
     /// A journal that fjall wrote, with commits of one entry each, up to its last byte that isn't 0.
     fn journal(commits: usize) -> Vec<u8> {
+        journal_with(commits, None)
+    }
+
+    /// The same; commit `noted` says that all before it is synced.
+    fn journal_with(commits: usize, noted: Option<usize>) -> Vec<u8> {
         // Tests run side by side in one process.
         static FOLDERS: AtomicU32 = AtomicU32::new(0);
         let number = FOLDERS.fetch_add(1, Ordering::Relaxed);
@@ -175,6 +210,9 @@ mod tests {
             let mut batch = Batch::default();
             batch.put(Table::Queues, vec![n as u8 + 1; 22], vec![b'x'; 100]);
             batch.delete(Table::Sessions, vec![1]);
+            if noted == Some(n) {
+                batch.put(Table::Meta, keys::META_SYNCED.to_vec(), vec![1]);
+            }
             engine.apply(&batch, true).expect("the disk works");
         }
         let entries = fs::read_dir(&folder).expect("it is there").flatten();
@@ -210,6 +248,39 @@ mod tests {
             assert!(seen || verdict == whole, "{at}: {verdict:?}");
             if seen && verdict.commits + 3 < whole.commits {
                 assert!(verdict.is_damaged(), "{at}: {verdict:?}");
+            }
+        }
+    }
+
+    /// Where each of the whole commits begins.
+    fn starts(bytes: &[u8]) -> Vec<usize> {
+        let mut starts = vec![0];
+        while let Some(found) = commit(&bytes[starts[starts.len() - 1]..]) {
+            starts.push(starts[starts.len() - 1] + found.length);
+        }
+        starts.pop();
+        starts
+    }
+
+    #[test]
+    fn a_hole_in_front_of_the_note_that_all_was_synced_is_damage() {
+        let bytes = journal_with(8, Some(4));
+        let starts = starts(&bytes);
+        let note = starts.iter().position(|start| {
+            let commit = commit(&bytes[*start..]);
+            commit.is_some_and(|commit| commit.notes_sync)
+        });
+        let note = note.expect("it is there");
+        assert_eq!(starts.len() - note, 4, "three commits come behind it");
+        for (number, start) in starts.iter().enumerate() {
+            let end = starts.get(number + 1).copied().unwrap_or(bytes.len());
+            let mut flipped = bytes.clone();
+            flipped[(start + end) / 2] ^= 1;
+            let mut empty = bytes.clone();
+            empty[*start..end].fill(0);
+            for damaged in [flipped, empty] {
+                let (verdict, _) = read(&damaged);
+                assert_eq!(verdict.is_synced, number < note, "{number}: {verdict:?}");
             }
         }
     }

@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | meta | `format` | version of this layout and of the values, 4 bytes |
 //! | meta | `starts` | number of starts, 4 bytes |
+//! | meta | 0, `synced` | that all that had been written before was on the disk by then |
 //! | clients | Client Identifier | session id |
 //! | sessions | session id, `1` | what `SessionOpened` says |
 //! | sessions | session id, `2` | what `SessionClosed` says; absent while there is a connection |
@@ -12,6 +13,7 @@
 //! | queues | session id, sequence | a message |
 //! | queues | session id, sequence, `1` | PUBREC has come for the message before |
 //! | retained | Topic Name | a message |
+//! | wills | an id like a session's | a message to be published once all sessions are there |
 //!
 //! A session id has 14 bytes: start number of the node, node, counter.
 
@@ -25,6 +27,10 @@ pub const FORMAT: u32 = 1;
 pub const META_FORMAT: &[u8] = b"format";
 /// Key of the number of starts.
 pub const META_STARTS: &[u8] = b"starts";
+
+/// Key of the note that all before it was synced. No other key is like it: a text of MQTT has no character 0, and what
+/// begins with an id is longer.
+pub const META_SYNCED: &[u8] = b"\0synced";
 
 /// Bytes of a session id.
 pub const ID_BYTES: usize = 14;

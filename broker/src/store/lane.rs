@@ -3,7 +3,8 @@
 use crossbeam_queue::SegQueue;
 use headgate_codec::Text;
 use headgate_core::{
-    Completion, Input, OpId, Record, RestoredSession, SessionId, StorageState, Txn, WorkerSlot,
+    Completion, Input, OpId, Record, RestoredSession, RestoredWill, SessionId, StorageState, Txn,
+    WorkerSlot,
 };
 use std::sync::{
     Arc, Mutex, OnceLock, PoisonError,
@@ -83,6 +84,8 @@ pub enum StoreMail {
     State(StorageState),
     /// A session to take over.
     Restore(Box<RestoredSession>),
+    /// A will to publish once all sessions are there.
+    RestoreWill(RestoredWill),
     /// All sessions are there.
     SessionsRestored,
     /// All retained messages are there.
@@ -95,6 +98,7 @@ impl From<StoreMail> for Input {
             StoreMail::Completion(completion) => Self::Completed(completion),
             StoreMail::State(state) => Self::Storage(state),
             StoreMail::Restore(session) => Self::Restore(session),
+            StoreMail::RestoreWill(will) => Self::RestoreWill(will),
             StoreMail::SessionsRestored => Self::SessionsRestored,
             StoreMail::RetainedLoaded => Self::RetainedLoaded,
         }

@@ -108,6 +108,13 @@ pub enum Line {
         /// The message.
         message: MessageLine,
     },
+    /// A will that is due and not published.
+    Will {
+        /// Its id, hexadecimal.
+        id: String,
+        /// The message.
+        message: MessageLine,
+    },
 }
 
 /// A message.
@@ -161,6 +168,13 @@ pub fn of_entry(table: Table, key: &[u8], value: &[u8]) -> Result<Option<Line>, 
         }
         Table::Retained => Line::Retained {
             message: MessageLine::of(&reader()?.retained()?),
+        },
+        Table::Wills => match keys::split(key).ok_or(bad)? {
+            (id, []) => Line::Will {
+                id: hex(id),
+                message: MessageLine::of(&reader()?.retained()?),
+            },
+            _ => return Err(bad),
         },
         Table::Queues => {
             let (session, rest) = keys::split(key).ok_or(bad)?;
@@ -392,6 +406,10 @@ impl Line {
             Self::Pubrec { id, sequence } => {
                 let key = keys::pubrec(session(&id)?, sequence);
                 batch.put(Table::Queues, key, vec![codec::VALUE]);
+            }
+            Self::Will { id, message } => {
+                let key = keys::id(session(&id)?).to_vec();
+                batch.put(Table::Wills, key, value().retained(&message.message()?));
             }
             Self::Retained { message } => {
                 let message = message.message()?;

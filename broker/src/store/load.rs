@@ -3,7 +3,8 @@
 use bytes::Bytes;
 use headgate_codec::Text;
 use headgate_core::{
-    Completion, Loaded, QueueSummary, RestoredSession, RestoredSubscription, SessionId,
+    Completion, Loaded, QueueSummary, RestoredSession, RestoredSubscription, RestoredWill,
+    SessionId,
 };
 use std::{ops::ControlFlow, sync::Arc};
 
@@ -90,6 +91,31 @@ fn loaded(sequence: u64, queued: codec::Queued) -> Loaded {
         packet_id: queued.packet_id,
         group: queued.group,
     }
+}
+
+/// All wills that are due and not published: those that came due in the seconds of a start.
+///
+/// # Errors
+/// The store can't be read.
+pub fn wills(
+    reader: &dyn Reader,
+    calendar: Calendar,
+    metrics: &StoreMetrics,
+) -> Result<Vec<RestoredWill>, EngineError> {
+    let mut wills = Vec::new();
+    reader.scan(Table::Wills, &[], &[], &mut |key, value| {
+        let value = codec::Reader::new(Bytes::copy_from_slice(value), calendar);
+        match (keys::split(key), value.and_then(codec::Reader::retained)) {
+            (Some((id, [])), Ok(message)) => wills.push(RestoredWill {
+                id,
+                message: Arc::new(message),
+            }),
+            (_, Err(error)) => damaged(&error, key, metrics),
+            _ => damaged(&ValueError::Damaged("no key of a will"), key, metrics),
+        }
+        ControlFlow::Continue(())
+    })?;
+    Ok(wills)
 }
 
 /// An entry that can't be read is left where it is, and said to be there.

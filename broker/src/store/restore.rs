@@ -60,6 +60,8 @@ struct State {
     is_scanning: bool,
     /// Clients of a worker that is gone, whose sessions have to be read again.
     lost: HashMap<Text, WorkerSlot>,
+    /// Workers that are gone, whose wills have to be read again.
+    lost_wills: HashSet<WorkerSlot>,
     /// Sessions that a worker has been given and has not claimed.
     handed: HashMap<Text, WorkerSlot>,
     waiting: HashMap<Text, Vec<Waiting>>,
@@ -72,6 +74,7 @@ impl State {
     fn is_idle(&self) -> bool {
         !self.is_scanning
             && self.lost.is_empty()
+            && self.lost_wills.is_empty()
             && self.handed.is_empty()
             && self.waiting.is_empty()
     }
@@ -206,6 +209,7 @@ impl Directory for RestoringDirectory {
                 .filter(|(_, at)| **at == worker)
                 .map(|(id, _)| id.clone()),
         );
+        state.lost_wills.insert(worker);
         for client_id in &lost {
             state.handed.remove(client_id);
             state.lost.insert(client_id.clone(), worker);
@@ -265,6 +269,7 @@ impl RestoreThread {
                 Restorer {
                     parts,
                     reader: None,
+                    wills: HashMap::new(),
                 }
                 .run()
             })?;
@@ -289,6 +294,8 @@ struct Restorer {
     parts: RestoreParts,
     /// The tables as they are read; dropped when they can't be, because the store opens itself anew then.
     reader: Option<Arc<dyn Reader>>,
+    /// The worker that each will was given to.
+    wills: HashMap<SessionId, WorkerSlot>,
 }
 
 /// The server ends.
@@ -301,7 +308,7 @@ impl Restorer {
         }
         loop {
             let mut state = self.parts.directory.state();
-            while !state.ended && state.lost.is_empty() {
+            while !state.ended && state.lost.is_empty() && state.lost_wills.is_empty() {
                 let changed = &self.parts.directory.changed;
                 state = changed.wait(state).unwrap_or_else(PoisonError::into_inner);
             }
@@ -315,6 +322,7 @@ impl Restorer {
 
     fn everything(&mut self) -> Result<(), Ended> {
         self.reader = Some(self.parts.store.read().ok_or(Ended)?);
+        self.wills(None)?;
         self.sessions()?;
         let parts = &self.parts;
         {
@@ -460,6 +468,28 @@ impl Restorer {
         }
     }
 
+    /// Wills that are due and not published: all, or only those that workers had which are gone.
+    fn wills(&mut self, lost: Option<&HashSet<WorkerSlot>>) -> Result<(), Ended> {
+        let found =
+            self.read(|reader, parts| load::wills(reader, parts.calendar, &parts.metrics))?;
+        for will in found {
+            // Its maker, if it was made since the start.
+            let maker = WorkerSlot((will.id.counter >> 56) as u8);
+            let had = self.wills.get(&will.id).copied().unwrap_or(maker);
+            if lost.is_some_and(|lost| !lost.contains(&had)) {
+                continue;
+            }
+            let lanes = &self.parts.directory.lanes;
+            let worker = WorkerSlot((usize::from(had.0) % lanes.workers()) as u8);
+            self.room(worker)?;
+            self.wills.insert(will.id, worker);
+            let directory = &self.parts.directory;
+            directory.lanes.send(worker, StoreMail::RestoreWill(will));
+            directory.mesh.ring_doorbell(worker);
+        }
+        Ok(())
+    }
+
     fn retained(&mut self) -> Result<(), Ended> {
         let mut from = Vec::new();
         loop {
@@ -491,8 +521,16 @@ impl Restorer {
     fn lost(&mut self) -> Result<(), Ended> {
         let directory = Arc::clone(&self.parts.directory);
         // Read after all that these workers had recorded.
-        let lost: Vec<(Text, WorkerSlot)> = directory.state().lost.clone().into_iter().collect();
+        let (lost, workers) = {
+            let state = directory.state();
+            (state.lost.clone(), state.lost_wills.clone())
+        };
         self.reader = Some(self.parts.store.read().ok_or(Ended)?);
+        self.wills(Some(&workers))?;
+        let mut state = directory.state();
+        state.lost_wills.retain(|worker| !workers.contains(worker));
+        directory.settle(&state);
+        drop(state);
         for (client_id, worker) in lost {
             let found =
                 self.read(|reader, parts| sessions_of(reader, parts).of_client(&client_id))?;

@@ -142,6 +142,8 @@ struct StoreThread {
     unsynced: Vec<Batch>,
     unsynced_bytes: usize,
     synced_at: Instant,
+    /// The next commit notes that all before it is synced.
+    notes_sync: bool,
     state: StorageState,
     space: Space,
     space_at: Instant,
@@ -164,6 +166,8 @@ impl StoreThread {
             unsynced: Vec::new(),
             unsynced_bytes: 0,
             synced_at: now,
+            // The start was counted with a sync.
+            notes_sync: parts.fsync != Fsync::Always,
             state: StorageState::Ok,
             space: Space::new(parts.limits.clone()),
             space_at: now,
@@ -264,10 +268,14 @@ impl StoreThread {
         let begun = Instant::now();
         let sync = self.parts.fsync == Fsync::Always;
         let mut batches = Batches::new(&self.records, &self.parts.shared, sync);
+        if self.notes_sync {
+            batches.note_synced();
+        }
         for placed in &self.committing {
             batches.add(&mut **engine, &placed.item)?;
         }
         let written = batches.finish(&mut **engine)?;
+        self.notes_sync = false;
         let metrics = &self.parts.metrics;
         if written.records > 0 {
             metrics.records.add(written.records);
@@ -355,7 +363,10 @@ impl StoreThread {
         }
         if let Some(engine) = &mut self.engine {
             match engine.sync() {
-                Ok(()) => self.is_synced(now),
+                Ok(()) => {
+                    self.is_synced(now);
+                    self.notes_sync = true;
+                }
                 Err(error) => self.failed(&error),
             }
         }
@@ -377,6 +388,7 @@ impl StoreThread {
             tracing::debug!(%error, "the store still doesn't work");
         }
         self.engine = None;
+        self.notes_sync = false;
         self.retry_at = Instant::now() + self.retry_after;
         self.retry_after = (self.retry_after * 2).min(RETRY_MAX);
         self.set_state(StorageState::Failed);

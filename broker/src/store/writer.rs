@@ -85,6 +85,11 @@ impl Records {
             Record::Released { packet_id } => {
                 batch.delete(Table::Sessions, keys::received(session, *packet_id));
             }
+            Record::WillDue { message } => {
+                let key = keys::id(session).to_vec();
+                batch.put(Table::Wills, key, value().retained(message));
+            }
+            Record::WillPublished => batch.delete(Table::Wills, keys::id(session).to_vec()),
             Record::Retained { message } => {
                 let key = message.topic.as_bytes().to_vec();
                 match retained.get(message.topic.as_str()) {

@@ -71,6 +71,8 @@ impl Wanted {
 pub(crate) struct Db {
     pub(crate) sessions: BTreeMap<SessionId, Stored>,
     pub(crate) retained: BTreeMap<String, Arc<Message>>,
+    /// Wills that are due and not published.
+    pub(crate) wills: BTreeMap<SessionId, Arc<Message>>,
 }
 
 /// A session in the store.
@@ -357,6 +359,10 @@ impl Db {
                 let topic = message.topic.to_string();
                 self.retained.insert(topic, Arc::clone(message));
             }
+            Record::WillDue { message } => {
+                self.wills.insert(kept.session, Arc::clone(message));
+            }
+            Record::WillPublished => drop(self.wills.remove(&kept.session)),
             Record::SessionEnded => drop(self.sessions.remove(&kept.session)),
             Record::SessionOpened { client_id, .. } => {
                 let stored = self.sessions.entry(kept.session).or_insert_with(|| Stored {
@@ -461,7 +467,10 @@ impl Stored {
             }
             Record::Received { packet_id } => drop(self.received.insert(packet_id.get())),
             Record::Released { packet_id } => drop(self.received.remove(&packet_id.get())),
-            Record::SessionEnded | Record::Retained { .. } => {}
+            Record::SessionEnded
+            | Record::Retained { .. }
+            | Record::WillDue { .. }
+            | Record::WillPublished => {}
         }
     }
 

@@ -5,7 +5,7 @@ use bytes::BytesMut;
 use headgate_codec::{Packet, Text, encode};
 use headgate_core::{
     Completion, ConnId, Core, CoreConfig, CoreLimits, Input, Mesh, OpId, Output, Owner, Peer,
-    RestoredSession, RetainedLimits, Shared, Time, Transport, WorkerSlot,
+    RestoredSession, RestoredWill, RetainedLimits, Shared, Time, Transport, WorkerSlot,
 };
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -341,6 +341,12 @@ impl World {
             self.store.place(session.id, *worker);
         }
         self.shared.begin_restoring();
+        for (i, (id, message)) in self.store.db.wills.clone().into_iter().enumerate() {
+            self.feed(
+                i % workers,
+                Input::RestoreWill(RestoredWill { id, message }),
+            );
+        }
         self.end_restoring();
         self.shared.retained.restore(retained, self.now);
         self.shared.retained.finish_loading();

@@ -6,7 +6,7 @@ use headgate_codec::{
 };
 use headgate_core::{
     Completion, Input, Loaded, Message, Output, QueueSummary, Record, RestoredSession,
-    RetainedLimits, SessionId, Shared, Time, WorkerSlot,
+    RestoredWill, RetainedLimits, SessionId, Shared, Time, WorkerSlot,
 };
 use std::sync::Arc;
 
@@ -22,6 +22,29 @@ fn queued(w: &World, id: SessionId) -> Vec<String> {
         _ => None,
     });
     messages.collect()
+}
+
+/// Packet Identifiers of the messages that have been recorded, in their order.
+fn queued_ids(w: &World) -> Vec<u16> {
+    let ids = w.records.iter().filter_map(|(.., record)| match record {
+        Record::Queued { packet_id, .. } => Some(packet_id.get()),
+        _ => None,
+    });
+    ids.collect()
+}
+
+/// What is recorded together with a record of this kind.
+fn recorded_with(w: &World, is_it: impl Fn(&Record) -> bool) -> Vec<Record> {
+    let at = w.records.iter().position(|(.., record)| is_it(record));
+    let at = at.expect("it is recorded");
+    let end = w
+        .units
+        .iter()
+        .find(|end| **end > at)
+        .expect("its input is over");
+    let start = w.units.iter().rev().find(|end| **end <= at);
+    let unit = &w.records[start.copied().unwrap_or(0)..*end];
+    unit.iter().map(|(.., record)| record.clone()).collect()
 }
 
 /// Brings a client's session from worker 1 to worker 0 as far as that worker 1 has been asked for it, and lost.
@@ -103,6 +126,91 @@ fn a_will_waits_until_all_sessions_are_there() {
     w.shared.finish_restoring();
     w.handle(0, Input::SessionsRestored);
     assert_eq!(queued(&w, of), ["t"]);
+}
+
+/// A will that has come due meanwhile, whatever has become of its session, is known to the store until it is published:
+/// its record is one with that of its session's losing it, and the record that it is out with those of what it was.
+#[test]
+fn a_will_that_waits_survives_another_crash() {
+    let causes: [fn(&mut World, Id); 4] = [
+        |w, id| w.lose(id),
+        |w, id| {
+            w.lose(id);
+            w.advance_s(6);
+        },
+        |w, id| {
+            w.lose(id);
+            w.client(1, "dying");
+        },
+        |w, id| {
+            w.lose(id);
+            w.advance_s(6);
+            w.connect(0, lasting("dying", 60));
+        },
+    ];
+    for (number, cause) in causes.into_iter().enumerate() {
+        let mut w = World::new(2);
+        w.shared.begin_restoring();
+        let mut dying = lasting("dying", 60);
+        dying.will = Some(Will {
+            qos: QoS::ExactlyOnce,
+            retain: true,
+            topic: Text::from("t"),
+            payload: "gone".into(),
+            delay_s: (number > 0).then_some(5),
+            properties: None,
+        });
+        let (id, _) = w.connect(0, dying);
+        cause(&mut w, id);
+        let unit = recorded_with(&w, |record| matches!(record, Record::WillDue { .. }));
+        let loses_it = |record: &Record| {
+            let gone = matches!(record, Record::WillGone | Record::SessionEnded);
+            gone || matches!(record, Record::SessionClosed { will_at: None, .. })
+        };
+        assert!(unit.iter().any(loses_it), "{number}: {unit:?}");
+        let due = w
+            .records
+            .iter()
+            .filter_map(|(_, id, _, record)| match record {
+                Record::WillDue { message } => Some((*id, Arc::clone(message))),
+                _ => None,
+            });
+        let due: Vec<_> = due.collect();
+        assert_eq!(due.len(), 1, "{number}");
+        let (kept, message) = due[0].clone();
+
+        // The worker goes on, and is told of what it knows; or another begins with what the store has.
+        let mut next = World::with(2, RetainedLimits::default(), |c| c.epoch += 1);
+        next.shared.begin_restoring();
+        for w in [&mut w, &mut next] {
+            let (late, _) = w.connect(1, lasting("late", 60));
+            w.subscribe(late, "t", QoS::ExactlyOnce);
+            for _ in 0..2 {
+                let will = RestoredWill {
+                    id: kept,
+                    message: Arc::clone(&message),
+                };
+                w.handle(0, Input::RestoreWill(will));
+            }
+            let published = |r: &Record| matches!(r, Record::WillPublished);
+            assert!(!w.records.iter().any(|(.., r)| published(r)), "{number}");
+            let parts = w.joined.len();
+            w.shared.finish_restoring();
+            w.handle(0, Input::SessionsRestored);
+            let unit = recorded_with(w, published);
+            let is_retained = |r: &Record| matches!(r, Record::Retained { .. });
+            assert!(unit.iter().any(is_retained), "{number}: {unit:?}");
+            assert_eq!(
+                w.joined.len() - parts,
+                2,
+                "{number}: the other worker's part"
+            );
+            let of_will = w.records.iter().filter(|(.., r)| published(r));
+            let ids: Vec<SessionId> = of_will.map(|(_, id, ..)| *id).collect();
+            assert_eq!(ids, [kept], "{number}");
+            assert_eq!(w.payloads(late), ["gone"], "{number}");
+        }
+    }
 }
 
 /// A worker is lost again before all is said: what waits goes on waiting.
@@ -236,7 +344,16 @@ fn a_member_that_expires_leaves_what_only_the_store_has() {
         2,
         "it isn't known yet what it leaves"
     );
-    let Some((_, Output::Load { op, handle, .. })) = w.loads.pop_front() else {
+    load_left(&mut w);
+    w.advance_s(1);
+    assert_eq!(w.counters(0).sessions, 1);
+    assert_eq!(w.counters(0).sessions_expired, 1);
+    assert_eq!(w.payloads(member), ["left"]);
+}
+
+/// The store gives the one message that it has of the group.
+fn load_left(w: &mut World) {
+    let Some((worker, Output::Load { op, handle, .. })) = w.loads.pop_front() else {
         panic!("its queue is read")
     };
     let published = publish_acked("t", "left", QoS::AtLeastOnce, 1);
@@ -256,10 +373,83 @@ fn a_member_that_expires_leaves_what_only_the_store_has() {
         more: false,
         failed: false,
     };
-    w.handle(0, Input::Completed(answer));
-    w.advance_s(1);
-    assert_eq!(w.counters(0).sessions, 1);
-    assert_eq!(w.payloads(member), ["left"]);
+    w.handle(worker, Input::Completed(answer));
+}
+
+/// The same where it ends by DISCONNECT or by Clean Start, wherever the client comes back: in memory or not, the group
+/// gets it. CONNACK waits for that.
+#[test]
+fn a_member_that_is_ended_leaves_what_only_the_store_has() {
+    let ends: [fn(&mut World) -> Option<Id>; 4] = [
+        |w| {
+            let (id, present) = w.connect(0, lasting("c", 60));
+            assert!(present);
+            let properties = DisconnectProperties {
+                session_expiry_s: Some(0),
+                ..DisconnectProperties::default()
+            };
+            let disconnect = Disconnect {
+                reason: ReasonCode::SUCCESS,
+                properties: Some(Box::new(properties)),
+            };
+            w.send(id, Packet::Disconnect(disconnect));
+            None
+        },
+        |w| {
+            let id = w.open(0);
+            w.send(id, Packet::Connect(Box::new(connect("c"))));
+            Some(id)
+        },
+        |w| {
+            let id = w.open(1);
+            w.send(id, Packet::Connect(Box::new(connect("c"))));
+            Some(id)
+        },
+        |w| {
+            w.advance_s(61);
+            let id = w.open(0);
+            w.send(id, Packet::Connect(Box::new(lasting("c", 60))));
+            Some(id)
+        },
+    ];
+    for (number, end) in ends.into_iter().enumerate() {
+        let mut w = World::with(2, RetainedLimits::default(), |c| c.limits.spills = true);
+        let member = w.client(1, "member");
+        w.subscribe(member, "$share/g/t", QoS::AtLeastOnce);
+        let mut session = stored("c", "$share/g/t");
+        session.is_connected = false;
+        session.expires_at = Some(w.now.after_s(60));
+        session.queue = QueueSummary {
+            count: 1,
+            bytes: 200,
+            first_packet_id: 1,
+            last_packet_id: 1,
+            ..QueueSummary::default()
+        };
+        let of = session.id;
+        w.handle(0, Input::Restore(session));
+        let again = end(&mut w);
+        w.advance_s(1);
+        let is_end = |(_, id, _, record): &(usize, SessionId, u64, Record)| {
+            *id == of && matches!(record, Record::SessionEnded)
+        };
+        assert!(!w.records.iter().any(is_end), "{number}: too early");
+        assert!(again.is_none_or(|id| w.read(id).is_empty()), "{number}");
+        load_left(&mut w);
+        w.advance_s(1);
+        assert_eq!(w.payloads(member), ["left"], "{number}");
+        assert_eq!(w.records.iter().filter(|r| is_end(r)).count(), 1);
+        match again {
+            Some(id) => {
+                let connack = w.read_one(id);
+                assert!(
+                    matches!(connack, Packet::ConnAck(ref a) if !a.session_present),
+                    "{number}: {connack:?}"
+                );
+            }
+            None => assert!(!w.directory.contains_key("c")),
+        }
+    }
 }
 
 /// [MQTT-2.2.1-4]: the Packet Identifiers of what only the store has are in use.
@@ -280,11 +470,7 @@ fn identifiers_of_what_only_the_store_has_are_not_given_out() {
         let acked = publish_acked("t", "x", QoS::AtLeastOnce, n);
         w.send(publisher, Packet::Publish(acked));
     }
-    let ids = w.records.iter().filter_map(|(.., record)| match record {
-        Record::Queued { packet_id, .. } => Some(packet_id.get()),
-        _ => None,
-    });
-    assert_eq!(ids.collect::<Vec<_>>(), [1, 2]);
+    assert_eq!(queued_ids(&w), [1, 2]);
     assert_eq!(w.counters(0).dropped_queue_full, 1);
 }
 
@@ -312,11 +498,7 @@ fn identifiers_that_a_power_failure_may_have_hidden_are_not_the_next_ones() {
             let acked = publish_acked("t", "x", QoS::AtLeastOnce, n);
             w.send(publisher, Packet::Publish(acked));
         }
-        let ids = w.records.iter().filter_map(|(.., record)| match record {
-            Record::Queued { packet_id, .. } => Some(packet_id.get()),
-            _ => None,
-        });
-        ids.collect::<Vec<_>>()
+        queued_ids(&w)
     };
     assert_eq!(ids_after(0, (0, 0)), [1, 2]);
     assert_eq!(ids_after(0, (5, 7)), [8, 9]);

@@ -12,6 +12,7 @@ impl Model {
         for session in std::mem::take(&mut self.ended) {
             self.check_overdue_wills(session, self.now);
         }
+        self.check_late_wills();
         for (client, is_quiet) in quiet.iter().enumerate() {
             let is_ghostly = std::mem::take(&mut self.ghosts[client]) > 0;
             self.clean_ghosts[client] = false;

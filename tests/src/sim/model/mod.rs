@@ -9,6 +9,7 @@ mod route;
 mod session;
 mod share;
 mod topics;
+mod wills;
 
 use bytes::Bytes;
 use headgate_codec::{Connect, Packet, PublishProperties, QoS, ReasonCode, Version};
@@ -41,6 +42,8 @@ pub(crate) struct Message {
     pub(crate) routed: u32,
     /// The server has acknowledged it.
     pub(super) is_acknowledged: bool,
+    /// A will that the store has known until it was published.
+    is_kept: bool,
     /// Sessions that it was meant for, with the place in their expectations.
     meant_for: Vec<(SessionNo, usize)>,
 }
@@ -129,6 +132,17 @@ struct PendingWill {
     may_be_revoked: bool,
     /// That connection is gone.
     is_doubtful: bool,
+}
+
+/// A will that its session has no more, and that waits until all sessions are there.
+#[derive(Debug)]
+struct LateWill {
+    n: usize,
+    /// Whose it was, if that is known.
+    owner: Option<SessionNo>,
+    since: Time,
+    /// It was surely not revoked.
+    is_sure: bool,
 }
 
 #[derive(Debug)]
@@ -258,7 +272,7 @@ pub(crate) struct Model {
     /// Sessions are still to come from the store.
     is_restoring: bool,
     /// Wills that had come due before their clients were back: while sessions are to come they are published later.
-    late_wills: Vec<(usize, SessionNo)>,
+    late_wills: Vec<LateWill>,
     /// What groups are to get.
     shares: Vec<Share>,
     /// Sessions that have ended and whose wills are on their way.
@@ -341,6 +355,7 @@ impl Message {
             is_will: false,
             routed: 0,
             is_acknowledged: false,
+            is_kept: false,
             meant_for: Vec::new(),
         }
     }

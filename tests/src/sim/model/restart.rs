@@ -31,8 +31,8 @@ impl Model {
             conn.phase = Phase::Gone;
             conn.held.clear();
         }
+        self.check_kept_wills(db, &doubts.connecting);
         self.is_restoring = true;
-        self.late_wills.clear();
         self.connecting.fill(0);
         self.ghosts.fill(0);
         self.clean_ghosts.fill(false);
@@ -188,30 +188,7 @@ impl Model {
             }
             self.excuse_shares(n);
         }
-        for n in 0..self.messages.len() {
-            let message = &self.messages[n];
-            if message.is_will && message.routed > 0 {
-                self.revive_will(n, db);
-            }
-        }
-    }
-
-    /// A will that was published, and the store doesn't know it: nothing of it was recorded.
-    fn revive_will(&mut self, n: usize, db: &Db) {
-        let is_it = |s: &&Stored| {
-            let will = s.restored.will.as_ref();
-            will.is_some_and(|will| number_of(&will.payload) == Some(n))
-        };
-        let is_pending = db.sessions.values().any(|s| is_it(&s));
-        for (session, index) in self.messages[n].meant_for.clone() {
-            let e = &mut self.sessions[session].expected[index];
-            e.is_excused = true;
-            e.is_sent |= is_pending;
-        }
-        self.excuse_shares(n);
-        if is_pending {
-            self.messages[n].routed = 0;
-        }
+        self.revive_wills(db);
     }
 
     /// A session is what the store says, as far as that was open.

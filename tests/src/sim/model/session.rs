@@ -4,7 +4,9 @@ use headgate_codec::{ConnAck, Packet, ReasonCode, Version};
 use headgate_core::{SessionId, Time};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use super::{Conn, End, LATE_MS, Met, Model, PendingWill, Phase, Session, SessionNo, number_of};
+use super::{
+    Conn, End, LATE_MS, LateWill, Met, Model, PendingWill, Phase, Session, SessionNo, number_of,
+};
 use crate::sim::network::LinkId;
 
 impl Model {
@@ -105,7 +107,7 @@ impl Model {
         }
         let session = match self.current[client] {
             Some(current) if is_present => {
-                self.resumed(current);
+                self.resumed(current, self.conns[link].connect_at);
                 current
             }
             former => {
@@ -180,7 +182,7 @@ impl Model {
         );
     }
 
-    fn resumed(&mut self, session: SessionNo) {
+    fn resumed(&mut self, session: SessionNo, connect_at: Time) {
         let s = &mut self.sessions[session];
         assert!(s.link.is_none(), "c{} has two connections", s.client);
         if let Some(n) = s.early_will.take() {
@@ -188,9 +190,17 @@ impl Model {
         }
         // [MQTT-3.1.3-9]
         let will = s.will.take();
-        let now = self.now;
+        let (now, is_restoring) = (self.now, self.is_restoring);
         let late = will.filter(|w| w.due.is_some_and(|at| at <= now));
-        self.late_wills.extend(late.map(|w| (w.n, session)));
+        self.late_wills.extend(late.map(|w| LateWill {
+            n: w.n,
+            owner: Some(session),
+            since: now,
+            is_sure: is_restoring
+                && w.due < Some(connect_at)
+                && !w.may_be_revoked
+                && !w.is_doubtful,
+        }));
     }
 
     pub(super) fn begin_session(&mut self, client: usize) -> SessionNo {
@@ -328,6 +338,7 @@ impl Model {
             }
         }
         if let Some(n) = published {
+            self.messages[n].is_kept = expiry_s > 0;
             self.route(n, Some(session), None);
         }
     }
@@ -346,89 +357,6 @@ impl Model {
         }
         if self.current[s.client] == Some(session) {
             self.current[s.client] = None;
-        }
-    }
-
-    /// Something shows that a will is being published.
-    pub(crate) fn sensed(&mut self, payload: &[u8]) {
-        let Some(n) = number_of(payload) else { return };
-        let is_new_will = self
-            .messages
-            .get(n)
-            .is_some_and(|m| m.is_will && m.routed == 0);
-        if !is_new_will {
-            return;
-        }
-        let owner = self
-            .sessions
-            .iter()
-            .position(|s| s.will.as_ref().is_some_and(|w| w.n == n && w.due.is_some()));
-        let late = self.late_wills.iter().position(|(late, _)| *late == n);
-        if let Some(late) = late {
-            let (_, owner) = self.late_wills.swap_remove(late);
-            // Its session has moved on meanwhile, and so may get it in spite of No Local.
-            self.route(n, None, None);
-            for (session, index) in self.messages[n].meant_for.clone() {
-                let expected = &mut self.sessions[session].expected[index];
-                expected.is_excused |= session == owner;
-            }
-            return;
-        }
-        let Some(owner) = owner else {
-            panic!("the will {n} was published although it was revoked or its client is connected");
-        };
-        let now = self.now;
-        let is_limbo = self.is_in_limbo(self.sessions[owner].client);
-        let s = &mut self.sessions[owner];
-        let due = s.will.take().and_then(|w| w.due).unwrap_or(now);
-        if due > now && !s.has_ended {
-            assert!(
-                is_limbo || s.is_doubtful,
-                "the will {n} was published at {now:?}, not at {due:?}"
-            );
-            s.early_will = Some(n);
-        }
-        self.route(n, Some(owner), None);
-    }
-
-    /// Wills whose time had come by `until` were published, or nobody would have got them.
-    pub(super) fn check_overdue_wills(&mut self, session: SessionNo, until: Time) {
-        let s = &self.sessions[session];
-        let Some(will) = s.will.as_ref().filter(|w| w.due.is_some()) else {
-            return;
-        };
-        let is_due = s.has_ended || will.due.is_some_and(|at| at.after_ms(LATE_MS) < until);
-        if !is_due {
-            return;
-        }
-        if s.is_unordered || will.may_be_revoked || will.is_doubtful {
-            return;
-        }
-        let (n, due) = (will.n, will.due.unwrap_or(until).min(until));
-        let message = self.messages[n].clone();
-        assert!(!message.retain, "the retained will {n} was not published");
-        for (other, s) in self.sessions.iter().enumerate() {
-            // While a session moves, messages for it may be held back.
-            let is_still = s.recent_homes.len() <= 1 && s.expected.iter().all(|e| e.is_sent);
-            let is_small = Self::size_max(&message, &[u32::MAX >> 4]) <= s.packet_max_ever as usize;
-            let is_still = is_still && is_small && !self.scenario.tight;
-            let is_idle = s
-                .link
-                .is_some_and(|link| self.conns[link].outstanding.is_empty());
-            let is_up = is_idle && s.link_since < due && is_still && self.is_certain(other);
-            let matching = s.subscriptions.iter().find(|(filter, sub)| {
-                sub.since < due && super::topics::matches(filter, message.topic)
-            });
-            if let (true, Some((filter, _)), true) = (is_up, matching, other != session) {
-                panic!("the will {n} was not published: c{} has {filter}", s.client);
-            }
-        }
-        // It waits somewhere, or nobody has subscribed: from now on it may arrive.
-        self.sessions[session].will = None;
-        self.route(n, Some(session), None);
-        self.excuse_shares(n);
-        for (to, index) in self.messages[n].meant_for.clone() {
-            self.sessions[to].expected[index].is_excused = true;
         }
     }
 

@@ -89,6 +89,8 @@ pub struct World {
     pub data: Vec<Output>,
     /// What carries the connections that are opened.
     pub transport: Transport,
+    /// Where in `records` those of each input end: they are recorded together.
+    pub units: Vec<usize>,
 }
 
 impl World {
@@ -132,15 +134,12 @@ impl World {
             records: Vec::new(),
             data: Vec::new(),
             transport: Transport::Tcp,
+            units: Vec::new(),
         }
     }
 
     pub fn handle(&mut self, worker: usize, input: Input) {
-        let mut out = Vec::new();
-        self.nodes[worker].core.handle(input, self.now, &mut out);
-        for output in out {
-            self.execute(worker, output);
-        }
+        self.feed(worker, input);
         if !self.manual {
             self.run();
         }
@@ -367,6 +366,7 @@ impl World {
         for output in out {
             self.execute(worker, output);
         }
+        self.units.push(self.records.len());
     }
 
     /// Everything happens that can, until nothing is left.
