@@ -289,6 +289,7 @@ impl Driver {
                 self.wait_for_store(conns);
             }
             Output::Join { txn, weight } => self.store.join(txn, weight),
+            Output::Divide => self.store.end_unit(),
             Output::Unjoin { txn } => self.store.unjoin(txn),
             Output::Load {
                 op,

@@ -9,6 +9,7 @@ use std::{
 
 use crate::{
     ConnId, CoreConfig, DataStream, OpId, Output, Owner, Peer, Shared, Time, Transport, Txn,
+    Undone,
     acquire::Claim,
     auth::AuthState,
     close::{DueWill, End},
@@ -39,6 +40,8 @@ pub(crate) struct Hub {
     pub(crate) releasing: VecDeque<(OpId, Text, Owner)>,
     /// Queues that the store couldn't read, and when to try again.
     pub(crate) loads_again: Vec<(Time, Handle)>,
+    /// What was undone, and when: a session that is on its way from another worker may be concerned.
+    pub(crate) undone: VecDeque<(Time, Arc<Undone>)>,
     /// Wills to be published at the end of this input.
     pub(crate) wills: Vec<DueWill>,
     /// Messages that members of groups left to others, to be delivered at the end of this input.
@@ -70,6 +73,7 @@ impl Hub {
             txns: VecDeque::new(),
             releasing: VecDeque::new(),
             loads_again: Vec::new(),
+            undone: VecDeque::new(),
             wills: Vec::new(),
             left_behind: Vec::new(),
             ready: Vec::new(),

@@ -6,7 +6,7 @@ use std::{net::SocketAddr, sync::Arc};
 
 use crate::{
     AuthResult, AuthStep, DataEnd, DataStream, Loaded, QuotaLimits, Record, RestoredSession,
-    RestoredWill, Session, StorageState, Txn, message::Message,
+    RestoredWill, Session, StorageState, Txn, Undone, message::Message,
 };
 
 /// Milliseconds since the process started. The core has no clock: the driver says the time.
@@ -223,6 +223,9 @@ pub enum Input {
     /// A will that is still to be published, once all sessions are there. What this worker has recorded itself since it
     /// began may be among them.
     RestoreWill(RestoredWill),
+    /// Messages that some worker has lost its part of are not recorded. Comes ahead of the completion of whatever was
+    /// recorded behind them.
+    Undone(Arc<Undone>),
     /// All sessions of an earlier run, or of a worker that was lost, are there
     /// ([`Shared::finish_restoring`](crate::Shared::finish_restoring)): what has waited for that goes on.
     SessionsRestored,
@@ -386,7 +389,9 @@ pub enum Output {
         /// How much of it.
         weight: u32,
     },
-    /// Some part will not come: the others become safe without it.
+    /// What was recorded of this input before, and what follows, need not become safe together.
+    Divide,
+    /// Some part will not come: the others become safe without it, or not at all if the transaction `repeats`.
     Unjoin {
         /// Of what.
         txn: Txn,

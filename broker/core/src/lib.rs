@@ -59,6 +59,7 @@ mod spill;
 mod subscribe;
 mod takeover;
 mod timers;
+mod undo;
 
 use headgate_codec::{Packet, ReasonCode};
 use headgate_topics::{Cache, Subscriber, Table};
@@ -246,6 +247,7 @@ impl Core {
             Input::Storage(state) => self.hub.on_storage(state, out),
             Input::Restore(session) => self.hub.on_restore(session, out),
             Input::RestoreWill(will) => self.hub.on_restore_will(will),
+            Input::Undone(undone) => self.hub.on_undone(&undone, out),
             Input::RetainedLoaded => self.hub.on_retained_loaded(out),
             Input::SessionsRestored => self.hub.on_sessions_restored(out),
         }
@@ -333,6 +335,8 @@ impl Core {
         while let Some(conn) = self.hub.ready.pop() {
             let held = self.hub.conns.get(conn).and_then(|c| c.held.take());
             for input in held.into_iter().flat_map(|h| h.inputs) {
+                // Each is recorded, or not, for itself.
+                out.push(Output::Divide);
                 match input {
                     HeldInput::Packet(None, packet) => self.on_packet(conn, packet, out),
                     HeldInput::Packet(Some(stream), packet) => {

@@ -14,6 +14,8 @@ use crate::{
 
 const HAS_SPILL: u8 = 1;
 const IS_RECORDED: u8 = 2;
+/// Version, flags and quota class, in front of the session's id.
+const HEAD_BYTES: usize = 3;
 /// Room for most sessions while they are packed; what isn't used is given back.
 const PACKED_BYTES: usize = 256;
 
@@ -71,11 +73,7 @@ impl Session {
     fn unpacked(packed: &[u8], handle: Handle) -> Box<Self> {
         let mut r = Reader(packed);
         let (version, flags, quota_class) = (r.u8(), r.u8(), r.u8());
-        let id = SessionId {
-            node: r.number(),
-            epoch: r.number(),
-            counter: r.number(),
-        };
+        let id = r.session_id();
         let (epoch, sequence) = (r.number(), r.number());
         let expiry_s = r.number::<u32>().wrapping_sub(1);
         let (expires_at, armed) = (r.time(), r.time());
@@ -141,6 +139,18 @@ fn version_of(number: u8) -> Version {
 }
 
 impl Slot {
+    /// The id of a session that is here, in one piece or not.
+    pub(crate) fn session_id(&self) -> Option<SessionId> {
+        match self {
+            Self::Live(session) => Some(session.id),
+            Self::Parked(packed) => {
+                let mut r = Reader(packed.get(HEAD_BYTES..)?);
+                Some(r.session_id())
+            }
+            _ => None,
+        }
+    }
+
     /// A session that is in one piece comes to life. `false` = it is something else.
     pub(crate) fn wake(&mut self, handle: Handle) -> bool {
         let Self::Parked(packed) = self else {
@@ -228,6 +238,14 @@ impl Reader<'_> {
         let number = T::try_from(n);
         debug_assert!(number.is_ok(), "what was written is read");
         number.unwrap_or_default()
+    }
+
+    fn session_id(&mut self) -> SessionId {
+        SessionId {
+            node: self.number(),
+            epoch: self.number(),
+            counter: self.number(),
+        }
     }
 
     fn time(&mut self) -> Time {

@@ -116,6 +116,19 @@ pub struct Txn {
     pub worker: WorkerSlot,
     /// That worker's operation.
     pub op: OpId,
+    /// It is a client's PUBLISH, which the client sends again unless it is acknowledged: if some part of it will not
+    /// come, none of it is to be recorded, and the workers are told by an [`Undone`].
+    pub repeats: bool,
+}
+
+/// What was to be recorded of messages that a part is missing of, and was not. Their publishers know of no PUBREC, and
+/// nobody was sent them with QoS 2: they are as if they had never come, and come again.
+#[derive(Clone, Debug, Default)]
+pub struct Undone {
+    /// Packet Identifiers that the publishers' sessions don't know.
+    pub received: Vec<(SessionId, PacketId)>,
+    /// Messages that are in the queue of no session.
+    pub queued: Vec<(SessionId, Arc<Message>)>,
 }
 
 impl Txn {

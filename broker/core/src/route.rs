@@ -160,6 +160,15 @@ impl Core {
     ) {
         let Self { hub, plans, .. } = self;
         add(&mut hub.env.counters.mesh_in, 1);
+        // It was sent to sessions that were lost with the worker that was here: they come back without it.
+        let mut handles = delivery.targets.iter().map(|t| Handle(t.subscriber.id()));
+        if delivery.weight > 0 && handles.any(|handle| hub.slots.is_former(handle)) {
+            out.extend(delivery.txn.map(|txn| Output::Unjoin { txn }));
+            if let Some(receipt) = delivery.receipt {
+                hub.say_stored(receipt, delivery.weight, false, out);
+            }
+            return;
+        }
         let before = hub.env.last_persist;
         let mut fan = Fanout::of_message(&delivery.message, hub.env.now);
         // [MQTT-3.3.2-5]: it may have waited for this worker.
@@ -272,6 +281,7 @@ impl Hub {
                 ties.txn = Some(Txn {
                     worker: self.config.worker,
                     op,
+                    repeats: ties.receipt.is_some(),
                 });
             }
             // A part that is too small to be split again is left out of it.

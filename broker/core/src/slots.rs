@@ -92,6 +92,11 @@ impl Slots {
         self.worker
     }
 
+    /// A handle of a former incarnation of the worker.
+    pub(crate) fn is_former(&self, handle: Handle) -> bool {
+        handle.worker() == self.worker && handle.generation() < self.first_generation
+    }
+
     /// Takes a place and puts what `make` makes of its number and handle there; `None` = full.
     pub(crate) fn insert_with(&mut self, make: impl FnOnce(u32, Handle) -> Slot) -> Option<u32> {
         self.place_with(self.max, make)

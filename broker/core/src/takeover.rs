@@ -99,6 +99,7 @@ impl Hub {
         }
         self.slots.replace(slot, Slot::Live(session));
         self.arm_slot(slot);
+        self.undo_late(self.slots.handle(slot), out);
     }
 
     /// A fence on its way.

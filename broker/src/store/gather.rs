@@ -3,8 +3,11 @@
 //! Units of one worker stay in order, and so do those of one session, which may have moved from worker to worker.
 //! A unit that is a part of a transaction waits for the other parts, and what has to stay behind it waits with it.
 
-use headgate_core::{SessionId, Txn, WorkerSlot};
-use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use headgate_core::{Record, SessionId, Txn, Undone, WorkerSlot};
+use std::{
+    collections::{BTreeSet, HashMap, HashSet, VecDeque},
+    sync::Arc,
+};
 
 use super::lane::{Item, Lanes, Unit};
 
@@ -26,6 +29,8 @@ pub struct Gathered {
     waiting: Vec<Placed>,
     /// Of these some part will not come. Other parts may still come later.
     given_up: GivenUp,
+    /// What was left out because of that, and the workers don't know.
+    undone: Undone,
     /// Of what has this stamp or a higher one, what comes before may not be in sight.
     cut: u64,
 }
@@ -80,6 +85,13 @@ impl Gathered {
                 .is_none_or(|placed| placed.stamp >= stamp)
     }
 
+    /// What was left out since; the workers are to hear of it before they hear that anything later is safe.
+    pub fn take_undone(&mut self) -> Option<Undone> {
+        let undone = std::mem::take(&mut self.undone);
+        let is_any = !undone.received.is_empty() || !undone.queued.is_empty();
+        is_any.then_some(undone)
+    }
+
     /// How much waits.
     pub fn len(&self) -> usize {
         self.waiting.len()
@@ -130,15 +142,39 @@ impl Gathered {
             }
         };
         let mut at = 0;
-        let (kept, ready) = std::mem::take(&mut self.waiting)
+        let (kept, mut ready): (_, Vec<Placed>) = std::mem::take(&mut self.waiting)
             .into_iter()
             .partition(|_| {
                 at += 1;
                 behind.places.contains(&(at - 1))
             });
         self.waiting = kept;
+        for placed in &mut ready {
+            let is_void = |(txn, _): &(Txn, u32)| txn.repeats && weights[txn] < Txn::WHOLE;
+            if let Item::Unit(unit) = &mut placed.item
+                && !unit.joins.is_empty()
+                && unit.joins.iter().all(is_void)
+            {
+                leave_out(unit, &mut self.undone);
+            }
+        }
         ready
     }
+}
+
+/// Takes out of a unit what a message would be to those who get it, and that it has come.
+fn leave_out(unit: &mut Unit, undone: &mut Undone) {
+    unit.entries.retain(|entry| match &entry.record {
+        Record::Received { packet_id } => {
+            undone.received.push((entry.session, *packet_id));
+            false
+        }
+        Record::Queued { message, .. } => {
+            undone.queued.push((entry.session, Arc::clone(message)));
+            false
+        }
+        _ => true,
+    });
 }
 
 /// Transactions that are remembered after they were given up. A part that comes later than that many others waits
@@ -217,8 +253,8 @@ impl Behind {
 mod tests {
     use super::*;
     use crate::store::{Store, WorkerStore};
-    use headgate_core::{OpId, Record};
-    use std::sync::Arc;
+    use headgate_codec::{PacketId, QoS};
+    use headgate_core::{Message, OpId};
 
     struct Workers {
         lanes: Arc<Lanes>,
@@ -239,15 +275,23 @@ mod tests {
 
         /// A unit with a record of this session, and parts of these transactions.
         fn unit(&mut self, worker: usize, session: u64, joins: &[(Txn, u32)]) -> OpId {
-            self.op += 1;
-            let op = OpId(self.op);
-            let session = SessionId {
-                node: 0,
-                epoch: 0,
-                counter: session,
-            };
+            self.unit_of(worker, session, &[Record::SessionEnded], joins)
+        }
+
+        fn unit_of(
+            &mut self,
+            worker: usize,
+            session: u64,
+            records: &[Record],
+            joins: &[(Txn, u32)],
+        ) -> OpId {
+            let session = id(session);
             let store = &mut self.stores[worker];
-            store.persist(op, session, 0, self.op, Record::SessionEnded);
+            for record in records {
+                self.op += 1;
+                store.persist(OpId(self.op), session, 0, self.op, record.clone());
+            }
+            let op = OpId(self.op);
             for (txn, weight) in joins {
                 store.join(*txn, *weight);
             }
@@ -266,10 +310,19 @@ mod tests {
         }
     }
 
+    fn id(counter: u64) -> SessionId {
+        SessionId {
+            node: 0,
+            epoch: 0,
+            counter,
+        }
+    }
+
     fn txn(n: u64) -> Txn {
         Txn {
             worker: WorkerSlot(0),
             op: OpId(n),
+            repeats: false,
         }
     }
 
@@ -329,5 +382,71 @@ mod tests {
         assert_eq!(workers.ready(&mut gathered), []);
         gathered.give_up(WorkerSlot(0), 0);
         assert_eq!(workers.ready(&mut gathered), [half]);
+    }
+
+    /// Of a PUBLISH that is sent again nothing is recorded then, neither that it has come nor for those who get it, also
+    /// where that is said later; and the workers hear of it.
+    #[test]
+    fn a_publish_that_a_part_is_missing_of_is_left_out() {
+        let message = Arc::new(Message {
+            topic: "t".into(),
+            payload: Default::default(),
+            qos: QoS::ExactlyOnce,
+            retain: true,
+            expires_at: None,
+            properties: None,
+        });
+        let packet_id = PacketId::new(7).expect("it isn't 0");
+        let queued = || Record::Queued {
+            message: Arc::clone(&message),
+            qos: QoS::ExactlyOnce,
+            retain: false,
+            ids: None,
+            packet_id,
+            group: None,
+        };
+        let retained = Record::Retained {
+            message: Arc::clone(&message),
+        };
+        let come = [Record::Received { packet_id }, retained, queued()];
+        let entries = |ready: Vec<Placed>| -> Vec<usize> {
+            let count = |placed: Placed| match placed.item {
+                Item::Unit(unit) => unit.entries.len(),
+                _ => 0,
+            };
+            ready.into_iter().map(count).collect()
+        };
+        let (mut workers, mut gathered) = (Workers::new(3), Gathered::default());
+        let txn = |n| Txn {
+            repeats: true,
+            ..txn(n)
+        };
+        workers.unit_of(0, 1, &come, &[(txn(1), HALF)]);
+        workers.unit_of(1, 2, &[queued()], &[(txn(1), HALF / 2)]);
+        workers.unit(0, 1, &[]);
+        gathered.take(&workers.lanes);
+        assert!(entries(gathered.ready(100)).is_empty());
+        assert!(gathered.take_undone().is_none());
+        workers.stores[0].unjoin(txn(1));
+        gathered.take(&workers.lanes);
+        assert_eq!(entries(gathered.ready(100)), [1, 0, 1]);
+        let undone = gathered.take_undone().expect("something was left out");
+        assert_eq!(undone.received, [(id(1), packet_id)]);
+        let of: Vec<SessionId> = undone.queued.iter().map(|(of, _)| *of).collect();
+        assert_eq!(of, [id(1), id(2)]);
+        assert!(Arc::ptr_eq(&undone.queued[1].1, &message));
+        // A part that is late.
+        workers.unit_of(2, 3, &[queued()], &[(txn(1), HALF / 4)]);
+        gathered.take(&workers.lanes);
+        assert_eq!(entries(gathered.ready(100)), [0]);
+        let undone = gathered.take_undone().expect("something was left out");
+        assert_eq!(undone.queued[0].0, id(3));
+        // All parts are there: what was feared did not come true.
+        workers.unit_of(0, 1, &come, &[(txn(2), HALF)]);
+        workers.unit_of(1, 2, &[queued()], &[(txn(2), HALF)]);
+        workers.stores[0].unjoin(txn(2));
+        gathered.take(&workers.lanes);
+        assert_eq!(entries(gathered.ready(100)), [3, 1]);
+        assert!(gathered.take_undone().is_none());
     }
 }

@@ -4,7 +4,7 @@ use crossbeam_queue::SegQueue;
 use headgate_codec::Text;
 use headgate_core::{
     Completion, Input, OpId, Record, RestoredSession, RestoredWill, SessionId, StorageState, Txn,
-    WorkerSlot,
+    Undone, WorkerSlot,
 };
 use std::sync::{
     Arc, Mutex, OnceLock, PoisonError,
@@ -86,6 +86,8 @@ pub enum StoreMail {
     Restore(Box<RestoredSession>),
     /// A will to publish once all sessions are there.
     RestoreWill(RestoredWill),
+    /// Messages that are not recorded because a part of them is lost.
+    Undone(Arc<Undone>),
     /// All sessions are there.
     SessionsRestored,
     /// All retained messages are there.
@@ -99,6 +101,7 @@ impl From<StoreMail> for Input {
             StoreMail::State(state) => Self::Storage(state),
             StoreMail::Restore(session) => Self::Restore(session),
             StoreMail::RestoreWill(will) => Self::RestoreWill(will),
+            StoreMail::Undone(undone) => Self::Undone(undone),
             StoreMail::SessionsRestored => Self::SessionsRestored,
             StoreMail::RetainedLoaded => Self::RetainedLoaded,
         }

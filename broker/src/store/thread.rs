@@ -234,6 +234,19 @@ impl StoreThread {
         if self.committing.is_empty() {
             self.gathered.take(&self.parts.lanes);
             self.committing = self.gathered.ready(COMMIT_ITEMS_MAX);
+            if let Some(undone) = self.gathered.take_undone() {
+                let undone = Arc::new(undone);
+                tracing::warn!(
+                    messages = undone.received.len(),
+                    copies = undone.queued.len(),
+                    "a worker was lost while messages with QoS 2 were being recorded: they are left out, and their publishers send them again"
+                );
+                for worker in (0..self.parts.lanes.workers()).map(|n| WorkerSlot(n as u8)) {
+                    let mail = StoreMail::Undone(Arc::clone(&undone));
+                    self.parts.lanes.send(worker, mail);
+                    self.parts.mesh.ring_doorbell(worker);
+                }
+            }
         }
         self.count_pending();
         if !self.committing.is_empty() {

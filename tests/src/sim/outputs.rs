@@ -94,6 +94,10 @@ impl World {
             }
             Output::Join { txn, weight } => self.unit.joins.push((txn, weight)),
             Output::Unjoin { txn } => self.store.unjoin(txn),
+            Output::Divide => {
+                let unit = std::mem::take(&mut self.unit);
+                self.store.push(Unit { worker, ..unit });
+            }
             Output::Load {
                 op,
                 session,

@@ -24,4 +24,5 @@ mod shared;
 mod streams;
 mod streams_durable;
 mod subscriptions;
+mod undone;
 mod wills;

@@ -194,6 +194,7 @@ impl World {
             }
             Output::Join { txn, weight } => self.joined.push((txn, weight)),
             Output::Unjoin { txn } => self.unjoined.push(txn),
+            Output::Divide => self.units.push(self.records.len()),
             load @ Output::Load { .. } => self.loads.push_back((worker, load)),
             Output::Recover { op, client_id } => self.recovers.push_back((worker, op, client_id)),
             claim @ Output::Claim { .. } => self.nodes[worker].claims.push_back(claim),
