@@ -1,6 +1,6 @@
 //! The executor of the cores' outputs, which shows each of them to the model.
 
-use headgate_codec::{Packet, decode};
+use headgate_codec::{Packet, ReasonCode, decode};
 use headgate_core::{AuthResult, Completion, ConnId, Granted, Input, Mesh, OpId, Output, Record};
 use std::hash::Hash;
 
@@ -52,15 +52,7 @@ impl World {
     pub(super) fn perform(&mut self, worker: usize, output: Output) {
         match output {
             Output::Send { conn, frame } => self.transmit(worker, conn, &bytes_of(&frame)),
-            Output::Close { conn, reason } => {
-                let Some(link) = self.link_of(worker, conn) else {
-                    panic!("nobody is closed")
-                };
-                self.note(|| format!("  worker {worker} on {link} closes: {reason:?}"));
-                (link, reason.0).hash(&mut self.trace);
-                self.model.closed(link, reason);
-                self.links[link].server_open = false;
-            }
+            Output::Close { conn, reason } => self.close(worker, conn, reason),
             Output::Read { conn, enabled } => {
                 if let Some(link) = self.link_of(worker, conn) {
                     (self.links[link].reading, self.links[link].resumes) = (enabled, enabled);
@@ -134,6 +126,16 @@ impl World {
                 });
             }
         }
+    }
+
+    fn close(&mut self, worker: usize, conn: ConnId, reason: ReasonCode) {
+        let Some(link) = self.link_of(worker, conn) else {
+            panic!("nobody is closed")
+        };
+        self.note(|| format!("  worker {worker} on {link} closes: {reason:?}"));
+        (link, reason.0).hash(&mut self.trace);
+        self.model.closed(link, reason);
+        self.links[link].server_open = false;
     }
 
     /// A record joins the others of the same input.
