@@ -15,6 +15,7 @@ connection still answers after all that, `gave up 0x…` when aioquic ends it, o
 
 import argparse
 import asyncio
+import os
 import sys
 
 from aioquic.asyncio import QuicConnectionProtocol, connect
@@ -131,6 +132,9 @@ class Hostile(QuicConnectionProtocol):
         self.is_old = True
 
     def no_ids(self, quic, *payloads):
+        # aioquic's first destination would be empty as well, which RFC 9000 section 7.2 forbids, and it would offer more such IDs.
+        quic._peer_cid.cid = quic._original_destination_connection_id = os.urandom(8)
+        quic._replenish_connection_ids = lambda: None
         self.packet(quic, "data", "0", *payloads)
 
     def sealed(self, quic):

@@ -3,7 +3,8 @@
 use headgate_codec::{Packet, QoS, Version};
 use headgate_tests::{
     broker::Broker,
-    clients::{BelowMqtt, Client as Foreign},
+    clients::Client as Foreign,
+    hostile,
     quic_client::{Client, Error, endpoint},
     skip,
     tcp_client::TcpClient,
@@ -154,7 +155,8 @@ fn streams_per_connection() {
         let endpoint = quic_from([127, 0, 0, 1])?;
         let mut client = Client::connect(&endpoint, broker.quic(), "wide").await?;
         // An octet on the third stream, and STREAM_LIMIT_ERROR.
-        BelowMqtt::start(&broker, &["frame", "0x08", "0861"]).says("closed 0x4");
+        let answered = hostile::answers(&broker, &["packet data 0 080861".to_owned()]);
+        assert_eq!(answered, ["closed 0x4"]);
         eventually("the count", || {
             refused(&broker, "streams_per_connection") == 1.0
         });
