@@ -267,6 +267,7 @@ fn what_somebody_changes_in_the_map_is_carried_over() {
     };
     map.remove(&key(&second)).expect("it is there");
     let mut words = map.get(&key(&edited), 0).expect("it is there");
+    let ordered = words;
     // The class, beside the bucket: one without rates.
     words[3] &= u64::from(u32::MAX);
     map.insert(key(&edited), words, 0).expect("it is there");
@@ -276,6 +277,9 @@ fn what_somebody_changes_in_the_map_is_carried_over() {
         assert_eq!(passed(&rig, client(), &cid), 40);
     }
     assert!(map.get(&key(&first), 0).is_err(), "pardoned with the other");
+    map.insert(key(&edited), ordered, 0).expect("it is there");
+    rig.shield().tick().expect("the maps can be changed");
+    assert!(passed(&rig, client(), &edited) < 40, "taken back");
 }
 
 #[test]

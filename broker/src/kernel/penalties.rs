@@ -299,10 +299,9 @@ impl State {
 
     /// Compares one connection ID with what the map `penalties` says of it now.
     fn heed(&mut self, id: PenaltyId, cid: [u8; CID_LEN]) -> Result<(), KernelError> {
-        let Some(policed) = self.penalties.get(id) else {
+        if self.penalties.get(id).is_none() {
             return Ok(());
-        };
-        let ordered = policed.record.words();
+        }
         let found = policed_map(&mut self.ebpf)?.get(&Record(PenaltyKey::new(cid)), 0);
         let words = match found {
             Ok(words) => words,
@@ -312,10 +311,14 @@ impl State {
         let cell = cell_index(RawCid::from_bytes(&cid).mac);
         let sharing = self.penalties.by_cell.get(&cell);
         let has_cell = sharing.is_some_and(|sharing| sharing.first() == Some(&(cid, id.bucket)));
-        if words == ordered || !has_cell {
+        if !has_cell {
             return Ok(());
         }
         let words = cell_words(&cid, sharing.map_or(0, Vec::len), words);
+        let shown: CellWords = maps::read_entry(&self.ebpf, "penalty_cells", cell)?;
+        if shown == words {
+            return Ok(());
+        }
         maps::write_plain(&mut self.ebpf, "penalty_cells", cell, words)
     }
 

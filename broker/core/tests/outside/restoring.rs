@@ -321,15 +321,11 @@ fn connack_waits_until_the_end_of_the_former_session_is_safe() {
     }
 }
 
-/// [MQTT-4.8.2-6]: what the store has of a group's messages is read before its member ends, and goes to another.
-#[test]
-fn a_member_that_expires_leaves_what_only_the_store_has() {
-    let mut w = World::with(1, RetainedLimits::default(), |c| c.limits.spills = true);
-    let member = w.client(0, "member");
-    w.subscribe(member, "$share/g/t", QoS::AtLeastOnce);
+/// A member of a group, without a connection, of whose messages the store has one.
+fn stored_member(expires_at: Time) -> Box<RestoredSession> {
     let mut session = stored("c", "$share/g/t");
     session.is_connected = false;
-    session.expires_at = Some(w.now.after_s(5));
+    session.expires_at = Some(expires_at);
     session.queue = QueueSummary {
         count: 1,
         bytes: 200,
@@ -337,6 +333,16 @@ fn a_member_that_expires_leaves_what_only_the_store_has() {
         last_packet_id: 1,
         ..QueueSummary::default()
     };
+    session
+}
+
+/// [MQTT-4.8.2-6]: what the store has of a group's messages is read before its member ends, and goes to another.
+#[test]
+fn a_member_that_expires_leaves_what_only_the_store_has() {
+    let mut w = World::with(1, RetainedLimits::default(), |c| c.limits.spills = true);
+    let member = w.client(0, "member");
+    w.subscribe(member, "$share/g/t", QoS::AtLeastOnce);
+    let session = stored_member(w.now.after_s(5));
     w.handle(0, Input::Restore(session));
     w.advance_s(10);
     assert_eq!(
@@ -416,16 +422,7 @@ fn a_member_that_is_ended_leaves_what_only_the_store_has() {
         let mut w = World::with(2, RetainedLimits::default(), |c| c.limits.spills = true);
         let member = w.client(1, "member");
         w.subscribe(member, "$share/g/t", QoS::AtLeastOnce);
-        let mut session = stored("c", "$share/g/t");
-        session.is_connected = false;
-        session.expires_at = Some(w.now.after_s(60));
-        session.queue = QueueSummary {
-            count: 1,
-            bytes: 200,
-            first_packet_id: 1,
-            last_packet_id: 1,
-            ..QueueSummary::default()
-        };
+        let session = stored_member(w.now.after_s(60));
         let of = session.id;
         w.handle(0, Input::Restore(session));
         let again = end(&mut w);
