@@ -210,3 +210,20 @@ fn a_restart_is_told_with_the_next_packet() {
         assert_eq!(client.says("wait"), "reset", "{client:?}");
     }
 }
+
+/// Messages and acknowledgements stay on the stream of their subscription, and datagrams come in datagrams.
+#[test]
+fn streams_and_datagrams() {
+    if let Some(reason) = Stack::unavailable() {
+        skip!("{reason}");
+    }
+    let broker = Broker::start("");
+    for stack in Stack::ALL {
+        let mut client = Program::start(stack, &broker, broker.quic());
+        client.does(&["dial mqtt", "session", "streams 2", "datagrams 20"]);
+        // With the first data stream comes credit for more than three.
+        client.does(&["streams 5", "end"]);
+    }
+    until(&broker, "headgate_data_streams_opened_total", 14.0);
+    until(&broker, "headgate_publish_datagrams_sent_total", 40.0);
+}
