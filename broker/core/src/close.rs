@@ -335,7 +335,7 @@ impl Hub {
         self.close(conn, End::Silent(ReasonCode::MAXIMUM_CONNECT_TIME), out);
     }
 
-    fn on_slot_timer(&mut self, index: u32, generation: u32, out: &mut Vec<Output>) {
+    pub(crate) fn on_slot_timer(&mut self, index: u32, generation: u32, out: &mut Vec<Output>) {
         let now = self.env.now;
         let handle = Handle::new(self.config.worker, index, generation);
         let (will_due, fence_late, expired, reads, has_aged) = match self.slots.by_handle(handle) {
