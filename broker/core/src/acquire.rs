@@ -191,7 +191,7 @@ impl Hub {
         let (client_id, now) = (acquire.client_id.clone(), self.env.now);
         let (expired, former) = match self.slots.owned(owner, &client_id) {
             Some(Slot::Live(s)) if s.is_persistent() => {
-                let expired = s.conn.is_none() && s.expires_at <= now;
+                let expired = s.has_expired(now);
                 let pending = s.pending.as_ref().and_then(|p| p.acquire.conn);
                 (expired && pending.is_none(), s.conn.or(pending))
             }

@@ -335,28 +335,21 @@ impl Hub {
         self.close(conn, End::Silent(ReasonCode::MAXIMUM_CONNECT_TIME), out);
     }
 
-    pub(crate) fn on_slot_timer(&mut self, index: u32, generation: u32, out: &mut Vec<Output>) {
+    fn on_slot_timer(&mut self, index: u32, generation: u32, out: &mut Vec<Output>) {
         let now = self.env.now;
         let handle = Handle::new(self.config.worker, index, generation);
-        let (will_due, fence_late, expired, reads, has_aged) = match self.slots.by_handle(handle) {
+        let (will_due, fence_late, reads) = match self.slots.by_handle(handle) {
             Some(Slot::Live(session)) => {
                 session.armed = NEVER;
                 session.shrink();
-                let offline = session.conn.is_none();
                 let will = session
                     .will
                     .as_ref()
                     .and_then(|w| w.at)
                     .is_some_and(|at| at <= now);
                 let fence = session.fence.as_ref().is_some_and(|f| f.until <= now);
-                let expired = offline && session.expires_at <= now;
-                // What other members of its groups have to get is read first.
-                let is_read = !session.leaves_spilled(self.env.storage);
-                let (expired, reads) = (expired && is_read, expired && !is_read);
-                let is_free = session.pending.is_none();
-                // Otherwise its end waited for what it leaves.
-                let has_aged = session.expiry_s > 0 && session.heir.is_none();
-                (will && is_free, fence, expired && is_free, reads, has_aged)
+                let reads = session.has_expired(now) && session.leaves_spilled(self.env.storage);
+                (will && session.pending.is_none(), fence, reads)
             }
             Some(Slot::Moved(forward)) if forward.until <= now => {
                 self.slots.remove(index);
@@ -374,17 +367,28 @@ impl Hub {
         if reads {
             self.pump(index, out);
         }
-        if expired
-            && self
-                .slots
-                .session(index)
-                .is_some_and(|s| s.handle == handle && s.conn.is_none() && s.pending.is_none())
-        {
-            add(&mut self.env.counters.sessions_expired, u64::from(has_aged));
-            return self.end_session(index, true, out);
+        if !self.end_if_expired(handle, out) {
+            self.arm_slot(index);
+            self.slots.park_later(index);
         }
-        self.arm_slot(index);
-        self.slots.park_later(index);
+    }
+
+    /// Ends a session whose time is over, unless what other members of its groups have to get is still to be read; whether
+    /// it has ended.
+    pub(crate) fn end_if_expired(&mut self, handle: Handle, out: &mut Vec<Output>) -> bool {
+        let (now, storage) = (self.env.now, self.env.storage);
+        let Some(Slot::Live(session)) = self.slots.by_handle(handle) else {
+            return false;
+        };
+        let is_free = session.pending.is_none();
+        if !is_free || !session.has_expired(now) || session.leaves_spilled(storage) {
+            return false;
+        }
+        // Otherwise its end waited for what it leaves.
+        let has_aged = session.expiry_s > 0 && session.heir.is_none();
+        add(&mut self.env.counters.sessions_expired, u64::from(has_aged));
+        self.end_session(handle.slot(), true, out);
+        true
     }
 
     /// Arms the connection's timer, if none fires early enough.
@@ -426,6 +430,11 @@ impl Hub {
 }
 
 impl Session {
+    /// Its Session Expiry Interval is over, counted since it lost its connection (MQTT 5.0 §3.1.2.11.2).
+    pub(crate) fn has_expired(&self, now: Time) -> bool {
+        self.conn.is_none() && self.expires_at <= now
+    }
+
     /// The next time at which something happens by itself.
     fn deadline(&self) -> Time {
         // The connection that gets it now decides of all that.

@@ -265,19 +265,8 @@ impl Hub {
         let stream_of = |topic: &str| lanes.and_then(|lanes| lanes.way(topic).stream);
         flow.take_loaded(messages, more, group_of, stream_of);
         self.pump(handle.slot(), out);
-        self.end_if_read(handle, out);
-    }
-
-    /// What a session that has to end leaves to others is here: whoever waits for its end waits no longer.
-    fn end_if_read(&mut self, handle: Handle, out: &mut Vec<Output>) {
-        let (now, storage) = (self.env.now, self.env.storage);
-        let Some(Slot::Live(session)) = self.slots.by_handle(handle) else {
-            return;
-        };
-        let has_to_end = session.conn.is_none() && session.expires_at <= now;
-        if has_to_end && !session.leaves_spilled(storage) {
-            self.on_slot_timer(handle.slot(), handle.generation(), out);
-        }
+        // Whoever waits for its end has waited for this alone.
+        self.end_if_expired(handle, out);
     }
 
     /// Tries again what the store could not read.

@@ -205,7 +205,7 @@ impl Hub {
             return self.answer(from, takeover.op, Handed::Nothing, out);
         };
         let was_recorded = session.sequence > 0;
-        let expired = session.conn.is_none() && session.expires_at <= now;
+        let expired = session.has_expired(now);
         let ends = takeover.discard || expired || !session.is_persistent();
         if let Some(conn) = session.conn {
             self.close(conn, End::TakenOver { resumed: !ends }, out);

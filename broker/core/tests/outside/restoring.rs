@@ -433,6 +433,7 @@ fn a_member_that_is_ended_leaves_what_only_the_store_has() {
         assert!(!w.records.iter().any(is_end), "{number}: too early");
         assert!(again.is_none_or(|id| w.read(id).is_empty()), "{number}");
         load_left(&mut w);
+        assert!(w.records.iter().any(is_end), "{number}: no timer is due");
         w.advance_s(1);
         assert_eq!(w.payloads(member), ["left"], "{number}");
         assert_eq!(w.records.iter().filter(|r| is_end(r)).count(), 1);
