@@ -14,6 +14,7 @@ pub mod mounts;
 pub mod netns;
 pub mod packets;
 pub mod quic_client;
+pub mod readdress;
 pub mod relay;
 pub mod rig;
 pub mod siege;

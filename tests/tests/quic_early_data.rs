@@ -9,6 +9,7 @@ use headgate_codec::{
 use headgate_tests::{
     broker::{Broker, Metrics},
     quic_client::{Client, Error, early_endpoint},
+    readdress::{destination, readdressed},
     relay::{Conditions, Relay, Way},
 };
 use std::{
@@ -328,62 +329,129 @@ fn a_flight_whose_handshake_never_completes_changes_nothing_that_lasts() {
     });
 }
 
+/// What a client sends up to the end of its handshake, 0-RTT data included, as it was recorded on the way. The broker has
+/// taken all of it, and the client is gone.
+async fn taken_flight(
+    broker: &Broker,
+    name: &str,
+    connect: Connect,
+    packet: Option<Packet>,
+) -> Result<Vec<Vec<u8>>, Error> {
+    let relay = Relay::start(broker.quic(), Conditions::default(), 3);
+    let endpoint = endpoint()?;
+    get_ticket(&endpoint, &relay, "first").await?;
+    relay.forget();
+    let (mut client, accepted) = early(&endpoint, &relay).await?;
+    client.send(&Packet::Connect(Box::new(connect))).await?;
+    if let Some(packet) = &packet {
+        client.send(packet).await?;
+    }
+    expect_connack(&mut client).await?;
+    assert!(accepted.await, "{name}: the broker takes 0-RTT data");
+    // All of the flight has had its effect once this is answered, or the connection has ended with it.
+    let _ended = client.send(&Packet::PingReq).await;
+    while !matches!(
+        client.receive().await,
+        Ok(Packet::PingResp | Packet::Disconnect(_)) | Err(_)
+    ) {}
+    client.connection.close(0u32.into(), b"");
+    endpoint.wait_idle().await;
+    until(name, broker, |now| now.sum("headgate_clients") == 0.0).await;
+    // Long headers only: the flight, and what followed in the handshake.
+    let mut flight = relay.recorded(Way::Up);
+    flight.retain(|datagram| datagram[0] & 0x80 != 0);
+    assert!(!flight.is_empty());
+    Ok(flight)
+}
+
+fn expect_no_effect(name: &str, before: &Metrics, now: &Metrics) {
+    for same in [
+        "headgate_early_connections_total",
+        "headgate_connects_accepted_total",
+        "headgate_messages_received_total",
+        "headgate_subscriptions",
+        "headgate_sessions{",
+        "headgate_sessions_taken_over_total",
+        "headgate_retained_messages ",
+    ] {
+        assert_eq!(now.sum(same), before.sum(same), "{name}: {same}");
+    }
+}
+
+/// Sends something again and again until the broker has begun another handshake in each of the series `handshakes`.
+async fn replay(
+    name: &str,
+    broker: &Broker,
+    before: &Metrics,
+    handshakes: &[&str],
+    mut send: impl FnMut(&UdpSocket) -> std::io::Result<()>,
+) -> Result<(), Error> {
+    let attacker = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let deadline = Instant::now() + PATIENCE;
+    let begun = |now: &Metrics, series| now.sum(series) > before.sum(series);
+    while !handshakes.iter().all(|of| begun(&broker.metrics(), of)) {
+        assert!(
+            Instant::now() < deadline,
+            "{name}: the flight begins a handshake"
+        );
+        send(&attacker)?;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    Ok(())
+}
+
 /// A flight that the broker has taken once is sent again, byte for byte, from elsewhere.
 #[test]
 fn a_recorded_flight_that_is_sent_again_does_nothing() {
     with_each_flight(async |name, connect, packet| {
         let broker = Broker::start("");
-        let relay = Relay::start(broker.quic(), Conditions::default(), 3);
-        let endpoint = endpoint()?;
-        get_ticket(&endpoint, &relay, "first").await?;
-        relay.forget();
-        let (mut client, accepted) = early(&endpoint, &relay).await?;
-        client.send(&Packet::Connect(Box::new(connect))).await?;
-        if let Some(packet) = &packet {
-            client.send(packet).await?;
-        }
-        expect_connack(&mut client).await?;
-        assert!(accepted.await, "{name}: the broker takes 0-RTT data");
-        // All of the flight has had its effect once this is answered, or the connection has ended with it.
-        let _ended = client.send(&Packet::PingReq).await;
-        while !matches!(
-            client.receive().await,
-            Ok(Packet::PingResp | Packet::Disconnect(_)) | Err(_)
-        ) {}
-        client.connection.close(0u32.into(), b"");
-        endpoint.wait_idle().await;
-        let recorded = relay.recorded(Way::Up);
-        // Long headers only: the flight, and what followed in the handshake.
-        let flight: Vec<_> = recorded.iter().filter(|d| d[0] & 0x80 != 0).collect();
-        assert!(!flight.is_empty());
-        until(name, &broker, |now| now.sum("headgate_clients") == 0.0).await;
+        let flight = taken_flight(&broker, name, connect, packet).await?;
         let before = settled(&broker).await;
-        let handshakes = "headgate_handshakes_total";
-        let attacker = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
-        let deadline = Instant::now() + PATIENCE;
         // The broker remembers the connection for a while, and its packets are duplicates then.
-        while broker.metrics().sum(handshakes) == before.sum(handshakes) {
-            assert!(
-                Instant::now() < deadline,
-                "{name}: the flight begins a handshake"
-            );
-            for datagram in &flight {
-                attacker.send_to(datagram, broker.quic())?;
-            }
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-        let now = settled(&broker).await;
-        for same in [
-            "headgate_early_connections_total",
-            "headgate_connects_accepted_total",
-            "headgate_messages_received_total",
-            "headgate_subscriptions",
-            "headgate_sessions{",
-            "headgate_sessions_taken_over_total",
-            "headgate_retained_messages ",
-        ] {
-            assert_eq!(now.sum(same), before.sum(same), "{name}: {same}");
-        }
+        replay(
+            name,
+            &broker,
+            &before,
+            &["headgate_handshakes_total"],
+            |attacker| {
+                flight
+                    .iter()
+                    .try_for_each(|datagram| attacker.send_to(datagram, broker.quic()).map(drop))
+            },
+        )
+        .await?;
+        expect_no_effect(name, &before, &settled(&broker).await);
+        Ok(())
+    });
+}
+
+/// Which worker gets a flight follows from its Destination Connection ID, so that the same bytes get to the same worker.
+/// Whoever wants it at the other one has to send it to another ID.
+#[test]
+fn a_recorded_flight_that_is_sent_to_each_worker_does_nothing() {
+    with_each_flight(async |name, connect, packet| {
+        let broker = Broker::start("");
+        let flight = taken_flight(&broker, name, connect, packet).await?;
+        let before = settled(&broker).await;
+        let first = destination(&flight[0]).ok_or("a long header")?.to_vec();
+        let mut ids = 1..=u8::MAX;
+        let workers =
+            ["0", "1"].map(|slot| format!("headgate_handshakes_total{{worker=\"{slot}\""));
+        let each = [workers[0].as_str(), workers[1].as_str()];
+        replay(name, &broker, &before, &each, |attacker| {
+            let number = ids.next().expect("IDs for many rounds");
+            let dcid: Vec<u8> = first.iter().map(|byte| byte ^ number).collect();
+            let again: Vec<_> = flight
+                .iter()
+                .filter_map(|datagram| readdressed(datagram, &first, &dcid))
+                .collect();
+            assert!(!again.is_empty(), "{name}: packets of the client's own ID");
+            again
+                .iter()
+                .try_for_each(|datagram| attacker.send_to(datagram, broker.quic()).map(drop))
+        })
+        .await?;
+        expect_no_effect(name, &before, &settled(&broker).await);
         Ok(())
     });
 }
