@@ -38,6 +38,14 @@ impl Metrics {
             .sum()
     }
 
+    /// The series whose name and labels begin with `prefix` and that are not 0, for a message about a failure.
+    pub fn of(&self, prefix: &str) -> Vec<&(String, f64)> {
+        let series = self.series.iter();
+        series
+            .filter(|(name, value)| name.starts_with(prefix) && *value != 0.0)
+            .collect()
+    }
+
     /// The value of one series, with its labels.
     pub fn get(&self, series: &str) -> Option<f64> {
         self.series
@@ -57,6 +65,7 @@ mod tests {
         assert_eq!(metrics.sum("a{"), 5.5);
         assert_eq!(metrics.sum("a"), 12.5);
         assert_eq!(metrics.sum("none"), 0.0);
+        assert_eq!(metrics.of("ab"), [&("ab".to_owned(), 7.0)]);
         assert_eq!(metrics.get("a{x=\"2\"}"), Some(3.5));
     }
 }
