@@ -2,24 +2,27 @@
 //! start that it has no kernel part.
 
 use std::path::PathBuf;
+use std::{env, fs, io};
 
-fn main() {
+fn main() -> io::Result<()> {
     // Cargo's word at run time, not at compile time: a build folder may have been copied from elsewhere.
-    let own = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_default();
+    let own = env::var_os("CARGO_MANIFEST_DIR").unwrap_or_default();
     let root = PathBuf::from(own).join("..");
     let object = root.join("xdp-ebpf/target/bpfel-unknown-none/release/headgate-xdp");
-    println!("cargo::rustc-check-cfg=cfg(headgate_bpf_object)");
     println!("cargo::rerun-if-changed=build.rs");
-    match object.canonicalize() {
+    // An expression, and not a cfg: what is compiled, and so what is checked, is the same with and without the object.
+    let expression = match object.canonicalize() {
         Ok(object) => {
-            println!("cargo::rustc-cfg=headgate_bpf_object");
-            println!("cargo::rustc-env=HEADGATE_BPF_OBJECT={}", object.display());
             println!("cargo::rerun-if-changed={}", object.display());
+            format!("Some(aya::include_bytes_aligned!({:?}))", object.display())
         }
-        // A file that is missing would make Cargo run this, and build the broker, every time.
-        Err(_) => println!(
-            "cargo::rerun-if-changed={}",
-            root.join("xdp-ebpf").display()
-        ),
-    }
+        Err(_) => {
+            // A file that is missing would make Cargo run this, and build the broker, every time.
+            let sources = root.join("xdp-ebpf");
+            println!("cargo::rerun-if-changed={}", sources.display());
+            "None".to_owned()
+        }
+    };
+    let out = PathBuf::from(env::var_os("OUT_DIR").unwrap_or_default());
+    fs::write(out.join("object.rs"), expression)
 }

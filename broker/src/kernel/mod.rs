@@ -32,11 +32,5 @@ pub use talkers::TopTalker;
 /// The compiled kernel programs, or None if the broker was built without them.
 #[must_use]
 pub fn object() -> Option<&'static [u8]> {
-    #[cfg(headgate_bpf_object)]
-    {
-        static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("HEADGATE_BPF_OBJECT"));
-        Some(OBJECT)
-    }
-    #[cfg(not(headgate_bpf_object))]
-    None
+    include!(concat!(env!("OUT_DIR"), "/object.rs"))
 }

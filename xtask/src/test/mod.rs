@@ -69,10 +69,11 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         is_complete: shell::is_root(),
     };
     thread::scope(|threads| {
-        let installs = session.prepare(threads)?;
+        let prepared = Session::prepare(threads)?;
         session.checks()?;
+        let clients = session.prepared(prepared)?;
         let is_built = session.build()?;
-        session.installed(installs)?;
+        session.installed(clients)?;
         if options.full {
             session.stacks();
         }
@@ -88,11 +89,13 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     Ok(session.close(started.elapsed()))
 }
 
-/// What is installed beside the checks.
-struct Installs<'a> {
-    started: Instant,
+/// What the broker is built with.
+struct KernelPart<'a> {
+    missing: Vec<String>,
+    /// What building it said, or what is missing for that.
+    object: Result<Result<String>, ebpf::Missing>,
+    /// What only the tests need is still being installed.
     clients: ScopedJoinHandle<'a, Result<Vec<String>>>,
-    mutants: ScopedJoinHandle<'a, Result<PathBuf>>,
 }
 
 fn join<T>(thread: ScopedJoinHandle<'_, Result<T>>) -> Result<T> {
@@ -111,37 +114,49 @@ struct Session {
 }
 
 impl Session {
-    /// Installs what building needs, and builds the kernel programs. What only the tests need is compiled beside the checks:
-    /// one of the clients is a single large crate, and leaves the other cores idle.
-    fn prepare<'a>(&mut self, threads: &'a Scope<'a, '_>) -> Result<Installs<'a>> {
-        let started = Instant::now();
-        let missing = setup::kernel_part()?;
+    /// Begins to install what is missing, and to build the kernel programs, beside the checks: much of it is waiting for a
+    /// network, or for one core that compiles a large crate.
+    fn prepare<'a>(
+        threads: &'a Scope<'a, '_>,
+    ) -> Result<ScopedJoinHandle<'a, Result<KernelPart<'a>>>> {
         setup::components()?;
-        let clients = threads.spawn(setup::clients::install);
-        self.miss(&missing);
-        step("setup", started.elapsed(), "ok");
-        match ebpf::find().map(|toolchain| build_ebpf::build(&toolchain)) {
+        Ok(threads.spawn(move || {
+            let missing = setup::kernel_part()?;
+            let clients = threads.spawn(|| {
+                let missing = setup::clients::install();
+                // The sample of mutants says it if they can't be made.
+                let _program = mutants::install();
+                missing
+            });
+            Ok(KernelPart {
+                missing,
+                object: ebpf::find().map(|toolchain| build_ebpf::build(&toolchain)),
+                clients,
+            })
+        }))
+    }
+
+    /// Waits for the kernel part.
+    fn prepared<'a>(
+        &mut self,
+        prepared: ScopedJoinHandle<'a, Result<KernelPart<'a>>>,
+    ) -> Result<ScopedJoinHandle<'a, Result<Vec<String>>>> {
+        let part = join(prepared)?;
+        self.miss(&part.missing);
+        match part.object {
             Ok(Ok(text)) => self.passed("build-ebpf", None, &text),
             Ok(Err(error)) => self.fails("build-ebpf", &format!("{error:#}")),
             Err(reason) => self.skipped("build-ebpf", &format!("missing: {reason}")),
         }
-        Ok(Installs {
-            started,
-            clients,
-            mutants: threads.spawn(mutants::install),
-        })
+        Ok(part.clients)
     }
 
-    /// Waits for what the tests need.
-    fn installed(&mut self, installs: Installs) -> Result<()> {
+    /// Waits for what only the tests need.
+    fn installed(&mut self, clients: ScopedJoinHandle<'_, Result<Vec<String>>>) -> Result<()> {
         let waited = Instant::now();
-        let missing = join(installs.clients)?;
-        // The sample of mutants says it if they can't be made.
-        let _program = join(installs.mutants);
+        let missing = join(clients)?;
         self.miss(&missing);
-        let took = shell::seconds(installs.started.elapsed());
-        let outcome = format!("ok: {took} after the start");
-        step("clients", waited.elapsed(), &outcome);
+        step("clients", waited.elapsed(), "ok");
         Ok(())
     }
 
