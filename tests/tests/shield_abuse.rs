@@ -339,6 +339,7 @@ fn initials_above_a_prefixs_budget_are_asked_for_their_address() {
         }
         is_in.store(true, Ordering::Relaxed);
     });
+    assert!(asked(&broker.metrics()) > asked(&after));
 }
 
 #[test]

@@ -143,11 +143,22 @@ fn unshielded() -> (Vec<Row>, f64) {
 /// of such times would be noise.
 fn shield_ns(siege: &Siege) -> f64 {
     let _clock = enable_stats(Stats::RunTime).expect("root may");
+    more_than_reflected("XDP's time", |to| {
+        let name = match to {
+            Flood::Mirror => "reflect",
+            _ => "shield",
+        };
+        program_ns(siege, to, name)
+    })
+}
+
+/// How much more `measure` says for a packet of a flood that the broker answers than for one that XDP sends back as it is, in
+/// nanoseconds. The median of some rounds: each is a small difference of large times.
+fn more_than_reflected(what: &str, mut measure: impl FnMut(Flood) -> f64) -> f64 {
     let differences = (0..COST_ROUNDS).map(|_| {
-        let reflected_ns = program_ns(siege, Flood::Mirror, "reflect");
-        let answered_ns = program_ns(siege, Flood::Broker, "shield");
+        let (reflected_ns, answered_ns) = (measure(Flood::Mirror), measure(Flood::Broker));
         eprintln!(
-            "XDP's time for a packet: {reflected_ns:.0} ns if it is sent back, {answered_ns:.0} if it is answered"
+            "{what} for a packet: {reflected_ns:.0} ns if it is sent back, {answered_ns:.0} if it is answered"
         );
         answered_ns - reflected_ns
     });
@@ -186,20 +197,16 @@ fn runs_of(name: &str) -> (u64, u64) {
 
 /// How many packets were sent to the broker, and how much more CPU time the whole machine spent on each, in nanoseconds,
 /// than on one that XDP sends back as it is. That is the sender's time, and what it takes to carry a packet and an answer
-/// between two virtual devices, where a network card would. The median of some rounds: each is a small difference of large
-/// times.
+/// between two virtual devices, where a network card would.
 fn cost(siege: &Siege, per_second: u32) -> (u64, f64) {
-    let (mut all, mut differences) = (0, Vec::new());
-    for _ in 0..COST_ROUNDS {
-        let (_, reflected_ns) = cpu_of(siege, Flood::Mirror, per_second);
-        let (sent, answered_ns) = cpu_of(siege, Flood::Broker, per_second);
-        eprintln!(
-            "CPU time of a packet: {reflected_ns:.0} ns if it is sent back, {answered_ns:.0} if user space answers it"
-        );
-        all += sent;
-        differences.push(answered_ns - reflected_ns);
-    }
-    (all, median(differences))
+    let mut sent_to_broker = 0;
+    let ns = more_than_reflected("CPU time", |to| {
+        let is_answered = matches!(to, Flood::Broker);
+        let (sent, ns) = cpu_of(siege, to, per_second);
+        sent_to_broker += if is_answered { sent } else { 0 };
+        ns
+    });
+    (sent_to_broker, ns)
 }
 
 /// How many packets were sent in a flood, and the CPU time of the whole machine per packet, nanoseconds.
