@@ -19,19 +19,6 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// 10 to 1,000 packets.
 const KEY_UPDATE_MESSAGES: u32 = 1_200;
 
-/// Waits until there are at least as many.
-fn until(broker: &Broker, series: &str, value: f64) {
-    let deadline = Instant::now() + PATIENCE;
-    while broker.metrics().sum(series) < value {
-        assert!(
-            Instant::now() < deadline,
-            "{series}: {:?}",
-            broker.metrics()
-        );
-        std::thread::sleep(Duration::from_millis(50));
-    }
-}
-
 #[test]
 fn handshakes_with_and_without_retry() {
     if let Some(reason) = Stack::unavailable() {
@@ -42,8 +29,8 @@ fn handshakes_with_and_without_retry() {
             let broker = Broker::start(&format!("[kernel]\nmode = \"off\"\nretry = \"{retry}\""));
             let mut client = Program::start(stack, &broker, broker.quic());
             client.does(&["dial mqtt", "session", "echo 5", "burst 50", "end"]);
-            until(&broker, "headgate_connections_opened_total", 1.0);
-            until(&broker, "headgate_retries_total", retries);
+            broker.counts_from("headgate_connections_opened_total", 1.0);
+            broker.counts_from("headgate_retries_total", retries);
         }
     }
 }
@@ -94,9 +81,9 @@ fn early_data_is_taken_once() {
     client.does(&["early"]);
     assert!(client.facts().contains(&"early".to_owned()));
     client.does(&["end"]);
-    until(&broker, "headgate_early_connections_total", 1.0);
+    broker.counts_from("headgate_early_connections_total", 1.0);
     // The client is gone when it is done.
-    until(&broker, "headgate_connections_closed_total", 2.0);
+    broker.counts_from("headgate_connections_closed_total", 2.0);
     let before = broker.metrics();
     let recorded = relay.recorded(Way::Up);
     let flight: Vec<_> = recorded.iter().filter(|d| d[0] & 0x80 != 0).collect();
@@ -146,7 +133,7 @@ fn other_ports_and_addresses_are_followed() {
         }
         client.does(&["end"]);
     }
-    until(&broker, "headgate_connections_opened_total", 3.0);
+    broker.counts_from("headgate_connections_opened_total", 3.0);
 }
 
 #[test]
@@ -224,6 +211,6 @@ fn streams_and_datagrams() {
         // With the first data stream comes credit for more than three.
         client.does(&["streams 5", "end"]);
     }
-    until(&broker, "headgate_data_streams_opened_total", 14.0);
-    until(&broker, "headgate_publish_datagrams_sent_total", 40.0);
+    broker.counts_from("headgate_data_streams_opened_total", 14.0);
+    broker.counts_from("headgate_publish_datagrams_sent_total", 40.0);
 }

@@ -36,6 +36,12 @@ impl Inbox {
         self.chunk.is_empty() && self.partial.is_empty()
     }
 
+    /// A DISCONNECT is next (§3.14).
+    pub fn begins_with_disconnect(&self) -> bool {
+        let first = self.partial.first().or(self.chunk.first());
+        first.is_some_and(|first| *first == DISCONNECT)
+    }
+
     /// Bytes that wait.
     pub fn len(&self) -> usize {
         self.chunk.len() + self.partial.len()
@@ -76,6 +82,9 @@ impl Inbox {
         }
     }
 }
+
+/// The first byte of a DISCONNECT: its type, and flags that are 0 (§3.14.1).
+const DISCONNECT: u8 = 0xE0;
 
 /// Room that is made for a cut packet beyond what has come.
 const MAX_RESERVE_BYTES: usize = 16 * 1024;

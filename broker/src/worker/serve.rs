@@ -123,6 +123,7 @@ impl Worker {
 
     fn read(&mut self, index: u32, clock: Clock) -> Reading {
         let time = clock.time();
+        let mut is_alone = false;
         for _ in 0..PACKETS_PER_SERVE {
             let Some(conn) = self.conns.at(index) else {
                 return Reading::Done;
@@ -136,6 +137,14 @@ impl Worker {
             }
             if !conn.reading || conn.held > 0 {
                 return Reading::Done;
+            }
+            // What was sent before it on data streams and in datagrams may have come with it: the session ends with it.
+            if !is_alone && conn.inbox.begins_with_disconnect() {
+                if self.read_data(index, clock) {
+                    return Reading::Again;
+                }
+                is_alone = true;
+                continue;
             }
             match conn.inbox.next(conn.version, self.packet_bytes_max) {
                 Ok(Some(packet)) => {

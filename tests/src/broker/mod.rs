@@ -26,6 +26,9 @@ pub use metrics::Metrics;
 /// How long a start may take: a machine that runs many tests at once is slow.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// How long a counter may take to come to what is expected.
+const COUNT_TIMEOUT: Duration = Duration::from_secs(60);
+
 /// How long a stop may take, beyond what the configuration grants the clients.
 const STOP_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -218,6 +221,30 @@ impl Broker {
                 .unwrap_or_else(|error| panic!("http://{address}/metrics: {error}"))
         });
         Metrics::parse(&body.join().expect("/metrics answers"))
+    }
+
+    /// Waits until the series that begin with this have come to a sum: workers tell theirs now and then.
+    ///
+    /// # Panics
+    /// When they don't, or go past it.
+    #[track_caller]
+    pub fn counts(&self, series: &str, value: f64) {
+        self.counts_from(series, value);
+        assert_eq!(self.metrics().sum(series), value, "{series}");
+    }
+
+    /// Waits until the series that begin with this have come to a sum, or past it.
+    ///
+    /// # Panics
+    /// When they don't.
+    #[track_caller]
+    pub fn counts_from(&self, series: &str, value: f64) {
+        let deadline = Instant::now() + COUNT_TIMEOUT;
+        while self.metrics().sum(series) < value {
+            let metrics = self.metrics();
+            assert!(Instant::now() < deadline, "{series}: {metrics:?}");
+            thread::sleep(Duration::from_millis(20));
+        }
     }
 
     /// Whether it still runs.

@@ -28,6 +28,28 @@ fn publishes_with_0_rtt_data() {
     assert_eq!(early(), 1.0, "only where it is asked for");
 }
 
+/// DISCONNECT leaves right behind the message, in the same packet as a rule.
+#[test]
+fn a_message_in_a_datagram_or_on_a_data_stream_is_not_lost_with_the_session() {
+    let broker = Broker::start("");
+    let server = over_quic(&broker);
+    let rounds = 20;
+    for round in 0..rounds {
+        for (topic, beside) in [("d", &["--datagram"][..]), ("s", &["--streams", "2"])] {
+            let text = format!("{topic} {round}");
+            let message = ["-t", topic, "-r", "-m", &text];
+            done(&mut headgate("pub", &server, &[&message, beside].concat()));
+            let one = ["-t", topic, "-C", "1"];
+            let told = done(&mut headgate("sub", &server, &[&one, beside].concat()));
+            assert_eq!(told.trim_end(), text);
+        }
+    }
+    let rounds = f64::from(rounds);
+    broker.counts("headgate_publish_datagrams_received_total", rounds);
+    // One of each publisher's and one of each subscriber's.
+    broker.counts("headgate_data_streams_opened_total", 2.0 * rounds);
+}
+
 #[test]
 fn says_so_where_0_rtt_data_is_not_taken() {
     let broker = Broker::start("[quic]\nearly_data = false");
