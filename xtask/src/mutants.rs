@@ -26,6 +26,9 @@ const TEST_TIME_MAX_S: u32 = 120;
 /// How long building one mutant may take, seconds.
 const BUILD_TIME_MAX_S: u32 = 600;
 
+/// Random cases for each property while a mutant is tried. Unoptimized, the usual ones take longer than all other tests together.
+const PROPERTY_CASES: &str = "64";
+
 /// What `cargo xtask mutants` takes.
 #[derive(clap::Args)]
 pub struct Options {
@@ -135,9 +138,15 @@ pub fn sample(options: &Options, proves_first: bool) -> Result<Sample> {
         .args(["--sharding", "round-robin"])
         .args(["--shard", &format!("{index}/{parts}")]);
     let output = paths::target().join("mutants");
-    fs::create_dir_all(&output)?;
+    // The mutants are made in copies of the sources, which share what they are built with.
+    let built = output.join("target");
+    fs::create_dir_all(&built)?;
     mutants.arg("--output").arg(&output);
-    let finished = shell::watch("mutants", "trying mutants", &mut mutants, |_| ())?;
+    mutants.env("CARGO_TARGET_DIR", &built);
+    let finished = shell::watch("mutants", "trying mutants", &mut mutants, |_| ());
+    // What is built of a copy is of no use to another one.
+    fs::remove_dir_all(&built)?;
+    let finished = finished?;
     let results = output.join("mutants.out/outcomes.json");
     // 0: all caught; 2: some missed; 3: some timed out. Anything else is no result.
     if !matches!(finished.status.code(), Some(0 | 2 | 3)) {
@@ -169,7 +178,7 @@ fn read(results: &Value) -> Result<Sample> {
     Ok(sample)
 }
 
-/// Mutants at a time: each has a copy of the sources and of what is built of them.
+/// Mutants at a time. One is built while another is tested.
 fn jobs() -> usize {
     const JOBS_MAX: usize = 4;
     thread::available_parallelism().map_or(1, |cores| cores.get().min(JOBS_MAX))
@@ -191,8 +200,7 @@ fn cargo_mutants(program: &PathBuf) -> Command {
         .current_dir(paths::root())
         // CI compiles everything else once.
         .env("CARGO_INCREMENTAL", "1")
-        // The mutants are built in a copy of the sources, which has a target folder of its own.
-        .env_remove("CARGO_TARGET_DIR");
+        .env("PROPTEST_CASES", PROPERTY_CASES);
     for package in PACKAGES {
         command.args(["--package", package]);
     }
