@@ -18,7 +18,6 @@ pub mod readdress;
 pub mod relay;
 pub mod rig;
 pub mod siege;
-pub mod sim;
 pub mod skip;
 pub mod stacks;
 pub mod streams;

@@ -1,6 +1,5 @@
 //! Replays the corpora of the fuzz targets framing, session, store_values and streams.
 
-use headgate_tests::sim;
 use std::{fs, path::Path};
 
 #[path = "../fuzz/checks/framing.rs"]

@@ -274,8 +274,13 @@ fn a_prefix_that_sends_too_much_is_slowed_and_its_neighbour_is_not() {
         .expect("the one that floods is still connected");
     let after = broker.metrics();
     let over = drops(&after, "packet_prefix_budget");
+    let forged = after.sum("headgate_packets_forged_total");
     let all = after.of("headgate_kernel_drops_total");
-    assert_eq!(all_drops(&after), over, "nothing else is dropped: {all:?}");
+    assert_eq!(
+        all_drops(&after),
+        over,
+        "nothing else is dropped: {all:?}, {forged} packets didn't decrypt"
+    );
     let lost = neighbour.end().path.lost_packets;
     println!(
         "a prefix above its packet budget: {over} dropped; it has lost {} packets, its neighbour {lost}",

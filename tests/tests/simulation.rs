@@ -1,6 +1,4 @@
-//! Random histories of clients, network, workers and clock against a reference model ([`headgate_tests::sim`]).
-
-use headgate_tests::sim;
+//! Random histories of clients, network, workers and clock against a reference model ([`headgate_sim`]).
 
 /// Seeds of an ordinary run.
 const SEEDS: u64 = 10_000;
@@ -15,7 +13,7 @@ const SEED: &str = "HEADGATE_SIM_SEED";
 fn quarter(part: u64) {
     if let Some(seed) = number(SEED) {
         if part == 0 {
-            println!("{}", sim::operations_of(seed));
+            println!("{}", headgate_sim::operations_of(seed));
             check(seed);
         }
         return;
@@ -25,7 +23,7 @@ fn quarter(part: u64) {
 }
 
 fn check(seed: u64) {
-    if let Err(failure) = sim::check_seed(seed) {
+    if let Err(failure) = headgate_sim::check_seed(seed) {
         panic!(
             "{failure}\nonce more: {SEED}={seed} cargo test -p headgate-tests --test simulation"
         );
@@ -63,8 +61,12 @@ fn seeds_of_the_fourth_quarter_hold() {
 #[test]
 fn the_same_seed_gives_the_same_run() {
     for seed in 0..50 {
-        let hashes = [(); 2].map(|()| sim::check_seed(seed).map_err(|failure| failure.to_string()));
+        let hashes =
+            [(); 2].map(|()| headgate_sim::check_seed(seed).map_err(|failure| failure.to_string()));
         assert_eq!(hashes[0], hashes[1], "seed {seed}");
     }
-    assert_ne!(sim::check_seed(1).ok(), sim::check_seed(2).ok());
+    assert_ne!(
+        headgate_sim::check_seed(1).ok(),
+        headgate_sim::check_seed(2).ok()
+    );
 }

@@ -3,7 +3,5 @@
 
 #[path = "../checks/session.rs"]
 mod check;
-#[path = "../../src/sim/mod.rs"]
-mod sim;
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| check::check(data));

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use super::ledger::Verdict;
 use super::load::{Load, Plan};
 use crate::broker::Broker;
-use crate::sim::Rng;
+use headgate_sim::Rng;
 
 /// How many messages are acknowledged at least between two crashes, except those in quick succession.
 const PROGRESS: usize = 100;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::content::{Content, SECTOR_BYTES};
 use super::state::{Body, Ino, Node, ROOT, State};
-use crate::sim::Rng;
+use headgate_sim::Rng;
 
 /// A change of one file that no fsync has made safe yet.
 #[derive(Clone, Debug)]

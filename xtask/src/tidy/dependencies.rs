@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::{paths, shell};
 
 /// Each crate, and which crates of the project it may use.
-const MAY_USE: [(&str, &[&str]); 10] = [
+const MAY_USE: [(&str, &[&str]); 11] = [
     ("headgate-codec", &[]),
     ("headgate-topics", &[]),
     ("headgate-common", &[]),
@@ -23,6 +23,7 @@ const MAY_USE: [(&str, &[&str]); 10] = [
         ],
     ),
     ("headgate-xdp", &["headgate-common"]),
+    ("headgate-sim", &["headgate-codec", "headgate-core"]),
     (
         "headgate-tests",
         &[
@@ -30,6 +31,7 @@ const MAY_USE: [(&str, &[&str]); 10] = [
             "headgate-codec",
             "headgate-common",
             "headgate-core",
+            "headgate-sim",
             "headgate-topics",
         ],
     ),
@@ -39,6 +41,7 @@ const MAY_USE: [(&str, &[&str]); 10] = [
             "headgate-codec",
             "headgate-common",
             "headgate-core",
+            "headgate-sim",
             "headgate-tests",
             "headgate-topics",
         ],

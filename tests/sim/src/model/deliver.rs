@@ -4,7 +4,7 @@ use headgate_codec::{Packet, Publish, PublishProperties, QoS, ReasonCode, Versio
 use headgate_core::Time;
 
 use super::{Conn, Expected, Message, Met, Model, Phase, Sent, SessionNo, number_of};
-use crate::sim::network::LinkId;
+use crate::network::LinkId;
 
 /// How closely a PUBLISH has to meet an expectation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

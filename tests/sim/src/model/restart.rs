@@ -5,7 +5,7 @@ use headgate_core::{Loaded, Time};
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Kept, Met, Model, PendingWill, Phase, Sent, SessionNo, Subscribed, number_of};
-use crate::sim::{
+use crate::{
     network::LinkId,
     store::{Db, Stored},
 };

@@ -5,7 +5,7 @@ use headgate_codec::{Ack, Packet, Publish, QoS, ReasonCode, Version};
 use headgate_core::{OpId, Record, SessionId};
 
 use super::{Model, Phase, SessionNo, number_of};
-use crate::sim::network::LinkId;
+use crate::network::LinkId;
 
 /// A kind of answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

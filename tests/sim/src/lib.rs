@@ -22,7 +22,7 @@ mod world;
 
 use std::fmt;
 
-pub(crate) use draw::Rng;
+pub use draw::Rng;
 
 use operations::{Scenario, Step};
 

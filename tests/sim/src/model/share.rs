@@ -9,7 +9,7 @@ use super::{
     route::Matched,
     topics::{matches, shared},
 };
-use crate::sim::network::LinkId;
+use crate::network::LinkId;
 
 /// A message that one member of a group is to get.
 #[derive(Debug)]

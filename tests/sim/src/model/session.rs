@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use super::{
     Conn, End, LATE_MS, LateWill, Met, Model, PendingWill, Phase, Session, SessionNo, number_of,
 };
-use crate::sim::network::LinkId;
+use crate::network::LinkId;
 
 impl Model {
     /// The server has a new connection.

@@ -6,7 +6,7 @@ use super::{
     Expected, Kept, Model, Replay, Replayed, Session, SessionNo, Subscribed,
     topics::{is_filter, matches, shared},
 };
-use crate::sim::network::LinkId;
+use crate::network::LinkId;
 
 /// Whether anybody gets a message.
 #[derive(Clone, Copy, Debug, Default)]

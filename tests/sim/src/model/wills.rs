@@ -4,7 +4,7 @@ use headgate_core::Time;
 use std::collections::BTreeSet;
 
 use super::{LATE_MS, LateWill, Model, SessionNo, number_of};
-use crate::sim::store::Db;
+use crate::store::Db;
 
 impl Model {
     /// Something shows that a will is being published.
