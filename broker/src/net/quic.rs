@@ -21,7 +21,7 @@ use crate::{
     net::{
         framing::Inbox,
         tcp::canonical,
-        tls::{TicketStore, failed_decryptions},
+        tls::{Decryptions, TicketStore},
         udp::{SendBatch, SendCounters, UdpSocket},
     },
     worker::{
@@ -264,12 +264,15 @@ impl QuicSide {
                 } else if let Some(address) = &mut link.unvalidated {
                     address.received(arrived.bytes);
                 }
-                let failed = failed_decryptions();
+                let before = Decryptions::so_far();
                 link.connection.handle_event(arrived.event);
-                let failed = failed_decryptions().wrapping_sub(failed);
-                if failed != 0 {
+                let opened = Decryptions::since(before);
+                if opened.failed == 0 {
+                    link.record.trust(opened.authentic);
+                } else {
                     let peer = link.connection.remote_address().ip();
-                    self.guard.forged(&mut link.record, failed, peer, clock.now);
+                    self.guard
+                        .forged(&mut link.record, opened.failed, peer, clock.now);
                 }
                 conns.schedule(arrived.index);
             }

@@ -26,8 +26,11 @@ use crate::{
 /// Connection IDs of one connection that are remembered. A peer holds 8 at a time, and the oldest are retired first.
 const CIDS_MAX: usize = 16;
 /// So many packets of a connection that don't decrypt, and it is policed. Some come with the network: packets of a
-/// handshake that is over, or damaged ones.
+/// handshake that is over, damaged ones, and such that others have overtaken by more than their shortened packet numbers
+/// tell apart (RFC 9000 §17.1).
 const FORGERIES_MAX: u32 = 32;
+/// So many packets that decrypt make up for one that doesn't.
+const AUTHENTIC_PER_FORGERY: u32 = 8;
 /// A connection is policed for so long after packets that don't decrypt, unless they go on.
 const SUSPICION: Duration = Duration::from_secs(30);
 /// A connection ID whose connection is gone is policed for so long.
@@ -69,10 +72,29 @@ impl Issued {
 pub struct Record {
     /// The random parts of its connection IDs, oldest first.
     cids: Vec<[u8; RANDOM_LEN]>,
-    /// Packets that didn't decrypt since it was last policed for that.
-    forgeries: u32,
+    /// Packets that didn't decrypt since it was last policed for that, [`AUTHENTIC_PER_FORGERY`] for each, less those that
+    /// did.
+    suspicion: u32,
     /// While it is policed.
     penalty: Option<(PenaltyId, Instant)>,
+}
+
+impl Record {
+    /// Packets of the connection didn't decrypt. Whether that is suspicious; then it begins anew.
+    fn suspect(&mut self, count: u32) -> bool {
+        let weight = count.saturating_mul(AUTHENTIC_PER_FORGERY);
+        self.suspicion = self.suspicion.saturating_add(weight);
+        let is_suspicious = self.suspicion >= FORGERIES_MAX * AUTHENTIC_PER_FORGERY;
+        if is_suspicious {
+            self.suspicion = 0;
+        }
+        is_suspicious
+    }
+
+    /// Packets of the connection did.
+    pub fn trust(&mut self, count: u32) {
+        self.suspicion = self.suspicion.saturating_sub(count);
+    }
 }
 
 /// What a worker's guard is made from.
@@ -149,11 +171,9 @@ impl Guard {
     /// Packets of a connection didn't decrypt. `address` is the connection's own.
     pub fn forged(&self, record: &mut Record, count: u32, address: IpAddr, now: Instant) {
         self.metrics.packets_forged.add(count.into());
-        record.forgeries = record.forgeries.saturating_add(count);
-        if record.forgeries < FORGERIES_MAX {
+        if !record.suspect(count) {
             return;
         }
-        record.forgeries = 0;
         if record.penalty.is_some_and(|(_, until)| now < until) {
             return;
         }
@@ -202,4 +222,34 @@ fn own_cid(keys: &CidKeys, datagram: &[u8]) -> Option<[u8; CID_LEN]> {
     };
     let cid: &[u8; CID_LEN] = datagram.get(at..)?.first_chunk()?;
     keys.decode(cid).is_ok().then_some(*cid)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_comes_with_the_network_is_no_forgery() {
+        let mut record = Record::default();
+        // One in nine does not decrypt, for long.
+        for _ in 0..100_000 {
+            assert!(!record.suspect(1));
+            record.trust(AUTHENTIC_PER_FORGERY);
+        }
+        // A burst among many others.
+        assert!(!record.suspect(FORGERIES_MAX - 1));
+    }
+
+    #[test]
+    fn forgeries_are_noticed_whatever_else_comes() {
+        let mut record = Record::default();
+        assert!((1..FORGERIES_MAX).all(|_| !record.suspect(1)));
+        assert!(record.suspect(1));
+        // Half of all packets.
+        let noticed = (0..100).position(|_| {
+            record.trust(1);
+            record.suspect(1)
+        });
+        assert!(noticed.is_some_and(|at| at < 40), "{noticed:?}");
+    }
 }

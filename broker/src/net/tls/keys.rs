@@ -25,12 +25,43 @@ const INITIAL_SALT: [u8; 20] = [
 ];
 
 thread_local! {
-    static FAILED: Cell<u32> = const { Cell::new(0) };
+    static OPENED: Cell<Decryptions> = const { Cell::new(Decryptions { authentic: 0, failed: 0 }) };
 }
 
-/// How many packets didn't decrypt on this thread, modulo 2³²: quinn-proto drops them and doesn't tell.
-pub fn failed_decryptions() -> u32 {
-    FAILED.get()
+/// What became of packets: quinn-proto drops those that don't decrypt, and doesn't tell.
+#[derive(Clone, Copy, Debug)]
+pub struct Decryptions {
+    /// Packets that did.
+    pub authentic: u32,
+    /// Packets that didn't.
+    pub failed: u32,
+}
+
+impl Decryptions {
+    /// Those of this thread so far, modulo 2³².
+    pub fn so_far() -> Self {
+        OPENED.get()
+    }
+
+    /// Those of this thread since then.
+    pub fn since(before: Self) -> Self {
+        let now = Self::so_far();
+        Self {
+            authentic: now.authentic.wrapping_sub(before.authentic),
+            failed: now.failed.wrapping_sub(before.failed),
+        }
+    }
+
+    fn count(is_authentic: bool) {
+        let mut count = OPENED.get();
+        let of = if is_authentic {
+            &mut count.authentic
+        } else {
+            &mut count.failed
+        };
+        *of = of.wrapping_add(1);
+        OPENED.set(count);
+    }
 }
 
 /// A server's keys for Initial packets, which follow from the client's first Destination Connection ID (RFC 9001 §5.2).
@@ -380,10 +411,8 @@ impl<C: Cipher> PacketKey for CompactPacketKey<C> {
         let opened =
             self.expand()
                 .open_in_place(self.nonce(packet), aead::Aad::from(header), payload);
-        let Ok(plain) = opened else {
-            FAILED.set(FAILED.get().wrapping_add(1));
-            return Err(CryptoError);
-        };
+        Decryptions::count(opened.is_ok());
+        let plain = opened.map_err(|_| CryptoError)?;
         let plain_len = plain.len();
         payload.truncate(plain_len);
         Ok(())

@@ -30,7 +30,7 @@ use rustls::crypto::ring::cipher_suite;
 
 pub use clients::ClientAuthorities;
 pub use identity::{TlsError, TlsIdentity};
-pub use keys::failed_decryptions;
+pub use keys::Decryptions;
 pub use post_quantum::X25519_MLKEM768;
 pub use tickets::TicketStore;
 
