@@ -8,10 +8,10 @@ use crate::{
     store::{LoadRequest, MAIL_PER_TURN, Store, StoreMail},
     worker::conns::Conns,
 };
-use headgate_codec::{QoS, ReasonCode};
+use headgate_codec::{QoS, ReasonCode, Text};
 use headgate_core::{
-    AuthResult, Completion, ConnId, Core, Counters, Input, Mesh as CoreMessage, Output, Receipt,
-    Time, WorkerSlot,
+    Account, AuthResult, Completion, ConnId, Core, Counters, Input, Mesh as CoreMessage, Output,
+    Owner, Receipt, Time, WorkerSlot,
 };
 use std::{collections::VecDeque, net::IpAddr, sync::Arc};
 
@@ -162,6 +162,11 @@ impl Driver {
     /// When the core wants [`Input::Timeout`].
     pub fn next_timeout(&self) -> Option<Time> {
         self.core.next_timeout()
+    }
+
+    /// What a client's session holds, if it is here.
+    pub fn account(&mut self, owner: Owner, client_id: &Text) -> Option<Account> {
+        self.core.account(owner, client_id)
     }
 
     /// What the core has counted.

@@ -6,6 +6,7 @@ mod durable;
 mod housekeeping;
 mod live;
 mod load;
+mod sessions;
 mod settings;
 mod shield;
 mod supervisor;

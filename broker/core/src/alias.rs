@@ -83,14 +83,3 @@ impl Session {
         Some(Frame::Bytes(bytes))
     }
 }
-
-impl Frame {
-    /// How many bytes it is on the wire.
-    pub fn encoded_len(&self) -> usize {
-        match self {
-            Self::Bytes(bytes) => bytes.len(),
-            Self::Publish { head, tail, .. } => head.len() + 2 + tail.len(),
-            Self::Aliased(aliased) => aliased.encoded_len(),
-        }
-    }
-}

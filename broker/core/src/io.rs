@@ -1,12 +1,12 @@
 //! What goes into the core and what comes out: every side effect is a variant of [`Output`].
 
 use bytes::Bytes;
-use headgate_codec::{AliasedPublish, Packet, PacketId, ReasonCode, Text};
+use headgate_codec::{Packet, ReasonCode, Text};
 use std::{net::SocketAddr, sync::Arc};
 
 use crate::{
-    AuthResult, AuthStep, DataEnd, DataStream, Loaded, Mesh, QuotaLimits, Record, RestoredSession,
-    RestoredWill, StorageState, Txn, Undone,
+    AuthResult, AuthStep, DataEnd, DataStream, Frame, Loaded, Mesh, QuotaLimits, Record,
+    RestoredSession, RestoredWill, StorageState, Txn, Undone,
 };
 
 /// Milliseconds since the process started. The core has no clock: the driver says the time.
@@ -449,24 +449,4 @@ pub enum Output {
         /// Its quota class; `None` = the penalty is over.
         class: Option<u8>,
     },
-}
-
-/// Bytes for a connection.
-#[derive(Clone, Debug)]
-pub enum Frame {
-    /// Encoded packets as they are.
-    Bytes(Bytes),
-    /// A PUBLISH with QoS > 0, of which subscribers share all but flags and Packet Identifier.
-    Publish {
-        /// Fixed header and Topic Name, without DUP.
-        head: Bytes,
-        /// Packet Identifier.
-        packet_id: PacketId,
-        /// Set the DUP flag.
-        dup: bool,
-        /// Properties and payload.
-        tail: Bytes,
-    },
-    /// A PUBLISH with a Topic Alias in the topic's place.
-    Aliased(AliasedPublish),
 }

@@ -22,6 +22,7 @@
 //! messages of one publisher with the same QoS stay in order for as long as its connection lasts.
 #![forbid(unsafe_code)]
 
+mod account;
 mod acks;
 mod acquire;
 mod alias;
@@ -35,6 +36,7 @@ mod deliver;
 mod drain;
 mod early;
 mod env;
+mod frame;
 mod hub;
 mod io;
 mod keep_alive;
@@ -69,8 +71,10 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 
+pub use account::{Account, SubscriptionAccount};
 pub use auth::{AuthResult, AuthStep, Credentials, Granted, Identity};
 pub use counters::Counters;
+pub use frame::Frame;
 pub use io::*;
 pub use lanes::{DATAGRAMS, DataEnd, DataStream};
 pub use limits::{CoreConfig, CoreLimits, RetainedLimits};

@@ -34,6 +34,7 @@ const CONTROLS: &[&str] = &[
     "list_add",
     "list_del",
     "qlog",
+    "session_show",
 ];
 /// Longest question, bytes. Longer: an error, and the connection is closed.
 const LINE_BYTES_MAX: u64 = 4096;

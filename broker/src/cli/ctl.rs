@@ -1,5 +1,7 @@
 //! `headgate ctl`.
 
+mod session;
+
 use super::{Failure, say, status::Broker};
 use crate::admin;
 use clap::Subcommand;
@@ -18,6 +20,7 @@ Examples:
   headgate ctl deny add 203.0.113.0/24 --for 10m --reason \"scans us\"
   headgate ctl deny list
   headgate ctl allow add 198.51.100.0/24                  never denied automatically
+  headgate ctl session show sensor-7
   headgate ctl qlog 203.0.113.7                           its next QUIC connection, for qvis and the like")]
 pub(super) struct CtlArgs {
     #[command(subcommand)]
@@ -35,6 +38,9 @@ enum Topic {
     /// Sources that no budget by source applies to, and that are never denied automatically
     #[command(subcommand)]
     Allow(Listing),
+    /// Sessions: what one client holds and has done
+    #[command(subcommand)]
+    Session(Session),
     /// Write the next QUIC connection from an address down as qlog (JSON-SEQ), and say into which file of the state
     /// folder. It takes CPU time of the connection's worker, and ends after 64 MiB; files stay until you delete them
     Qlog {
@@ -43,6 +49,18 @@ enum Topic {
         address: String,
         #[command(flatten)]
         broker: Broker,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum Session {
+    /// Show a client's session: subscriptions, queue and memory, and what has gone over its connection
+    Show {
+        /// The Client Identifier
+        #[arg(value_name = "ID")]
+        client_id: String,
+        #[command(flatten)]
+        shown: Shown,
     },
 }
 
@@ -113,6 +131,14 @@ pub(super) fn ctl(args: &CtlArgs) -> Result<ExitCode, Failure> {
         Topic::Quota(quota) => quotas(quota)?,
         Topic::Deny(listing) => lists("deny", listing)?,
         Topic::Allow(listing) => lists("allow", listing)?,
+        Topic::Session(Session::Show { client_id, shown }) => {
+            let question = json!({ "command": "session_show", "client_id": client_id });
+            let session = ask(&shown.broker, &question)?;
+            match shown.json {
+                true => say(&format!("{session:#}\n")),
+                false => say(&session::show(&session)),
+            }
+        }
         Topic::Qlog { address, broker } => {
             let answer = ask(broker, &json!({ "command": "qlog", "address": address }))?;
             say(&format!(

@@ -40,6 +40,10 @@ pub trait Directory: Send + Sync {
     /// that were the sessions.
     fn forget_worker(&self, worker: WorkerSlot) -> Vec<Text>;
 
+    /// The owner of a client's session, as far as this node knows; for those who look after the broker, nothing may
+    /// depend on it.
+    fn owner(&self, client_id: &Text) -> Option<Owner>;
+
     /// How many sessions have an owner.
     fn len(&self) -> usize;
 
@@ -113,6 +117,10 @@ impl Directory for LocalDirectory {
             stays
         });
         forgotten
+    }
+
+    fn owner(&self, client_id: &Text) -> Option<Owner> {
+        self.owners.get(client_id.as_str()).map(|owner| *owner)
     }
 
     fn len(&self) -> usize {

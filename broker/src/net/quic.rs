@@ -19,14 +19,13 @@ use crate::{
     limits::{Admission, Limit},
     metrics::{DatagramDrop, Transport, WorkerMetrics},
     net::{
-        framing::Inbox,
         tcp::canonical,
         tls::{Decryptions, TicketStore},
         udp::{SendBatch, SendCounters, UdpSocket},
     },
     worker::{
         Clock,
-        conns::{Conn, Conns, Link, Outbox, PREFETCH_AHEAD},
+        conns::{Conn, Conns, Link, PREFETCH_AHEAD},
     },
 };
 pub use arrival::Arrival;
@@ -102,11 +101,52 @@ impl QuicLink {
         self.control && !self.connected
     }
 
+    /// Its memory, without what quinn-proto and rustls allocate.
+    pub fn memory_bytes(&self) -> usize {
+        size_of::<Self>() + self.data.as_ref().map_or(0, |data| data.memory_bytes())
+    }
+
+    /// What is known of the path.
+    pub fn path_account(&self) -> PathAccount {
+        let stats = self.connection.stats();
+        PathAccount {
+            rtt: self.connection.rtt(),
+            mtu: stats.path.current_mtu,
+            congestion_window: stats.path.cwnd,
+            packets_sent: stats.path.sent_packets,
+            packets_lost: stats.path.lost_packets,
+            datagrams_received: stats.udp_rx.datagrams,
+            datagrams_sent: stats.udp_tx.datagrams,
+            data_streams: self.data_places(),
+        }
+    }
+
     /// The client's verified certificate.
     pub fn certificate(&self) -> Option<Arc<ClientCertificate>> {
         let identity = self.connection.crypto_session().peer_identity()?;
         identity.downcast().ok().map(|certificate| *certificate)
     }
+}
+
+/// What QUIC knows of the path to a client (RFC 9002).
+#[derive(Clone, Copy, Debug)]
+pub struct PathAccount {
+    /// Smoothed round-trip time.
+    pub rtt: Duration,
+    /// Maximum datagram size, bytes.
+    pub mtu: u16,
+    /// Congestion window, bytes.
+    pub congestion_window: u64,
+    /// QUIC packets sent.
+    pub packets_sent: u64,
+    /// Those of them that were declared lost.
+    pub packets_lost: u64,
+    /// UDP datagrams from the client.
+    pub datagrams_received: u64,
+    /// UDP datagrams to it.
+    pub datagrams_sent: u64,
+    /// Data streams that are open.
+    pub data_streams: usize,
 }
 
 /// What became of a connection when it was served.
@@ -320,24 +360,8 @@ impl QuicSide {
                     refused: false,
                     data: None,
                 };
-                let id = conns.insert(|id| Conn {
-                    id,
-                    peer: canonical(peer),
-                    permit,
-                    version: None,
-                    open: false,
-                    early: false,
-                    reading: true,
-                    held: 0,
-                    flushed_in: 0,
-                    closing: None,
-                    close_by: None,
-                    scheduled: false,
-                    eventful: false,
-                    inbox: Inbox::default(),
-                    outbox: Outbox::default(),
-                    link: Link::Quic(Box::new(link)),
-                });
+                let link = Link::Quic(Box::new(link));
+                let id = conns.insert(|id| Conn::new(id, canonical(peer), permit, link));
                 if self.places.len() <= handle.0 {
                     self.places.resize(handle.0 + 1, u32::MAX);
                 }

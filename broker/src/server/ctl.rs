@@ -31,6 +31,7 @@ impl Server {
                 self.quotas_changed(reset)
             }
             Some("qlog") => self.qlog(question),
+            Some("session_show") => self.session_show(question),
             Some("lists") => Ok(self.lists(action(question)?)),
             Some("list_add") => self.list_add(question),
             Some("list_del") => {

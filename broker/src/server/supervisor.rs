@@ -28,8 +28,9 @@ use crate::{
     store::{MemoryStore, Store, WorkerStore},
     worker::{Control, Parts, QuicOwn, Worker},
 };
+use headgate_codec::Text;
 use headgate_common::route::Router;
-use headgate_core::{Core, Input, Shared, WorkerSlot};
+use headgate_core::{Core, Input, Owner, Shared, WorkerSlot};
 use std::{
     cell::Cell,
     io,
@@ -162,6 +163,16 @@ impl Workshop {
     /// Whose QUIC connection is written down; `None` where there is no QUIC.
     pub fn qlogs(&self) -> Option<&Qlogs> {
         self.quic.as_ref().map(|quic| &*quic.side.qlogs)
+    }
+
+    /// Whose a client's session is.
+    pub fn owner(&self, client_id: &Text) -> Option<Owner> {
+        self.directory.owner(client_id)
+    }
+
+    /// Wakes a worker that sleeps.
+    pub fn ring_doorbell(&self, slot: WorkerSlot) {
+        self.mesh.ring_doorbell(slot);
     }
 
     /// The supervisor's word to a worker.

@@ -189,6 +189,10 @@ impl Directory for RestoringDirectory {
         self.inner.claim(from, client_id, None, new, done);
     }
 
+    fn owner(&self, client_id: &Text) -> Option<Owner> {
+        self.inner.owner(client_id)
+    }
+
     fn restored(&self, client_id: &Text) {
         let mut state = self.state();
         state.handed.remove(client_id);

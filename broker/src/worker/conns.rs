@@ -4,7 +4,11 @@ use super::prefetch::prefetch;
 use crate::{
     limits::Permit,
     metrics,
-    net::{framing::Inbox, quic::QuicLink, tcp::TcpLink},
+    net::{
+        framing::Inbox,
+        quic::{DataStreams, QuicLink},
+        tcp::TcpLink,
+    },
 };
 use bytes::Bytes;
 use headgate_codec::{ReasonCode, Version};
@@ -44,8 +48,48 @@ pub struct Conn {
     pub inbox: Inbox,
     /// Frames that the transport has not taken yet.
     pub outbox: Outbox,
+    /// What has gone over it.
+    pub traffic: Traffic,
     /// What carries it.
     pub link: Link,
+}
+
+/// What has gone over one connection.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Traffic {
+    /// MQTT packets that the client has sent.
+    pub packets_received: u64,
+    /// MQTT packets for it, those that still wait included.
+    pub packets_sent: u64,
+    /// Their bytes, without what the transport adds.
+    pub bytes_received: u64,
+    /// The same of what the transport has taken.
+    pub bytes_sent: u64,
+}
+
+impl Conn {
+    /// A connection that nothing has come on.
+    pub fn new(id: ConnId, peer: SocketAddr, permit: Permit, link: Link) -> Self {
+        Self {
+            id,
+            peer,
+            permit,
+            version: None,
+            open: false,
+            early: false,
+            reading: true,
+            held: 0,
+            flushed_in: 0,
+            closing: None,
+            close_by: None,
+            scheduled: false,
+            eventful: false,
+            inbox: Inbox::default(),
+            outbox: Outbox::default(),
+            traffic: Traffic::default(),
+            link,
+        }
+    }
 }
 
 /// What carries a connection.
@@ -102,31 +146,6 @@ impl Outbox {
     /// Nothing waits.
     pub fn is_empty(&self) -> bool {
         self.rest.is_empty() && self.frames.is_empty()
-    }
-}
-
-/// The bytes of a frame, appended to `to`.
-pub fn append_frame(frame: &Frame, to: &mut Vec<u8>) {
-    match frame {
-        Frame::Bytes(bytes) => to.extend_from_slice(bytes),
-        Frame::Publish {
-            head,
-            packet_id,
-            dup,
-            tail,
-        } => {
-            let at = to.len();
-            to.extend_from_slice(head);
-            if *dup && let Some(first) = to.get_mut(at) {
-                *first |= 0x08; // DUP (MQTT 5.0 §3.3.1.1)
-            }
-            to.extend_from_slice(&packet_id.get().to_be_bytes());
-            to.extend_from_slice(tail);
-        }
-        Frame::Aliased(aliased) => {
-            to.extend_from_slice(aliased.head());
-            to.extend_from_slice(aliased.tail());
-        }
     }
 }
 
@@ -267,6 +286,7 @@ impl Conns {
         {
             conn.outbox.frames = list;
         }
+        conn.traffic.packets_sent += frame.packets() as u64;
         conn.outbox.frames.push(frame);
         if !conn.scheduled {
             conn.scheduled = true;
@@ -274,8 +294,8 @@ impl Conns {
         }
     }
 
-    /// What carries a connection, if it is QUIC and isn't being closed; it is served in this turn.
-    fn quic(&mut self, id: ConnId) -> Option<&mut QuicLink> {
+    /// A connection and what carries it, if that is QUIC and it isn't being closed; it is served in this turn.
+    fn quic(&mut self, id: ConnId) -> Option<(&mut Traffic, &mut QuicLink)> {
         let place = self.places.get_mut(id.index as usize)?;
         let conn = place.conn.as_deref_mut()?;
         if place.generation != id.generation || conn.closing.is_some() {
@@ -286,14 +306,20 @@ impl Conns {
             self.scheduled.push(id.index);
         }
         match &mut conn.link {
-            Link::Quic(link) => Some(link),
+            Link::Quic(link) => Some((&mut conn.traffic, link)),
             Link::Tcp(_) => None,
         }
     }
 
+    /// The data streams of such a connection.
+    fn data(&mut self, id: ConnId) -> Option<(&mut Traffic, &mut DataStreams)> {
+        let (traffic, link) = self.quic(id)?;
+        Some((traffic, link.data()?))
+    }
+
     /// Data streams and datagrams may be read from now on.
     pub fn ready(&mut self, id: ConnId, streams: u16, datagrams: bool) {
-        if let Some(link) = self.quic(id) {
+        if let Some((_, link)) = self.quic(id) {
             link.set_ready(streams, datagrams);
             self.schedule(id.index);
         }
@@ -301,28 +327,30 @@ impl Conns {
 
     /// Appends to what a data stream sends.
     pub fn send_data(&mut self, id: ConnId, stream: DataStream, frame: Frame) {
-        if let Some(data) = self.quic(id).and_then(QuicLink::data) {
+        if let Some((traffic, data)) = self.data(id) {
+            traffic.packets_sent += frame.packets() as u64;
             data.send(stream, frame);
         }
     }
 
     /// A PUBLISH that is to leave in a datagram.
     pub fn send_datagram(&mut self, id: ConnId, stream: Option<DataStream>, publish: Bytes) {
-        if let Some(link) = self.quic(id) {
+        if let Some((traffic, link)) = self.quic(id) {
+            traffic.packets_sent += 1;
             link.send_datagram(stream, publish);
         }
     }
 
     /// Ends a data stream once everything has left.
     pub fn end_data(&mut self, id: ConnId, stream: DataStream) {
-        if let Some(data) = self.quic(id).and_then(QuicLink::data) {
+        if let Some((_, data)) = self.data(id) {
             data.end(stream);
         }
     }
 
     /// Resets a data stream.
     pub fn reset_data(&mut self, id: ConnId, stream: DataStream, reason: ReasonCode) {
-        if let Some(link) = self.quic(id) {
+        if let Some((_, link)) = self.quic(id) {
             let _gone = link.reset(stream, reason);
         }
     }
@@ -357,27 +385,5 @@ impl Conns {
             .enumerate()
             .filter(|(_, p)| p.conn.is_some())
             .map(|(i, _)| i as u32)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::num::NonZeroU16;
-
-    #[test]
-    fn a_publish_frame_gets_its_packet_id_and_dup_flag() {
-        let frame = |dup| Frame::Publish {
-            head: Bytes::from_static(&[0x32, 8, 0, 1, b'a']),
-            packet_id: NonZeroU16::new(0x0102).unwrap(),
-            dup,
-            tail: Bytes::from_static(b"\0hi"),
-        };
-        let mut bytes = vec![0xff];
-        append_frame(&frame(false), &mut bytes);
-        append_frame(&frame(true), &mut bytes);
-        assert_eq!(bytes[..1], [0xff]);
-        assert_eq!(bytes[1..11], [0x32, 8, 0, 1, b'a', 1, 2, 0, b'h', b'i']);
-        assert_eq!(bytes[11..], [0x3a, 8, 0, 1, b'a', 1, 2, 0, b'h', b'i']);
     }
 }

@@ -40,6 +40,10 @@ impl Worker {
             let (id, places) = (conn.id, link.data_places());
             let transport = conn.link.transport();
             self.metrics.bytes_received[transport].add(received as u64);
+            conn.traffic.bytes_received += received as u64;
+            if !matches!(arrived, Ok(None | Some(DataArrived::Ended(..))) | Err(_)) {
+                conn.traffic.packets_received += 1;
+            }
             match arrived {
                 Ok(Some(arrived)) => {
                     let input = input_of(id, arrived);
@@ -86,12 +90,14 @@ impl Worker {
         let mut flushed = std::mem::take(&mut self.flushed);
         quic.write_datagrams(link, &mut conn.outbox, &self.metrics, &mut flushed);
         let resumes = quic.write_data(link, &mut flushed);
+        let bytes: u64 = flushed.iter().map(|(_, bytes)| u64::from(*bytes)).sum();
+        conn.traffic.bytes_sent += bytes;
         let (conn, open, transport) = (conn.id, conn.open, conn.link.transport());
+        self.metrics.bytes_sent[transport].add(bytes);
         if resumes {
             self.conns.schedule(index);
         }
         for (stream, bytes) in flushed.drain(..) {
-            self.metrics.bytes_sent[transport].add(u64::from(bytes));
             if open {
                 let input = match stream {
                     None => Input::Flushed { conn, bytes },

@@ -4,6 +4,7 @@
 //! that none starves another: mail of other workers, UDP, TCP, timers; then every connection
 //! that something happened to; then one flush of everything that leaves.
 
+pub mod account;
 pub mod conns;
 mod data;
 mod open;
@@ -28,6 +29,7 @@ use crate::{
     },
     store::Store,
 };
+use account::AccountOrder;
 use bytes::Bytes;
 use conns::{Conns, Link};
 use headgate_common::route::{Route, Router};
@@ -80,7 +82,14 @@ pub struct Control {
     phase: AtomicU8,
     panic: AtomicBool,
     any_order: AtomicBool,
-    orders: Mutex<Vec<Input>>,
+    orders: Mutex<Vec<Order>>,
+}
+
+/// What a worker is told or asked.
+#[derive(Debug)]
+enum Order {
+    Core(Input),
+    Account(AccountOrder),
 }
 
 /// Orders that wait for a worker: an interval's worth of `$SYS` topics is about 50.
@@ -109,11 +118,21 @@ impl Control {
     /// Something for the core that comes from no connection and no worker. `false`: too many wait, the
     /// worker is stuck. What must not get lost (that a worker is gone) is always taken.
     pub fn order(&self, input: Input) -> bool {
+        self.push(Order::Core(input))
+    }
+
+    /// Asks what a session holds; answered through the order. `false`: too many wait, the worker is stuck.
+    pub fn ask(&self, order: AccountOrder) -> bool {
+        self.push(Order::Account(order))
+    }
+
+    fn push(&self, order: Order) -> bool {
         let mut orders = self.orders.lock().unwrap_or_else(PoisonError::into_inner);
-        if orders.len() >= ORDERS_MAX && !matches!(input, Input::WorkerGone { .. }) {
+        let must = matches!(order, Order::Core(Input::WorkerGone { .. }));
+        if orders.len() >= ORDERS_MAX && !must {
             return false;
         }
-        orders.push(input);
+        orders.push(order);
         self.any_order.store(true, Ordering::Release);
         true
     }
@@ -362,8 +381,11 @@ impl Worker {
             let orders = &self.control.orders;
             let orders =
                 std::mem::take(&mut *orders.lock().unwrap_or_else(PoisonError::into_inner));
-            for input in orders {
-                self.driver.input(&mut self.conns, input, clock.time());
+            for order in orders {
+                match order {
+                    Order::Core(input) => self.driver.input(&mut self.conns, input, clock.time()),
+                    Order::Account(order) => self.account(order, clock),
+                }
             }
         }
         if self.draining || self.control.phase.load(Ordering::Relaxed) == RUNNING {

@@ -151,6 +151,7 @@ impl Worker {
                     if let Packet::Connect(connect) = &packet {
                         conn.version.get_or_insert(connect.version);
                     }
+                    conn.traffic.packets_received += 1;
                     let conn = conn.id;
                     self.driver
                         .input(&mut self.conns, Input::Packet { conn, packet }, time);
@@ -170,6 +171,7 @@ impl Worker {
                         Ok(Some(chunk)) => {
                             let transport = conn.link.transport();
                             self.metrics.bytes_received[transport].add(chunk.len() as u64);
+                            conn.traffic.bytes_received += chunk.len() as u64;
                             conn.inbox.push(chunk);
                             if !conn.open && !self.identify(index) {
                                 return Reading::Done;
@@ -223,6 +225,7 @@ impl Worker {
             Link::Quic(_) => false,
         };
         let transport = conn.link.transport();
+        conn.traffic.bytes_sent += taken as u64;
         if empty && conn.outbox.frames.capacity() > 0 {
             let list = std::mem::take(&mut conn.outbox.frames);
             self.conns.recycle(list);

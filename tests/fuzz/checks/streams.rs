@@ -12,8 +12,8 @@ use headgate_codec::{
     SubscriptionOptions, Text, Unsubscribe, Version, decode,
 };
 use headgate_core::{
-    Completion, ConnId, Core, CoreConfig, DataEnd, DataStream, Frame, Input, Output, Peer,
-    RetainedLimits, Shared, Time, Transport, WorkerSlot,
+    Completion, ConnId, Core, CoreConfig, DataEnd, DataStream, Input, Output, Peer, RetainedLimits,
+    Shared, Time, Transport, WorkerSlot,
 };
 
 /// Bytes that a stream may be behind before messages wait; acknowledgements and one message may come on top.
@@ -287,7 +287,7 @@ impl State {
                 let stream = stream.unwrap_or_else(|| panic!("{number:?} is gone"));
                 assert!(!stream.ended, "nothing leaves behind the end of {number:?}");
                 stream.unflushed += frame.encoded_len() as u32;
-                append(&frame, &mut stream.sent);
+                frame.append_to(&mut stream.sent);
                 let bound = SEND_BUFFER_BYTES + 2 * PAYLOAD_BYTES as u32;
                 let acks = 64 * 1_024;
                 assert!(stream.unflushed < bound + acks, "{number:?} is not bounded");
@@ -311,7 +311,7 @@ impl State {
             Output::Send { conn, frame } => {
                 let bytes = frame.encoded_len() as u32;
                 let mut sent = BytesMut::new();
-                append(&frame, &mut sent);
+                frame.append_to(&mut sent);
                 let mut sent = sent.freeze();
                 while let Ok(Some(packet)) = decode(&mut sent, Some(Version::V5), u32::MAX) {
                     if let Packet::Publish(p) = packet {
@@ -340,28 +340,6 @@ impl State {
             }
             Output::Close { .. } => self.is_closed = true,
             _ => {}
-        }
-    }
-}
-
-fn append(frame: &Frame, to: &mut BytesMut) {
-    match frame {
-        Frame::Bytes(bytes) => to.extend_from_slice(bytes),
-        Frame::Publish {
-            head,
-            packet_id,
-            dup,
-            tail,
-        } => {
-            let at = to.len();
-            to.extend_from_slice(head);
-            to[at] |= u8::from(*dup) << 3;
-            to.extend_from_slice(&packet_id.get().to_be_bytes());
-            to.extend_from_slice(tail);
-        }
-        Frame::Aliased(aliased) => {
-            to.extend_from_slice(aliased.head());
-            to.extend_from_slice(aliased.tail());
         }
     }
 }

@@ -104,24 +104,7 @@ impl Link {
 
 /// The bytes of a frame on the wire.
 pub(crate) fn bytes_of(frame: &Frame) -> Bytes {
-    match frame {
-        Frame::Bytes(bytes) => bytes.clone(),
-        Frame::Publish {
-            head,
-            packet_id,
-            dup,
-            tail,
-        } => {
-            let mut bytes = BytesMut::from(&head[..]);
-            bytes[0] |= u8::from(*dup) << 3;
-            bytes.extend_from_slice(&packet_id.get().to_be_bytes());
-            bytes.extend_from_slice(tail);
-            bytes.freeze()
-        }
-        Frame::Aliased(aliased) => {
-            let mut bytes = BytesMut::from(aliased.head());
-            bytes.extend_from_slice(aliased.tail());
-            bytes.freeze()
-        }
-    }
+    let mut bytes = BytesMut::with_capacity(frame.encoded_len());
+    frame.append_to(&mut bytes);
+    bytes.freeze()
 }

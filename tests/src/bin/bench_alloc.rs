@@ -11,7 +11,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::{Bytes, BytesMut};
 use headgate::net::framing::Inbox;
-use headgate::worker::conns::append_frame;
 use headgate_codec::{
     Ack, Connect, ConnectProperties, Packet, PacketId, Publish, QoS, ReasonCode, Subscribe,
     SubscriptionOptions, Text, Version,
@@ -226,7 +225,7 @@ impl Node {
             let mut frames = std::mem::take(&mut self.outboxes[index]);
             self.joined.clear();
             for frame in &frames {
-                append_frame(frame, &mut self.joined);
+                frame.append_to(&mut self.joined);
             }
             black_box(&self.joined);
             let bytes = self.joined.len() as u32;

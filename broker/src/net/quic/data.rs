@@ -134,6 +134,15 @@ impl DataStreams {
         self.opened
     }
 
+    /// Memory of the streams and of what waits on them, bytes.
+    pub fn memory_bytes(&self) -> usize {
+        let waiting = self.open.iter().map(|s| s.inbox.len() + s.waiting);
+        let datagrams = self.datagrams.iter().map(|(_, bytes)| bytes.len());
+        size_of::<Self>()
+            + self.open.capacity() * size_of::<Stream>()
+            + waiting.chain(datagrams).sum::<usize>()
+    }
+
     /// `false`: there is none, or none any more.
     fn remove(&mut self, number: DataStream) -> bool {
         let before = self.open.len();

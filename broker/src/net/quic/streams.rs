@@ -1,10 +1,7 @@
 //! Reading and writing: the control stream, and what data streams have in common with it.
 
 use super::{QuicLink, QuicSide, control_stream};
-use crate::worker::{
-    Clock,
-    conns::{Outbox, append_frame},
-};
+use crate::worker::{Clock, conns::Outbox};
 use bytes::Bytes;
 use headgate_core::Frame;
 use quinn_proto::{Connection, ReadError, StreamId, VarInt, WriteError};
@@ -105,7 +102,7 @@ impl QuicSide {
             } else {
                 self.joined.clear();
                 for frame in &outbox.frames {
-                    append_frame(frame, &mut self.joined);
+                    frame.append_to(&mut self.joined);
                 }
                 write(Bytes::copy_from_slice(&self.joined), &mut outbox.rest)?
             };

@@ -7,10 +7,7 @@ use super::{
 use crate::{
     metrics::Transport,
     net::ws::BINARY_HEADER_BYTES_MAX,
-    worker::{
-        Clock,
-        conns::{Outbox, append_frame},
-    },
+    worker::{Clock, conns::Outbox},
 };
 use bytes::Bytes;
 use headgate_codec::ReasonCode;
@@ -203,7 +200,7 @@ impl TcpSide {
             let joined = &mut self.buffers.joined;
             joined.clear();
             for frame in &outbox.frames {
-                append_frame(frame, joined);
+                frame.append_to(joined);
             }
             outbox.frames.clear();
             let written = write_some(stream, writable, joined)?;
@@ -231,7 +228,7 @@ impl TcpSide {
             .joined
             .extend_from_slice(&std::mem::take(&mut outbox.rest));
         for frame in outbox.frames.drain(..) {
-            append_frame(&frame, &mut buffers.joined);
+            frame.append_to(&mut buffers.joined);
         }
         let length = buffers.joined.len() - BINARY_HEADER_BYTES_MAX;
         let range = layers.seal(length, buffers).map_err(|error| {

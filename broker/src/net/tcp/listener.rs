@@ -4,10 +4,10 @@ use super::{Bound, Buffers, TcpSettings, TcpSide, canonical, layers::Layers, lin
 use crate::{
     limits::{Admission, Permit},
     metrics::{Transport, WorkerMetrics},
-    net::{framing::Inbox, tls::stream::TlsStream, ws::WebSocket},
+    net::{tls::stream::TlsStream, ws::WebSocket},
     worker::{
         Clock,
-        conns::{Conn, Conns, Link, Outbox},
+        conns::{Conn, Conns, Link},
     },
 };
 use headgate_core::ConnId;
@@ -185,23 +185,6 @@ fn insert(
         if let Err(error) = registered {
             tracing::warn!(%error, "a TCP connection can't be watched and will time out");
         }
-        Conn {
-            id,
-            peer,
-            permit,
-            version: None,
-            open: false,
-            early: false,
-            reading: true,
-            held: 0,
-            flushed_in: 0,
-            closing: None,
-            close_by: None,
-            scheduled: false,
-            eventful: false,
-            inbox: Inbox::default(),
-            outbox: Outbox::default(),
-            link: Link::Tcp(link),
-        }
+        Conn::new(id, peer, permit, Link::Tcp(link))
     })
 }

@@ -216,25 +216,7 @@ impl World {
         };
         assert!(wire.closed.is_none(), "nothing is sent after Close");
         let before = wire.unread.len();
-        match frame {
-            Frame::Bytes(bytes) => wire.unread.extend_from_slice(&bytes),
-            Frame::Publish {
-                head,
-                packet_id,
-                dup,
-                tail,
-            } => {
-                wire.unread.extend_from_slice(&head);
-                wire.unread[before] |= u8::from(dup) << 3;
-                wire.unread
-                    .extend_from_slice(&packet_id.get().to_be_bytes());
-                wire.unread.extend_from_slice(&tail);
-            }
-            Frame::Aliased(aliased) => {
-                wire.unread.extend_from_slice(aliased.head());
-                wire.unread.extend_from_slice(aliased.tail());
-            }
-        }
+        frame.append_to(&mut wire.unread);
         wire.unflushed += (wire.unread.len() - before) as u32;
         // [MQTT-3.1.2-24], whatever a test is about. What is sent in one piece may be several packets.
         let mut rest = &wire.unread[before..];

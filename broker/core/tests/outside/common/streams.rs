@@ -3,7 +3,7 @@
 use super::{Id, World, publish_of};
 use bytes::{Bytes, BytesMut};
 use headgate_codec::{Packet, QoS, SubscriptionOptions, Version, decode};
-use headgate_core::{DataEnd, DataStream, Frame, Input, Output, Transport};
+use headgate_core::{DataEnd, DataStream, Input, Output, Transport};
 use std::num::NonZeroU32;
 
 /// One worker, whose clients come over QUIC.
@@ -52,25 +52,6 @@ pub fn flush(world: &mut World, id: Id, number: u32, bytes: usize) {
     );
 }
 
-fn bytes_of(frame: &Frame, to: &mut BytesMut) {
-    match frame {
-        Frame::Bytes(bytes) => to.extend_from_slice(bytes),
-        Frame::Publish {
-            head,
-            packet_id,
-            dup,
-            tail,
-        } => {
-            let at = to.len();
-            to.extend_from_slice(head);
-            to[at] |= u8::from(*dup) << 3;
-            to.extend_from_slice(&packet_id.get().to_be_bytes());
-            to.extend_from_slice(tail);
-        }
-        Frame::Aliased(_) => panic!("no alias leaves on a data stream"),
-    }
-}
-
 /// Takes what has left on a data stream: the packets, and their bytes.
 pub fn taken(world: &mut World, number: u32) -> (Vec<Packet>, usize) {
     let mut all = BytesMut::new();
@@ -78,7 +59,7 @@ pub fn taken(world: &mut World, number: u32) -> (Vec<Packet>, usize) {
         Output::SendData {
             stream: s, frame, ..
         } if *s == stream(number) => {
-            bytes_of(frame, &mut all);
+            frame.append_to(&mut all);
             false
         }
         _ => true,
