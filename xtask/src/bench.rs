@@ -18,6 +18,10 @@ use crate::{build_ebpf, paths, shell};
 pub struct Options {
     /// Which programs to run, without `bench_` in front; all of them if none is named
     names: Vec<String>,
+    /// Sessions of the program `million` [default: 1,000,000 where it is named, which takes 20 GiB and a quarter of an
+    /// hour, and 20,000 among all]
+    #[arg(long, value_name = "N")]
+    count: Option<u32>,
     /// Print the figures as an array of objects: name, value, unit, bar, met
     #[arg(long)]
     json: bool,
@@ -25,6 +29,12 @@ pub struct Options {
 
 /// With this the programs are built, and what they compare with.
 pub const BENCH_FEATURE: &str = "headgate-tests/bench";
+
+/// Tells the program `million` how many sessions are wanted.
+const COUNT: &str = "HEADGATE_BENCH_COUNT";
+
+/// Sessions of the program `million` where it is named.
+const COUNT_NAMED: u32 = 1_000_000;
 
 /// The keys of a figure, which are the table's columns as well.
 const COLUMNS: [&str; 5] = ["name", "value", "unit", "bar", "met"];
@@ -58,7 +68,9 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     let mut figures = Vec::new();
     let mut unmeasured = Vec::new();
     for program in &programs {
-        let measured = measure(program)?;
+        let is_named = options.names.contains(program);
+        let count = options.count.or(is_named.then_some(COUNT_NAMED));
+        let measured = measure(program, count)?;
         if measured.is_empty() {
             unmeasured.push(program.as_str());
         }
@@ -110,20 +122,18 @@ fn select(available: &[String], wanted: &[String]) -> Result<Vec<String>> {
     Ok(all.to_vec())
 }
 
-fn measure(program: &str) -> Result<Vec<Value>> {
+fn measure(program: &str, count: Option<u32>) -> Result<Vec<Value>> {
     eprintln!("measuring {program}");
-    let output = Command::new(
-        paths::target()
-            .join("release")
-            .join(format!("bench_{program}")),
-    )
-    .current_dir(paths::root())
-    // What was built with it: a program would build another one, with other features.
-    .env(BINARY, paths::target().join("release/headgate"))
-    .stdin(Stdio::null())
-    .stderr(Stdio::inherit())
-    .output()
-    .with_context(|| format!("starting bench_{program}"))?;
+    let path = format!("release/bench_{program}");
+    let output = Command::new(paths::target().join(path))
+        .envs(count.map(|count| (COUNT, count.to_string())))
+        .current_dir(paths::root())
+        // What was built with it: a program would build another one, with other features.
+        .env(BINARY, paths::target().join("release/headgate"))
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .output()
+        .with_context(|| format!("starting bench_{program}"))?;
     if !output.status.success() {
         bail!("bench_{program} failed: {}", output.status);
     }

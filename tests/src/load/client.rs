@@ -93,6 +93,21 @@ pub(super) fn tls() -> rustls::ClientConfig {
 fn tls_with(group: &'static dyn SupportedKxGroup) -> rustls::ClientConfig {
     let mut provider = rustls::crypto::ring::default_provider();
     provider.kx_groups = vec![group];
+    tls_of(provider)
+}
+
+/// The same with AES-128-GCM alone, without resumption: for clients that fall asleep.
+pub fn tls_of_one_suite() -> rustls::ClientConfig {
+    let mut provider = rustls::crypto::ring::default_provider();
+    provider.kx_groups = vec![X25519];
+    let suite = rustls::CipherSuite::TLS13_AES_128_GCM_SHA256;
+    provider.cipher_suites.retain(|of| of.suite() == suite);
+    let mut tls = tls_of(provider);
+    tls.resumption = rustls::client::Resumption::disabled();
+    tls
+}
+
+fn tls_of(provider: CryptoProvider) -> rustls::ClientConfig {
     let provider = Arc::new(provider);
     let mut config = rustls::ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_protocol_versions(&[&rustls::version::TLS13])

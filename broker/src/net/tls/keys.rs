@@ -479,5 +479,8 @@ impl<C: Cipher> HeaderKey for CompactHeaderKey<C> {
     }
 }
 
+mod client;
 #[cfg(test)]
 mod tests;
+
+pub use client::ClientKeys;

@@ -30,8 +30,9 @@ use rustls::crypto::ring::cipher_suite;
 
 pub use clients::ClientAuthorities;
 pub use identity::{TlsError, TlsIdentity};
-pub use keys::Decryptions;
+pub use keys::{ClientKeys, Decryptions};
 pub use post_quantum::X25519_MLKEM768;
+pub use session::SecretsTap;
 pub use tickets::TicketStore;
 
 /// QUIC version 1 (RFC 9000 §15).
@@ -234,7 +235,7 @@ pub fn quic_tls_config(
     // All or nothing (RFC 9001 §4.6.1): QUIC's flow control bounds the data.
     tls.max_early_data_size = if settings.early_data { u32::MAX } else { 0 };
     tls.alpn_protocols.clone_from(&settings.protocols);
-    tls.key_log = Arc::new(session::SecretsTap);
+    tls.key_log = Arc::new(SecretsTap);
     Ok(tls)
 }
 

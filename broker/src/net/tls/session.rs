@@ -20,7 +20,7 @@ use rustls::quic::{KeyChange, ServerConnection, Version};
 use rustls::{AlertDescription, HandshakeKind, KeyLog};
 
 use super::clients;
-use super::keys::{self, NextPhase};
+use super::keys::{self, ClientKeys, NextPhase};
 use super::{LiveTls, QUIC_VERSION_1};
 
 /// `quinn_proto::crypto::ServerConfig` whose sessions need little memory once their handshake is over.
@@ -87,9 +87,17 @@ thread_local! {
 }
 
 /// Receives the traffic secrets from rustls, which gives them away in no other form: its own keys hide theirs. They
-/// stay within this module.
+/// stay within these modules: this one, and the one of the keys.
 #[derive(Debug)]
-pub(super) struct SecretsTap;
+pub struct SecretsTap;
+
+impl SecretsTap {
+    /// The keys of a client whose handshake was completed in a call that has just ended, on this thread.
+    pub fn client_keys() -> Option<ClientKeys> {
+        let logged = LOGGED.take();
+        ClientKeys::new(&logged.client, &logged.server)
+    }
+}
 
 impl KeyLog for SecretsTap {
     fn log(&self, label: &str, _client_random: &[u8], secret: &[u8]) {
