@@ -23,20 +23,13 @@ pub struct Plan {
     pub sleeps: bool,
 }
 
-/// How far it has come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Stage {
-    Connecting,
-    /// CONNACK, and SUBACK where it subscribes, have come; since then.
-    Ready(Instant),
-}
-
 pub(super) struct Awake {
     pub(super) connection: Connection,
     /// Which client it is.
     pub(super) client: u32,
     pub(super) plan: Plan,
-    pub(super) stage: Stage,
+    /// CONNACK, and SUBACK where it subscribes, have come.
+    pub(super) is_ready: bool,
     pub(super) keys: Option<ClientKeys>,
     pub(super) server: Option<ServerCid>,
     /// 1-RTT packets received.
@@ -56,7 +49,7 @@ impl Awake {
             connection,
             client,
             plan,
-            stage: Stage::Connecting,
+            is_ready: false,
             keys: None,
             server: None,
             packets: 0,
@@ -75,7 +68,7 @@ impl Awake {
     }
 
     /// Takes what the connection has to say. `Err`: it is lost, or the server refuses it; why.
-    pub(super) fn work(&mut self, now: Instant) -> Result<(), String> {
+    pub(super) fn work(&mut self) -> Result<(), String> {
         while let Some(event) = self.connection.poll() {
             match event {
                 Event::Connected => self.start()?,
@@ -83,7 +76,7 @@ impl Awake {
                 _ => {}
             }
         }
-        self.read(now)?;
+        self.read()?;
         self.write()
     }
 
@@ -129,7 +122,7 @@ impl Awake {
         Ok(())
     }
 
-    fn read(&mut self, now: Instant) -> Result<(), String> {
+    fn read(&mut self) -> Result<(), String> {
         let Some(control) = self.control else {
             return Ok(());
         };
@@ -156,9 +149,7 @@ impl Awake {
             if refused {
                 return Err(format!("the server refuses it: {packet:02x?}"));
             }
-            if is_last {
-                self.stage = Stage::Ready(now);
-            }
+            self.is_ready |= is_last;
             rest = behind;
         }
         let kept = rest.len();

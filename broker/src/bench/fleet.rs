@@ -1,7 +1,7 @@
 //! Clients over QUIC on a few sockets, in one thread: awake while they connect, asleep afterwards.
 
 use super::{
-    awake::{Awake, Plan, Stage},
+    awake::{Awake, Plan},
     sleeper::{ServerCid, Sleeper},
 };
 use crate::net::{
@@ -379,12 +379,12 @@ impl Fleet {
         let Some(Some(client)) = self.awake.get_mut(index) else {
             return;
         };
-        let was_connecting = client.stage == Stage::Connecting;
-        if let Err(reason) = client.work(now) {
+        let was_ready = client.is_ready;
+        if let Err(reason) = client.work() {
             self.last_loss = Some(reason);
             return self.lose(index);
         }
-        if was_connecting && client.stage != Stage::Connecting {
+        if client.is_ready && !was_ready {
             self.counts.ready += 1;
             if client.plan.sleeps {
                 self.drowsy.push_back((now + LINGER, index));
@@ -430,12 +430,13 @@ impl Fleet {
                 break;
             }
             self.drowsy.pop_front();
+            // It may be gone, and another one in its place.
             let Some(Some(awake)) = self.awake.get(index) else {
                 continue;
             };
-            let Stage::Ready(_) = awake.stage else {
+            if !awake.is_ready {
                 continue;
-            };
+            }
             let Some(sleeper) = awake.asleep() else {
                 self.last_loss = Some("it has no keys: another suite than AES-128-GCM".to_owned());
                 self.lose(index);

@@ -3,7 +3,7 @@
 use super::Server;
 use crate::worker::account::{AccountOrder, ClientAccount, ConnectionAccount};
 use headgate_codec::{Text, Version};
-use headgate_core::{Account, Owner};
+use headgate_core::Owner;
 use serde_json::{Value, json};
 use std::{sync::mpsc, time::Duration};
 
@@ -64,15 +64,9 @@ impl Server {
 }
 
 fn shown(id: &str, owner: Owner, class: Option<&str>, account: &ClientAccount) -> Value {
-    let Account {
-        version,
-        expiry_s,
-        is_recorded,
-        subscriptions,
-        ..
-    } = &account.session;
     let session = &account.session;
-    let subscriptions: Value = subscriptions
+    let subscriptions: Value = session
+        .subscriptions
         .iter()
         .map(|s| json!({ "filter": s.filter, "qos": s.qos as u8 }))
         .collect();
@@ -81,11 +75,11 @@ fn shown(id: &str, owner: Owner, class: Option<&str>, account: &ClientAccount) -
         "client_id": id,
         "worker": owner.worker.0,
         "connected": session.conn.is_some(),
-        "protocol": protocol(*version),
+        "protocol": protocol(session.version),
         "quota_class": class,
-        "session_expiry_s": (*expiry_s != u32::MAX).then_some(*expiry_s),
+        "session_expiry_s": (session.expiry_s != u32::MAX).then_some(session.expiry_s),
         "ends_in_s": account.ends_in_s,
-        "recorded": is_recorded,
+        "recorded": session.is_recorded,
         "subscriptions": subscriptions,
         "queue": {
             "qos0": session.queued_qos0,

@@ -41,7 +41,7 @@ impl Worker {
             let transport = conn.link.transport();
             self.metrics.bytes_received[transport].add(received as u64);
             conn.traffic.bytes_received += received as u64;
-            if !matches!(arrived, Ok(None | Some(DataArrived::Ended(..))) | Err(_)) {
+            if let Ok(Some(DataArrived::Packet(..) | DataArrived::Datagram(_))) = &arrived {
                 conn.traffic.packets_received += 1;
             }
             match arrived {

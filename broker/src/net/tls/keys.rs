@@ -151,11 +151,7 @@ struct Phase<C: Cipher> {
 impl<C: Cipher> Phase<C> {
     /// The secrets of this phase (RFC 9001 §6.1).
     fn secrets(&self) -> [C::Secret; 2] {
-        [&self.former[0], &self.former[1]].map(|former| {
-            let mut secret = *former;
-            expand_label_into(&C::prk(former), b"quic ku", secret.as_mut());
-            secret
-        })
+        next_secrets::<C>(&self.former)
     }
 
     fn keys(&self) -> &[CompactPacketKey<C>; 2] {
@@ -307,6 +303,15 @@ impl Cipher for ChaCha20Poly1305 {
     fn hkdf() -> hkdf::Algorithm {
         hkdf::HKDF_SHA256
     }
+}
+
+/// The secrets of the key phase after the one of these, of both sides (RFC 9001 §6.1).
+fn next_secrets<C: Cipher>(former: &[C::Secret; 2]) -> [C::Secret; 2] {
+    [&former[0], &former[1]].map(|former| {
+        let mut secret = *former;
+        expand_label_into(&C::prk(former), b"quic ku", secret.as_mut());
+        secret
+    })
 }
 
 /// HKDF-Expand-Label with an empty context (RFC 8446 §7.1).

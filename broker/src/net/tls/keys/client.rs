@@ -2,7 +2,7 @@
 
 use ring::aead;
 
-use super::{Aes128Gcm, Cipher, DirectionKeys, TAG_LEN, expand_label_into};
+use super::{Aes128Gcm, Cipher, DirectionKeys, TAG_LEN, next_secrets};
 
 type Secret = <Aes128Gcm as Cipher>::Secret;
 
@@ -32,11 +32,7 @@ impl ClientKeys {
     /// The keys of the next phase (RFC 9001 §6.1). Those of header protection stay.
     #[must_use]
     pub fn next_phase(&self) -> Self {
-        let secrets = [&self.secrets[0], &self.secrets[1]].map(|former| {
-            let mut secret = *former;
-            expand_label_into(&Aes128Gcm::prk(former), b"quic ku", &mut secret);
-            secret
-        });
+        let secrets = next_secrets::<Aes128Gcm>(&self.secrets);
         let [local, remote] = [&secrets[0], &secrets[1]].map(DirectionKeys::<Aes128Gcm>::derive);
         Self {
             secrets,
