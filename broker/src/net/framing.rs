@@ -8,43 +8,50 @@ use headgate_codec::{DecodeError, Packet, Version, decode, frame_len};
 /// Packets that lie whole within one chunk are slices of it. Only a packet that is cut by the
 /// chunk's end is copied, into a buffer that is as long as the packet and at most
 /// `maximum_packet_size`. An idle connection holds no memory here.
-#[derive(Debug, Default)]
-pub struct Inbox {
+#[derive(Debug)]
+pub enum Inbox {
     /// The chunk that is being taken apart.
-    chunk: Bytes,
-    /// The front of a packet whose end has not come.
-    partial: BytesMut,
+    Chunk(Bytes),
+    /// The front of a packet whose end has not come, and what came behind it.
+    Partial(BytesMut),
+}
+
+impl Default for Inbox {
+    fn default() -> Self {
+        Self::Chunk(Bytes::new())
+    }
 }
 
 impl Inbox {
     /// Adds the next bytes of the stream.
     pub fn push(&mut self, bytes: Bytes) {
-        if self.partial.is_empty() && self.chunk.is_empty() {
-            self.chunk = bytes;
-        } else {
-            // The reader was stopped in the middle of a chunk, or a packet was cut.
-            if !self.chunk.is_empty() {
-                let rest = std::mem::take(&mut self.chunk);
-                self.partial.extend_from_slice(&rest);
+        match self {
+            Self::Chunk(chunk) if chunk.is_empty() => *chunk = bytes,
+            // The reader was stopped in the middle of a chunk.
+            Self::Chunk(chunk) => {
+                let mut partial = BytesMut::with_capacity(chunk.len() + bytes.len());
+                partial.extend_from_slice(chunk);
+                partial.extend_from_slice(&bytes);
+                *self = Self::Partial(partial);
             }
-            self.partial.extend_from_slice(&bytes);
+            // A packet was cut.
+            Self::Partial(partial) => partial.extend_from_slice(&bytes),
         }
     }
 
     /// Nothing waits.
     pub fn is_empty(&self) -> bool {
-        self.chunk.is_empty() && self.partial.is_empty()
+        self.as_ref().is_empty()
     }
 
     /// A DISCONNECT is next (§3.14).
     pub fn begins_with_disconnect(&self) -> bool {
-        let first = self.partial.first().or(self.chunk.first());
-        first.is_some_and(|first| *first == DISCONNECT)
+        self.as_ref().first() == Some(&DISCONNECT)
     }
 
     /// Bytes that wait.
     pub fn len(&self) -> usize {
-        self.chunk.len() + self.partial.len()
+        self.as_ref().len()
     }
 
     /// The next whole packet, if there is one.
@@ -53,32 +60,43 @@ impl Inbox {
         version: Option<Version>,
         maximum_packet_size: u32,
     ) -> Result<Option<Packet>, DecodeError> {
-        if self.partial.is_empty() {
-            if self.chunk.is_empty() {
-                return Ok(None);
-            }
-            if let Some(packet) = decode(&mut self.chunk, version, maximum_packet_size)? {
-                return Ok(Some(packet));
-            }
-            let rest = std::mem::take(&mut self.chunk);
-            let whole = frame_len(&rest, maximum_packet_size)?.unwrap_or(rest.len());
-            // A peer that announces much and sends little gets no memory for its word alone.
-            self.partial
-                .reserve(whole.min(rest.len() + MAX_RESERVE_BYTES));
-            self.partial.extend_from_slice(&rest);
-            return Ok(None);
-        }
-        match frame_len(&self.partial, maximum_packet_size)? {
-            Some(whole) if whole <= self.partial.len() => {
-                let mut packet = self.partial.split_to(whole).freeze();
-                if self.partial.is_empty() {
-                    self.partial = BytesMut::new();
+        match self {
+            Self::Chunk(chunk) => {
+                if chunk.is_empty() {
+                    return Ok(None);
                 }
-                let decoded = decode(&mut packet, version, maximum_packet_size)?;
-                debug_assert!(!packet.has_remaining(), "frame_len and decode agree");
-                Ok(decoded)
+                if let Some(packet) = decode(chunk, version, maximum_packet_size)? {
+                    return Ok(Some(packet));
+                }
+                let whole = frame_len(chunk, maximum_packet_size)?.unwrap_or(chunk.len());
+                // A peer that announces much and sends little gets no memory for its word alone.
+                let capacity = whole.min(chunk.len() + MAX_RESERVE_BYTES);
+                let mut partial = BytesMut::with_capacity(capacity);
+                partial.extend_from_slice(chunk);
+                *self = Self::Partial(partial);
+                Ok(None)
             }
-            _ => Ok(None),
+            Self::Partial(partial) => match frame_len(partial, maximum_packet_size)? {
+                Some(whole) if whole <= partial.len() => {
+                    let mut packet = partial.split_to(whole).freeze();
+                    if partial.is_empty() {
+                        *self = Self::default();
+                    }
+                    let decoded = decode(&mut packet, version, maximum_packet_size)?;
+                    debug_assert!(!packet.has_remaining(), "frame_len and decode agree");
+                    Ok(decoded)
+                }
+                _ => Ok(None),
+            },
+        }
+    }
+}
+
+impl AsRef<[u8]> for Inbox {
+    fn as_ref(&self) -> &[u8] {
+        match self {
+            Self::Chunk(chunk) => chunk,
+            Self::Partial(partial) => partial,
         }
     }
 }

@@ -84,7 +84,7 @@ impl Conn {
             traffic: self.traffic,
             memory_bytes: size_of::<Self>()
                 + self.inbox.len()
-                + self.outbox.rest.len()
+                + self.outbox.rest.as_ref().map_or(0, |rest| rest.len())
                 + waiting
                 + lists
                 + link_bytes,

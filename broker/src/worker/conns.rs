@@ -98,7 +98,7 @@ pub enum Link {
     /// QUIC.
     Quic(Box<QuicLink>),
     /// TCP.
-    Tcp(TcpLink),
+    Tcp(Box<TcpLink>),
 }
 
 impl Link {
@@ -136,8 +136,8 @@ impl Link {
 /// each byte from Send to Flushed.
 #[derive(Debug, Default)]
 pub struct Outbox {
-    /// The rest of something that the transport took in part; goes first.
-    pub rest: Bytes,
+    /// The rest of something that the transport took in part; goes first. Seldom there: 8 bytes, not 32.
+    pub rest: Option<Box<Bytes>>,
     /// Frames since the last turn.
     pub frames: Vec<Frame>,
 }
@@ -145,7 +145,7 @@ pub struct Outbox {
 impl Outbox {
     /// Nothing waits.
     pub fn is_empty(&self) -> bool {
-        self.rest.is_empty() && self.frames.is_empty()
+        self.rest.is_none() && self.frames.is_empty()
     }
 }
 

@@ -23,7 +23,7 @@ use crate::{
     net::token::RetryGate,
 };
 
-/// Connection IDs of one connection that are remembered. A peer holds 8 at a time, and the oldest are retired first.
+/// Connection IDs of one connection that are remembered. A peer holds 3 at a time, and the oldest are retired first.
 const CIDS_MAX: usize = 16;
 /// So many packets of a connection that don't decrypt, and it is policed. Some come with the network: packets of a
 /// handshake that is over, damaged ones, and such that others have overtaken by more than their shortened packet numbers
@@ -75,8 +75,8 @@ pub struct Record {
     /// Packets that didn't decrypt since it was last policed for that, [`AUTHENTIC_PER_FORGERY`] for each, less those that
     /// did.
     suspicion: u32,
-    /// While it is policed.
-    penalty: Option<(PenaltyId, Instant)>,
+    /// While it is policed, and until when.
+    penalty: Option<Box<(PenaltyId, Instant)>>,
 }
 
 impl Record {
@@ -131,9 +131,11 @@ impl Guard {
             if record.cids.len() == CIDS_MAX {
                 record.cids.remove(0);
             }
+            // Few come after the first ones: not a byte more than they need.
+            record.cids.reserve_exact(1);
             record.cids.push(random);
-            if let Some((id, _)) = record.penalty {
-                self.police.penalize_also(id, self.encode(random));
+            if let Some((id, _)) = record.penalty.as_deref() {
+                self.police.penalize_also(*id, self.encode(random));
             }
         });
     }
@@ -157,14 +159,14 @@ impl Guard {
             .map(|random| self.encode(*random))
             .collect();
         let id = self.police.penalize(&cids, order);
-        record.penalty = id.map(|id| (id, now + order.lasts));
+        record.penalty = id.map(|id| Box::new((id, now + order.lasts)));
         self.metrics.penalties.inc();
     }
 
     /// Lets a connection go on as before.
     pub fn pardon(&self, record: &mut Record) {
-        if let Some((id, _)) = record.penalty.take() {
-            self.police.pardon(id);
+        if let Some(penalty) = record.penalty.take() {
+            self.police.pardon(penalty.0);
         }
     }
 
@@ -174,7 +176,7 @@ impl Guard {
         if !record.suspect(count) {
             return;
         }
-        if record.penalty.is_some_and(|(_, until)| now < until) {
+        if record.penalty.as_ref().is_some_and(|p| now < p.1) {
             return;
         }
         let order = PenaltyOrder {

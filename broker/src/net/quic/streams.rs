@@ -70,7 +70,7 @@ impl QuicSide {
     ) -> Result<(usize, bool), StreamEnd> {
         let mut stream = connection.send_stream(id);
         let mut taken = 0;
-        let mut write = |bytes: Bytes, rest: &mut Bytes| -> Result<bool, StreamEnd> {
+        let mut write = |bytes: Bytes, rest: &mut Option<Box<Bytes>>| -> Result<bool, StreamEnd> {
             let length = bytes.len();
             let mut chunk = [bytes];
             match stream.write_chunks(&mut chunk) {
@@ -78,22 +78,22 @@ impl QuicSide {
                     taken += written.bytes;
                     if written.bytes < length {
                         let [left] = chunk;
-                        *rest = left;
+                        *rest = Some(Box::new(left));
                         return Ok(false);
                     }
                     Ok(true)
                 }
                 Err(WriteError::Blocked) => {
                     let [left] = chunk;
-                    *rest = left;
+                    *rest = Some(Box::new(left));
                     Ok(false)
                 }
                 Err(WriteError::Stopped(_) | WriteError::ClosedStream) => Err(StreamEnd),
             }
         };
         let mut open = true;
-        if !outbox.rest.is_empty() {
-            open = write(std::mem::take(&mut outbox.rest), &mut outbox.rest)?;
+        if let Some(rest) = outbox.rest.take() {
+            open = write(*rest, &mut outbox.rest)?;
         }
         if open && !outbox.frames.is_empty() {
             open = if let [Frame::Bytes(only)] = outbox.frames.as_slice() {

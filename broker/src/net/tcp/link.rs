@@ -9,7 +9,7 @@ use crate::{
     net::ws::BINARY_HEADER_BYTES_MAX,
     worker::{Clock, conns::Outbox},
 };
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use headgate_codec::ReasonCode;
 use headgate_core::ClientCertificate;
 use mio::{Registry, net::TcpStream};
@@ -191,12 +191,13 @@ impl TcpSide {
         }
         let mut taken = 0;
         let (stream, writable) = (&mut link.stream, &mut link.writable);
-        if !outbox.rest.is_empty() {
-            let written = write_some(stream, writable, &outbox.rest)?;
+        if let Some(rest) = &mut outbox.rest {
+            let written = write_some(stream, writable, rest)?;
             taken += written;
-            let _ = outbox.rest.split_to(written);
+            rest.advance(written);
         }
-        if outbox.rest.is_empty() && !outbox.frames.is_empty() {
+        outbox.rest.take_if(|rest| rest.is_empty());
+        if outbox.rest.is_none() && !outbox.frames.is_empty() {
             let joined = &mut self.buffers.joined;
             joined.clear();
             for frame in &outbox.frames {
@@ -206,7 +207,7 @@ impl TcpSide {
             let written = write_some(stream, writable, joined)?;
             taken += written;
             if written < joined.len() {
-                outbox.rest = Bytes::copy_from_slice(&joined[written..]);
+                outbox.rest = Some(Box::new(Bytes::copy_from_slice(&joined[written..])));
             }
             self.buffers.tidy();
         }
@@ -224,9 +225,9 @@ impl TcpSide {
         let buffers = &mut self.buffers;
         buffers.joined.clear();
         buffers.joined.resize(BINARY_HEADER_BYTES_MAX, 0);
-        buffers
-            .joined
-            .extend_from_slice(&std::mem::take(&mut outbox.rest));
+        if let Some(rest) = outbox.rest.take() {
+            buffers.joined.extend_from_slice(&rest);
+        }
         for frame in outbox.frames.drain(..) {
             frame.append_to(&mut buffers.joined);
         }

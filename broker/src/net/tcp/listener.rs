@@ -185,6 +185,6 @@ fn insert(
         if let Err(error) = registered {
             tracing::warn!(%error, "a TCP connection can't be watched and will time out");
         }
-        Conn::new(id, peer, permit, Link::Tcp(link))
+        Conn::new(id, peer, permit, Link::Tcp(Box::new(link)))
     })
 }

@@ -7,6 +7,7 @@ mod by_name;
 mod clients;
 mod identity;
 mod keys;
+mod parameters;
 mod post_quantum;
 mod session;
 pub mod stream;

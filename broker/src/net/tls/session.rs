@@ -21,6 +21,7 @@ use rustls::{AlertDescription, HandshakeKind, KeyLog};
 
 use super::clients;
 use super::keys::{self, ClientKeys, NextPhase};
+use super::parameters;
 use super::{LiveTls, QUIC_VERSION_1};
 
 /// `quinn_proto::crypto::ServerConfig` whose sessions need little memory once their handshake is over.
@@ -84,6 +85,16 @@ struct TrafficSecrets {
 thread_local! {
     /// What rustls has logged in the call that is under way.
     static LOGGED: Cell<TrafficSecrets> = Cell::default();
+    /// The name that the last client asked for.
+    static LAST_NAME: Cell<Option<Arc<str>>> = Cell::default();
+}
+
+/// The same name again, without memory of its own for each connection: nearly all clients ask for the same one.
+fn shared_name(name: &str) -> Arc<str> {
+    let last = LAST_NAME.take().filter(|last| &**last == name);
+    let shared = last.unwrap_or_else(|| name.into());
+    LAST_NAME.set(Some(Arc::clone(&shared)));
+    shared
 }
 
 /// Receives the traffic secrets from rustls, which gives them away in no other form: its own keys hide theirs. They
@@ -130,7 +141,7 @@ struct LeanSession {
     negotiated: bool,
     /// The negotiated protocol's place in the list of the server's.
     protocol: Option<u8>,
-    server_name: Option<Box<str>>,
+    server_name: Option<Arc<str>>,
     /// What the client's certificate says; the chain goes with rustls's state.
     certificate: Option<Arc<ClientCertificate>>,
 }
@@ -178,7 +189,7 @@ impl LeanSession {
             return false;
         }
         self.negotiated = true;
-        self.server_name = tls.server_name().map(Into::into);
+        self.server_name = tls.server_name().map(shared_name);
         let place = |protocol| {
             self.server
                 .protocols
@@ -270,10 +281,9 @@ impl Session for LeanSession {
         else {
             return Ok(None);
         };
-        Ok(Some(TransportParameters::read(
-            Side::Server,
-            &mut &encoded[..],
-        )?))
+        let encoded = parameters::with_few_cids(encoded);
+        let parameters = TransportParameters::read(Side::Server, &mut &encoded[..])?;
+        Ok(Some(parameters))
     }
 
     fn write_handshake(&mut self, buf: &mut Vec<u8>) -> Option<Keys> {
