@@ -295,7 +295,11 @@ impl Session {
             .arg(paths::target().join("loom"))
             .args(["--", "interleavings"])
             .env("RUSTFLAGS", "--cfg loom")
+            // Compiling takes far longer than the models do.
             .env("CARGO_PROFILE_RELEASE_LTO", "off")
+            .env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "0")
+            .env("CARGO_PROFILE_RELEASE_DEBUG", "0")
+            .env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16")
             .env("LOOM_MAX_PREEMPTIONS", PREEMPTIONS_MAX);
         self.cargo_test("loom", &mut test)?;
         Ok(())
