@@ -3,6 +3,7 @@
 pub mod bench;
 pub mod broker;
 pub mod clients;
+pub mod cores;
 pub mod crash;
 pub mod disk;
 pub mod flood;

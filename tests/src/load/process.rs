@@ -23,14 +23,7 @@ impl Usage {
             let path = format!("/proc/{pid}/{file}");
             fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"))
         };
-        let stat = read("stat");
-        // The second field is the command in parentheses and may hold anything.
-        let (_, fields) = stat.rsplit_once(')').expect("stat has a command");
-        let field = |number: usize| fields.split_whitespace().nth(number - 3);
-        let ticks = |number| field(number).and_then(|text| text.parse::<u64>().ok());
-        let ticks = ticks(14).zip(ticks(15)).map(|(user, system)| user + system);
-        // USER_HZ is 100 on every architecture that Linux shows to programs today.
-        let cpu = Duration::from_millis(ticks.expect("stat has CPU times") * 10);
+        let cpu = cpu_in(&read("stat"));
         let status = read("status");
         let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
         let kilobytes =
@@ -40,6 +33,37 @@ impl Usage {
             resident_bytes: kilobytes.expect("a live process has VmRSS") * 1024,
         }
     }
+}
+
+/// CPU time of a process's threads whose names begin with `prefix`, in the order of their names.
+///
+/// # Panics
+/// When there is no such process.
+pub fn threads(pid: u32, prefix: &str) -> Vec<Duration> {
+    let tasks = format!("/proc/{pid}/task");
+    let entries = fs::read_dir(&tasks).unwrap_or_else(|error| panic!("{tasks}: {error}"));
+    // A thread may end meanwhile.
+    let mut threads: Vec<(String, Duration)> = entries
+        .flatten()
+        .filter_map(|task| {
+            let read = |file| fs::read_to_string(task.path().join(file)).ok();
+            let name = read("comm").filter(|name| name.starts_with(prefix))?;
+            Some((name, cpu_in(&read("stat")?)))
+        })
+        .collect();
+    threads.sort();
+    threads.into_iter().map(|(_, cpu)| cpu).collect()
+}
+
+/// utime + stime in a file `stat` (proc(5)).
+fn cpu_in(stat: &str) -> Duration {
+    // The second field is the command in parentheses and may hold anything.
+    let (_, fields) = stat.rsplit_once(')').expect("stat has a command");
+    let field = |number: usize| fields.split_whitespace().nth(number - 3);
+    let ticks = |number| field(number).and_then(|text| text.parse::<u64>().ok());
+    let ticks = ticks(14).zip(ticks(15)).map(|(user, system)| user + system);
+    // USER_HZ is 100 on every architecture that Linux shows to programs today.
+    Duration::from_millis(ticks.expect("stat has CPU times") * 10)
 }
 
 impl Sub for Usage {
