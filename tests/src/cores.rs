@@ -154,8 +154,8 @@ impl Run {
         cost_ns += self.socket(index, (start_ns, cost_ns), &mut delivered);
         let worker = &mut self.workers[index];
         if cost_ns == 0.0 {
-            // It sleeps until something comes: here, for a short while.
-            worker.now_ns += self.machine.turn_ns.max(1_000.0);
+            // It sleeps until something comes; to be woken takes about as long.
+            worker.now_ns += self.machine.turn_ns.max(10_000.0);
             return;
         }
         cost_ns += self.machine.turn_ns;
@@ -275,9 +275,9 @@ mod tests {
 
     #[test]
     fn capacity_grows_with_workers() {
-        let capacity = |workers| machine(workers).capacity(5e6, 2e7);
+        let capacity = |workers| machine(workers).capacity(1e6, 5e7);
         let (one, four) = (capacity(1), capacity(4));
-        assert!(four / one > 3.0 && four / one < 4.0, "{one} {four}");
+        assert!(four / one > 3.3 && four / one < 3.9, "{one} {four}");
     }
 
     #[test]
