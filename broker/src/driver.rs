@@ -1,5 +1,7 @@
 //! Executes the outputs of the core, in order, and brings the completions back as inputs.
 
+mod spool;
+
 use crate::{
     auth::desk::Desk,
     cluster::Directory,
@@ -8,34 +10,15 @@ use crate::{
     store::{LoadRequest, MAIL_PER_TURN, Store, StoreMail},
     worker::conns::Conns,
 };
-use headgate_codec::{QoS, ReasonCode, Text};
+use headgate_codec::{ReasonCode, Text};
 use headgate_core::{
     Account, AuthResult, Completion, ConnId, Core, Counters, Input, Mesh as CoreMessage, Output,
     Owner, Receipt, Time, WorkerSlot,
 };
-use std::{collections::VecDeque, net::IpAddr, sync::Arc};
+use spool::{Spool, Spooling};
+use std::{net::IpAddr, sync::Arc};
 
-/// How long deliveries to a worker that takes nothing are kept before those with QoS 0 are
-/// dropped, milliseconds.
-pub const MESH_STALL_MS_MAX: u64 = 5_000;
-
-/// Messages that may wait for one worker beyond its ring. The publishers are not read from
-/// meanwhile, so that this is reached only by what they had in flight.
-pub const MESH_SPOOL_MESSAGES_MAX: usize = 16_384;
-
-/// What waits for room in a ring.
-struct Spooled {
-    post: Post,
-    since: Time,
-}
-
-/// The way to one other worker while its ring is full.
-#[derive(Default)]
-struct Spool {
-    posts: VecDeque<Spooled>,
-    /// Publishers that are not read from meanwhile.
-    held: Vec<ConnId>,
-}
+pub use spool::{MESH_SPOOL_MESSAGES_MAX, MESH_STALL_MS_MAX};
 
 /// One worker's core with everything that its outputs need.
 pub struct Driver {
@@ -345,25 +328,25 @@ impl Driver {
         };
         let mut post = Post::Core(message);
         // What waits already goes first: the order within a pair holds.
-        if spool.posts.is_empty() {
+        if spool.is_empty() {
             match self.mesh.send(self.slot, to, post) {
                 Ok(()) => return,
                 Err(back) => post = back,
             }
         }
         self.metrics.mesh_full.inc();
-        if let Some(conn) = origin.and_then(|id| conns.get(id)) {
+        let origin = origin.and_then(|id| conns.get(id));
+        let Spooling { holds, dropped } = spool.push(post, origin.as_ref().map(|c| c.id), now);
+        if let Some(conn) = origin.filter(|_| holds) {
             conn.held += 1;
-            spool.held.push(conn.id);
         }
-        let control = matches!(&post, Post::Core(message) if message.is_control());
-        if !control && spool.posts.len() >= MESH_SPOOL_MESSAGES_MAX {
-            self.metrics.messages_dropped[MessageDrop::MeshFull].inc();
-            self.refuse(to, post);
-            return;
+        match dropped {
+            None => self.spooled += 1,
+            Some(post) => {
+                self.metrics.messages_dropped[MessageDrop::MeshFull].inc();
+                self.refuse(to, post);
+            }
         }
-        spool.posts.push_back(Spooled { post, since: now });
-        self.spooled += 1;
     }
 
     /// A publisher that causes records is not read from while too many wait.
@@ -396,33 +379,16 @@ impl Driver {
         if self.spooled == 0 {
             return;
         }
-        for to in 0..self.spools.len() {
-            let spool = &mut self.spools[to];
-            let before = spool.posts.len();
-            while let Some(front) = spool.posts.pop_front() {
-                if let Err(post) = self.mesh.send(self.slot, WorkerSlot(to as u8), front.post) {
-                    spool.posts.push_front(Spooled {
-                        post,
-                        since: front.since,
-                    });
-                    break;
-                }
-            }
-            let stalled = |s: &Spooled| now.0.saturating_sub(s.since.0) > MESH_STALL_MS_MAX;
-            if spool.posts.front().is_some_and(stalled) {
-                let waiting = spool.posts.len();
-                spool.posts.retain(|s| !(stalled(s) && is_qos0(&s.post)));
-                self.metrics.messages_dropped[MessageDrop::MeshFull]
-                    .add((waiting - spool.posts.len()) as u64);
-            }
-            self.spooled -= before - spool.posts.len();
-            if spool.posts.is_empty() {
-                for id in spool.held.drain(..) {
-                    if let Some(conn) = conns.get(id) {
-                        conn.held = conn.held.saturating_sub(1);
-                        let index = conn.id.index;
-                        conns.schedule(index);
-                    }
+        for (to, spool) in self.spools.iter_mut().enumerate() {
+            let way = (self.slot, WorkerSlot(to as u8));
+            let drained = spool.drain(&self.mesh, way, now);
+            self.spooled -= drained.gone;
+            self.metrics.messages_dropped[MessageDrop::MeshFull].add(drained.dropped as u64);
+            for id in drained.released {
+                if let Some(conn) = conns.get(id) {
+                    conn.held = conn.held.saturating_sub(1);
+                    let index = conn.id.index;
+                    conns.schedule(index);
                 }
             }
         }
@@ -465,8 +431,4 @@ fn is_failure(result: &AuthResult) -> bool {
         ReasonCode::BAD_AUTHENTICATION_METHOD,
     ];
     matches!(result, AuthResult::Refused(reason) if wrong.contains(reason))
-}
-
-fn is_qos0(post: &Post) -> bool {
-    matches!(post, Post::Core(CoreMessage::Deliver(d)) if d.message.qos == QoS::AtMostOnce)
 }

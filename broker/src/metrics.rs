@@ -251,6 +251,12 @@ worker_metrics! {
     Counter quota_slowed: Number = "headgate_quota_slowed_total",
     /// Connections that the kernel was told to police, because their clients went on above their quota.
     Counter quota_penalties: Number = "headgate_quota_penalties_total",
+    /// Connections closed because their clients were too slow for their quota class (when_full = "disconnect").
+    Counter slow_clients_disconnected: Number = "headgate_slow_clients_disconnected_total",
+    /// Times that reading from a publisher was stopped because a subscriber's queue was full (when_full = "block").
+    Counter publishers_held: Number = "headgate_publishers_held_total",
+    /// Of those: the time was over before the queue had room (limits.block_max_ms).
+    Counter publishers_held_too_long: Number = "headgate_publishers_held_too_long_total",
     /// Sessions that ended because their Session Expiry Interval had passed.
     Counter sessions_expired: Number = "headgate_sessions_expired_total",
     /// Clients that are connected: CONNECT was accepted.

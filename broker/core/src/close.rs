@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::{
     ConnId, Handed, Output, Owner, Record, SessionId, Time,
-    conns::{PAUSED_ACKS, PAUSED_QUOTA, PAUSED_RESTORING, State},
+    conns::{PAUSED_ACKS, PAUSED_BLOCKED, PAUSED_QUOTA, PAUSED_RESTORING, State},
     counters::{add, sub},
     hub::Hub,
     message::Message,
@@ -51,6 +51,7 @@ impl Hub {
             return;
         };
         sub(&mut self.env.counters.connections, 1);
+        self.held_publishers.forget(conn);
         if gone.state.is_counted() {
             self.leave_class(gone.quota_class);
         }
@@ -198,6 +199,7 @@ impl Hub {
         // [MQTT-3.3.2-7]
         session.aliases = None;
         session.leave_lanes();
+        session.unblock(&mut self.env, true);
         session.shrink();
         sub(&mut self.env.counters.clients, 1);
         // [MQTT-3.1.2-10] [MQTT-3.14.4-3]
@@ -304,8 +306,9 @@ impl Hub {
             return;
         };
         c.armed = NEVER;
-        // A client that isn't read, because storage is behind or it was too fast, can't show that it is alive.
-        if c.paused & (PAUSED_ACKS | PAUSED_QUOTA | PAUSED_RESTORING) != 0 {
+        // A client that isn't read, because storage or a subscriber is behind or it was too fast, can't show that it is
+        // alive.
+        if c.paused & (PAUSED_ACKS | PAUSED_QUOTA | PAUSED_RESTORING | PAUSED_BLOCKED) != 0 {
             c.last_seen = now;
         }
         if c.meter.is_some() {

@@ -100,6 +100,9 @@ pub(crate) const PAUSED_EARLY: u8 = 16;
 /// Something waits until the sessions of an earlier run are there.
 pub(crate) const PAUSED_RESTORING: u8 = 32;
 
+/// A subscriber's queue is full, and its class makes publishers wait.
+pub(crate) const PAUSED_BLOCKED: u8 = 64;
+
 /// What came before CONNECT, the handshake or the restoring was completed.
 #[derive(Debug, Default)]
 pub(crate) struct HeldInputs {

@@ -116,6 +116,10 @@ counters! {
     dropped_queue_full_qos0,
     /// QoS 1 and 2 messages dropped because the session's queue was full.
     dropped_queue_full,
+    /// QoS 0 messages dropped because a newer one took their place in a full queue.
+    dropped_oldest_qos0,
+    /// QoS 1 and 2 messages dropped for that reason.
+    dropped_oldest,
     /// Messages dropped because their expiry interval had passed.
     dropped_expired,
     /// Messages dropped because they exceed the client's Maximum Packet Size.
@@ -146,6 +150,12 @@ counters! {
     quota_slowed,
     /// Connections that were put under a penalty in the kernel because they went on above their quota.
     quota_penalties,
+    /// Connections closed because their clients were too slow for their quota class.
+    slow_disconnected,
+    /// Times that reading from a publisher was stopped because of a full queue.
+    publishers_held,
+    /// Of those: the time was over before the queue had room.
+    publishers_held_too_long,
     /// CONNECT packets refused: length of the client identifier.
     limit_client_id,
     /// Connections closed: Receive Maximum exceeded.

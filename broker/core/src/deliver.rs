@@ -7,6 +7,7 @@ use crate::{
     ConnId, DataStream, Frame, OpId, Output, Record, Retained, Session,
     counters::add,
     env::Env,
+    full::Full,
     message::{self, Fanout, Message},
     options::Options,
     session::{Flow, Held, Ids, Inflight, Waiting},
@@ -187,7 +188,7 @@ impl Session {
             }
         }
         let message = Arc::clone(fan.message());
-        if !self.has_room(env, stream, &message, qos) {
+        if !self.has_room(env, stream, (&message, qos), out) {
             return;
         }
         let mut waiting = Waiting::new(message, ids, (group, stream), (qos, retain));
@@ -215,7 +216,7 @@ impl Session {
             return true;
         }
         let Some(packet_id) = flow.next_packet_id(env.first_packet_id) else {
-            env.count_full_queue(waiting.qos);
+            env.count_dropped(Full::Messages, waiting.qos);
             return false;
         };
         waiting.packet_id = Some(packet_id);
@@ -288,6 +289,7 @@ impl Session {
 
     /// Holds a message back until the fences of a move have arrived. It is recorded now, behind all that may come
     /// before it.
+    #[cold]
     pub(crate) fn hold(
         &mut self,
         env: &mut Env,
@@ -295,10 +297,8 @@ impl Session {
         (options, group): (Options, GroupId),
         out: &mut Vec<Output>,
     ) {
-        let Some(fence) = &self.fence else { return };
         let qos = message.qos.min(options.qos());
-        let held = (fence.held.len(), fence.held_bytes, 0);
-        if !env.fits(self.quota_class, held, message, qos) {
+        if !self.has_room_behind_fence(env, (message, qos), out) {
             return;
         }
         let mut waiting = self.waiting(message, (options, group));
@@ -344,7 +344,7 @@ impl Session {
                 add(&mut env.counters.dropped_expired, 1);
             } else if qos == QoS::AtMostOnce {
                 self.deliver(env, &mut Fanout::of_message(message, env.now), to, out);
-            } else if self.has_room(env, None, message, qos) {
+            } else if self.has_room(env, None, (message, qos), out) {
                 let mut waiting = self.waiting(message, to);
                 waiting.packet_id = held.packet_id;
                 // Behind what came by way of the old home.
@@ -354,23 +354,6 @@ impl Session {
             }
             self.forget(env, held.queued, out);
         }
-    }
-
-    /// Room for one more message. The oldest are kept: a full queue drops what arrives, so that
-    /// what a client gets after a pause has no holes before its end.
-    fn has_room(
-        &self,
-        env: &mut Env,
-        stream: Option<DataStream>,
-        message: &Message,
-        qos: QoS,
-    ) -> bool {
-        let waiting = self.flow.as_ref().map_or((0, 0, 0), |f| {
-            let spilled = f.spill.as_ref().map_or(0, |s| s.bytes);
-            (f.waiting(), f.bytes, spilled)
-        });
-        env.fits(self.quota_class, waiting, message, qos)
-            && self.has_share(env, stream, message, qos)
     }
 
     /// A message with QoS > 0 may be sent without overtaking another \[MQTT-3.3.4-9\] \[MQTT-4.9.0-2\].

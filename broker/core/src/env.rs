@@ -1,12 +1,13 @@
 //! What every part of the core needs beside its own state.
 
 use bytes::{Bytes, BytesMut};
-use headgate_codec::{Packet, QoS, Version, encode};
+use headgate_codec::{Packet, Version, encode};
 use std::{collections::VecDeque, sync::Arc};
 
 use crate::{
-    ConnId, CoreConfig, CoreLimits, Counters, OpId, Output, Receipt, Record, RetainedFull,
-    SessionId, StorageState, Time, counters::add, message::Message, quota::Quotas, slots::Handle,
+    ConnId, CoreConfig, CoreLimits, Counters, OpId, Output, Publisher, Receipt, Record,
+    RetainedFull, SessionId, StorageState, Time, block::Consequence, counters::add, quota::Quotas,
+    slots::Handle,
 };
 
 /// The time of this input, operation numbers, limits and counters.
@@ -26,6 +27,10 @@ pub(crate) struct Env {
     /// Who waits for which Persist, in the order of operations.
     pub(crate) waiters: VecDeque<(OpId, Waiter)>,
     pub(crate) storage: StorageState,
+    /// Whose message is being delivered; `None` = the server's own, or one that has waited here.
+    pub(crate) publisher: Option<Publisher>,
+    /// What follows from queues that this input has found full, or emptied.
+    pub(crate) consequences: Vec<Consequence>,
     scratch: BytesMut,
 }
 
@@ -56,6 +61,8 @@ impl Env {
             persisted: first,
             waiters: VecDeque::new(),
             storage: StorageState::Ok,
+            publisher: None,
+            consequences: Vec::new(),
             scratch: BytesMut::new(),
         }
     }
@@ -79,45 +86,6 @@ impl Env {
 
     pub(crate) fn take_encoded(&mut self) -> Bytes {
         self.scratch.split().freeze()
-    }
-
-    /// Whether a session of a quota class that has this many messages that wait, with these bytes in memory and these
-    /// in the store alone, may have one more. Counts the message as dropped if it may not.
-    pub(crate) fn fits(
-        &mut self,
-        class: u8,
-        (waiting, bytes, spilled): (usize, u32, u32),
-        message: &Message,
-        qos: QoS,
-    ) -> bool {
-        let (messages_max, bytes_max) = self.queue_limits(class);
-        let counters = &mut self.counters;
-        let cost = u64::from(message.cost());
-        let limit = if waiting >= messages_max as usize {
-            &mut counters.limit_queued_messages
-        } else if u64::from(bytes) + cost > u64::from(bytes_max) {
-            &mut counters.limit_session_bytes
-        } else if u64::from(spilled) + cost > u64::from(self.limits.session_store_bytes) {
-            &mut counters.limit_session_store_bytes
-        } else {
-            return true;
-        };
-        add(limit, 1);
-        self.count_dropped(qos);
-        false
-    }
-
-    /// No Packet Identifier is left for one more message.
-    pub(crate) fn count_full_queue(&mut self, qos: QoS) {
-        add(&mut self.counters.limit_queued_messages, 1);
-        self.count_dropped(qos);
-    }
-
-    fn count_dropped(&mut self, qos: QoS) {
-        match qos {
-            QoS::AtMostOnce => add(&mut self.counters.dropped_queue_full_qos0, 1),
-            _ => add(&mut self.counters.dropped_queue_full, 1),
-        }
     }
 
     pub(crate) fn count_retained_full(&mut self, full: RetainedFull) {

@@ -12,6 +12,7 @@ use crate::{
     Undone,
     acquire::Claim,
     auth::AuthState,
+    block::HeldPublishers,
     close::{DueWill, End},
     conns::{Conns, HeldInput, HeldInputs, PAUSED_EARLY, PAUSED_UNSENT, State},
     counters::add,
@@ -40,6 +41,8 @@ pub(crate) struct Hub {
     pub(crate) releasing: VecDeque<(OpId, Text, Owner)>,
     /// Queues that the store couldn't read, and when to try again.
     pub(crate) loads_again: Vec<(Time, Handle)>,
+    /// Publishers that wait for full queues.
+    pub(crate) held_publishers: HeldPublishers,
     /// What was undone, and when: a session that is on its way from another worker may be concerned.
     pub(crate) undone: VecDeque<(Time, Arc<Undone>)>,
     /// Wills to be published at the end of this input.
@@ -73,6 +76,7 @@ impl Hub {
             txns: VecDeque::new(),
             releasing: VecDeque::new(),
             loads_again: Vec::new(),
+            held_publishers: HeldPublishers::default(),
             undone: VecDeque::new(),
             wills: Vec::new(),
             left_behind: Vec::new(),
@@ -190,6 +194,9 @@ impl Hub {
             && !self.backlog.contains(&handle)
         {
             self.backlog.push_back(handle);
+        }
+        if session.was_full() {
+            session.unblock(&mut self.env, false);
         }
     }
 

@@ -33,7 +33,7 @@ pub struct WorkerSlot(pub u8);
 
 /// A network connection of one worker. The driver gives them out; the generation tells a late
 /// reference to a connection that is gone from its successor in the same place.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ConnId {
     /// Place in the worker's slab.
     pub index: u32,

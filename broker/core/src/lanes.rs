@@ -18,8 +18,8 @@ use crate::{
     conns::{AckBody, HeldInput, PAUSED_RESTORING, State},
     counters::add,
     env::{Env, Waiter},
+    full::Level,
     hub::Hub,
-    message::Message,
     session::Waiting,
 };
 
@@ -212,16 +212,11 @@ impl Session {
         })
     }
 
-    /// Room for a data stream's message within its share of the session's queue. Counts it as dropped otherwise.
-    pub(crate) fn has_share(
-        &self,
-        env: &mut Env,
-        stream: Option<DataStream>,
-        message: &Message,
-        qos: QoS,
-    ) -> bool {
+    /// What waits of a data stream, as if all streams had as much: each has an equal share of the session's queue. And
+    /// how many shares there are.
+    pub(crate) fn share_of(&self, stream: Option<DataStream>) -> Option<(Level, u32)> {
         let (Some(lanes), Some(_), Some(flow)) = (&self.lanes, stream, &self.flow) else {
-            return true;
+            return None;
         };
         let waiting = flow.queue.iter().chain(&flow.queue_qos0);
         let (count, bytes) = waiting
@@ -230,8 +225,19 @@ impl Session {
                 (count + 1, bytes.saturating_add(waiting.message.cost()))
             });
         let shares = lanes.shares();
-        let bytes = bytes.saturating_mul(shares as u32);
-        env.fits(self.quota_class, (count * shares, bytes, 0), message, qos)
+        let level = Level {
+            messages: count * shares,
+            bytes: bytes.saturating_mul(shares as u32),
+            spilled: 0,
+        };
+        Some((level, shares as u32))
+    }
+
+    /// The same of all data streams that have subscriptions.
+    pub(crate) fn shares(&self) -> Vec<Level> {
+        let streams = self.lanes.iter().flat_map(|lanes| &lanes.streams);
+        let levels = streams.filter_map(|lane| self.share_of(Some(lane.stream)));
+        levels.map(|(level, _)| level).collect()
     }
 
     /// Counts what is sent on a stream.

@@ -17,7 +17,8 @@
 //!
 //! **Choices that the standard leaves open.** Overlapping subscriptions of a client get one PUBLISH
 //! with the highest QoS and all Subscription Identifiers (§3.3.4). QoS 0 messages are not kept for
-//! clients that aren't connected. A full queue drops what arrives, not what waits. Control packets go
+//! clients that aren't connected. A full queue drops what arrives, not what waits, unless the client's
+//! quota class says otherwise ([`WhenFull`]). Control packets go
 //! at once; of the messages that wait, those with QoS > 0 go ahead of those with QoS 0, eight for one;
 //! messages of one publisher with the same QoS stay in order for as long as its connection lasts.
 #![forbid(unsafe_code)]
@@ -28,6 +29,7 @@ mod acquire;
 mod alias;
 mod attach;
 mod auth;
+mod block;
 mod close;
 mod connect;
 mod conns;
@@ -37,6 +39,7 @@ mod drain;
 mod early;
 mod env;
 mod frame;
+mod full;
 mod hub;
 mod io;
 mod keep_alive;
@@ -75,12 +78,13 @@ pub use account::{Account, SubscriptionAccount};
 pub use auth::{AuthResult, AuthStep, Credentials, Granted, Identity};
 pub use counters::Counters;
 pub use frame::Frame;
+pub use full::Publisher;
 pub use io::*;
 pub use lanes::{DATAGRAMS, DataEnd, DataStream};
 pub use limits::{CoreConfig, CoreLimits, RetainedLimits};
 pub use mesh::*;
 pub use message::Message;
-pub use quota::{AboveQuota, QUOTA_CLASSES_MAX, QuotaLimits};
+pub use quota::{AboveQuota, QUOTA_CLASSES_MAX, QuotaLimits, WhenFull};
 pub use record::*;
 pub use retained::{Retained, RetainedFull};
 pub use session::Session;
@@ -241,6 +245,7 @@ impl Core {
             Input::Malformed { conn, reason } => self.hub.on_malformed(conn, reason, out),
             Input::Timeout => {
                 self.hub.on_timeout(out);
+                self.hub.release_publishers(out);
                 self.hub.work_off_drain(out);
                 self.hub.load_again(false, out);
                 self.hub.work_off_backlog(out);
@@ -257,20 +262,40 @@ impl Core {
             Input::RetainedLoaded => self.hub.on_retained_loaded(out),
             Input::SessionsRestored => self.hub.on_sessions_restored(out),
         }
-        if !self.hub.ready.is_empty() {
-            self.take_held(out);
-        }
-        if !self.hub.left_behind.is_empty() {
-            self.hand_on(out);
-        }
-        if !self.hub.wills.is_empty() {
-            match self.hub.shared.is_restoring() {
-                true => self.hub.keep_wills(out),
-                false => self.publish_wills(out),
-            }
+        let hub = &self.hub;
+        let is_done = hub.ready.is_empty()
+            && hub.left_behind.is_empty()
+            && hub.wills.is_empty()
+            && hub.env.consequences.is_empty();
+        if !is_done {
+            self.finish(out);
         }
         if !self.hub.slots.unparked.is_empty() {
             self.hub.park();
+        }
+    }
+
+    /// What few inputs bring about beside their own outputs.
+    #[cold]
+    fn finish(&mut self, out: &mut Vec<Output>) {
+        if !self.hub.ready.is_empty() {
+            self.take_held(out);
+        }
+        loop {
+            if !self.hub.left_behind.is_empty() {
+                self.hand_on(out);
+            }
+            if !self.hub.wills.is_empty() {
+                match self.hub.shared.is_restoring() {
+                    true => self.hub.keep_wills(out),
+                    false => self.publish_wills(out),
+                }
+            }
+            if self.hub.env.consequences.is_empty() {
+                return;
+            }
+            // A client that is disconnected may leave a will, and messages to its group.
+            self.hub.draw_consequences(out);
         }
     }
 
@@ -282,8 +307,9 @@ impl Core {
         let drain = self.hub.draining.as_ref().map(drain::Draining::next);
         let drain = drain.filter(|at| *at != session::NEVER);
         let loads = self.hub.loads_again.iter().map(|(at, _)| *at).min();
+        let held = self.hub.held_publishers.next();
         let timers = self.hub.timers.next().into_iter();
-        timers.chain(drain).chain(loads).min()
+        timers.chain(drain).chain(loads).chain(held).min()
     }
 
     /// Who the client of a connection is; `None` before that is known.
@@ -333,6 +359,7 @@ impl Core {
                 weight,
                 stored,
             } => self.hub.on_stored(receipt, (weight, stored), out),
+            Mesh::Hold { conn, session, on } => self.hub.on_hold(conn, session, on, out),
         }
     }
 

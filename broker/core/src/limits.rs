@@ -63,7 +63,8 @@ impl CoreConfig {
 
 /// Limits of one worker.
 ///
-/// The worst case of a session is 2 × `session_bytes` (half of it only for the moment of a move) +
+/// The worst case of a session is 2 × `session_bytes` (half of it only for the moment of a move, or
+/// what was under way to a session of a class that blocks) +
 /// `packet_bytes` (its will) + `subscriptions_per_session` × the longest filter + 131,070 bytes
 /// (every Packet Identifier in use by QoS 2 messages that the client never releases); that of a
 /// connection 3 × `send_buffer_bytes` + `packet_bytes` of frames that the transport has not taken.
@@ -98,16 +99,17 @@ pub struct CoreLimits {
     /// Messages with QoS > 0 that are on their way to a client (256); the client's Receive
     /// Maximum may be less.
     pub inflight_messages: u16,
-    /// Messages that wait for a client (1,000). Above it the newest is dropped and counted.
+    /// Messages that wait for a client (1,000). Above it the client's quota class says what happens
+    /// ([`crate::WhenFull`]); by default the newest is dropped and counted.
     pub queued_messages: u32,
     /// Memory of the messages that wait or are on their way, per session, bytes (1,000,000). Above
-    /// it the newest is dropped and counted. A message is counted in each session that has it.
+    /// it as above it of messages. A message is counted in each session that has it.
     pub session_bytes: u32,
     /// Messages that wait beyond a short head are left to the store alone (off): it has to be one that answers
     /// [`Output::Load`](crate::Output::Load).
     pub spills: bool,
-    /// Of the messages that only the store has, per session, bytes (16,777,216). Above it the newest is
-    /// dropped and counted.
+    /// Of the messages that only the store has, per session, bytes (16,777,216). Above it as above the
+    /// other two. A class that drops the oldest may have twice as much until they have been read.
     pub session_store_bytes: u32,
     /// Bytes given to a connection that the transport has not taken yet (65,536). Above it
     /// messages wait in the session's queue; above twice this much (by acknowledgements) nothing
@@ -131,6 +133,9 @@ pub struct CoreLimits {
     pub penalty_after_s: u32,
     /// How long it has to stay within them until that ends, seconds (10).
     pub penalty_ends_after_s: u32,
+    /// How long a publisher waits for a full queue of a class that blocks ([`crate::WhenFull::Block`]), milliseconds
+    /// (5,000). Then it goes on, and the queue drops what comes until it is half empty.
+    pub block_ms_max: u32,
     /// Topics in the worker's match cache (4,096).
     pub topic_cache_entries: usize,
 }
@@ -160,6 +165,7 @@ impl Default for CoreLimits {
             topic_aliases: 16,
             penalty_after_s: 5,
             penalty_ends_after_s: 10,
+            block_ms_max: 5_000,
             topic_cache_entries: 4_096,
         }
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use headgate_codec::Text;
 
-use crate::{ConnId, OpId, Owner, Session, Txn, WorkerSlot, message::Message};
+use crate::{ConnId, OpId, Owner, Publisher, Session, Txn, WorkerSlot, message::Message};
 
 /// What workers say to each other. Between two workers everything stays in the order in which it
 /// was sent, deliveries and control messages alike.
@@ -27,6 +27,15 @@ pub enum Mesh {
         weight: u32,
         /// The receiving worker has recorded the message for all targets that need it.
         stored: bool,
+    },
+    /// Control: a publisher of the receiving worker has to wait, or may go on.
+    Hold {
+        /// The publisher's connection.
+        conn: ConnId,
+        /// The handle of the session whose queue is full, or has room.
+        session: u64,
+        /// It has to wait.
+        on: bool,
     },
 }
 
@@ -81,6 +90,8 @@ pub enum FenceLeg {
 pub struct Delivery {
     /// The message, shared.
     pub message: Arc<Message>,
+    /// Who has published it, if that client can be told to wait.
+    pub publisher: Option<Publisher>,
     /// Who gets it.
     pub targets: Vec<Target>,
     /// The publisher's acknowledgement waits for [`Mesh::Stored`].

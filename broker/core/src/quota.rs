@@ -36,6 +36,24 @@ pub enum AboveQuota {
     Disconnect,
 }
 
+/// What is done when a message meets a full queue of a session: the limits of its class, or those of all, have no room
+/// for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum WhenFull {
+    /// The message is dropped.
+    #[default]
+    DropNewest,
+    /// The oldest one goes that was not sent yet: those with QoS 0 first, and one with QoS 1 or 2 only for another one
+    /// with QoS 1 or 2.
+    DropOldest,
+    /// The message is dropped, and the client gets DISCONNECT with 0x97 (Quota exceeded). Its session stays for as long
+    /// as its Session Expiry Interval says.
+    Disconnect,
+    /// The message is queued, and its publisher is not read from until the queue is half empty, or for `block_ms_max` at
+    /// most (back pressure). A queue that has not been half empty for so long drops what comes, until it is.
+    Block,
+}
+
 /// What the sessions of a class may use. 0 = no limit of the class; where `CoreLimits` has one, that applies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct QuotaLimits {
@@ -57,6 +75,8 @@ pub struct QuotaLimits {
     pub is_policed: bool,
     /// What is done above the rates.
     pub above: AboveQuota,
+    /// What is done when a session's queue is full.
+    pub when_full: WhenFull,
 }
 
 impl QuotaLimits {

@@ -6,7 +6,7 @@ use headgate_topics::Subscriber;
 use std::sync::Arc;
 
 use crate::{
-    ConnId, Core, Delivery, Output, Receipt, Target, Txn, WorkerSlot,
+    ConnId, Core, Delivery, Output, Publisher, Receipt, Target, Txn, WorkerSlot,
     counters::add,
     env::Env,
     hub::Hub,
@@ -83,6 +83,7 @@ impl Core {
             merge(matched, publisher, merged);
             matched = merged;
         }
+        hub.env.publisher = origin.map(|conn| Publisher { worker: me, conn });
         for &entry in matched {
             let (mut subscriber, mut group) = (entry, 0);
             if Options(entry.options()).has(Options::SHARED) {
@@ -137,6 +138,7 @@ impl Core {
         let Self { hub, plans, .. } = self;
         let me = hub.config.worker;
         let (handle, options) = (Handle(member.id()), Options(member.options()));
+        hub.env.publisher = None;
         if handle.worker() == me {
             let (slots, env) = (&mut hub.slots, &mut hub.env);
             deliver_here(slots, env, fan, (handle, options, group), me, plans, out);
@@ -170,6 +172,7 @@ impl Core {
             return;
         }
         let before = hub.env.last_persist;
+        hub.env.publisher = delivery.publisher;
         let mut fan = Fanout::of_message(&delivery.message, hub.env.now);
         // [MQTT-3.3.2-5]: it may have waited for this worker.
         let is_expired = delivery.message.is_expired(hub.env.now);
@@ -291,6 +294,7 @@ impl Hub {
             add(&mut self.env.counters.mesh_out, 1);
             let delivery = Delivery {
                 message: Arc::clone(fan.message()),
+                publisher: self.env.publisher,
                 targets,
                 receipt: ties.receipt.filter(|_| is_tied),
                 txn: ties.txn.filter(|_| is_tied),

@@ -24,14 +24,14 @@ use crate::{
     slots::Handle,
 };
 
-/// Which member of a group gets a message. Members that are connected come first, always; only if none is, one that
-/// will come back gets it.
+/// Which member of a group gets a message. Members that are connected come first, and of these the ones whose queues
+/// have room, always; only if none is connected, one that will come back gets it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ShareStrategy {
     /// Each in its turn.
     #[default]
     RoundRobin,
-    /// The same one for as long as it is connected.
+    /// The same one for as long as it is connected and keeps up.
     Sticky,
     /// The one with the fewest messages that wait or are not acknowledged.
     LeastQueued,
@@ -76,6 +76,18 @@ pub(crate) struct MemberState {
     pub(crate) connected: AtomicBool,
     /// Messages that wait or are not acknowledged.
     pub(crate) waiting: AtomicU32,
+    /// Its queue was found full, and isn't half empty yet.
+    full: AtomicBool,
+}
+
+impl MemberState {
+    pub(crate) fn is_full(&self) -> bool {
+        self.full.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_full(&self, full: bool) {
+        self.full.store(full, Ordering::Relaxed);
+    }
 }
 
 /// The parts of `$share/ShareName/filter`. `Err`: it begins like one and is none
@@ -262,22 +274,24 @@ impl Group {
             return None;
         }
         let is_connected = |m: &&Member| m.state.connected.load(Ordering::Relaxed);
+        let is_ready = |m: &&Member| is_connected(m) && !m.state.is_full();
         let chosen = self.chosen.load(Ordering::Relaxed);
         if strategy == ShareStrategy::Sticky
             && let Some(member) = members.iter().find(|m| m.subscriber.id() == chosen)
-            && is_connected(&member)
+            && is_ready(&member)
         {
             return Some(member.subscriber);
         }
         let start = self.turn.fetch_add(1, Ordering::Relaxed) % members.len();
-        let in_turn = members[start..].iter().chain(&members[..start]);
-        let mut connected = in_turn.filter(is_connected);
+        let in_turn = || members[start..].iter().chain(&members[..start]);
+        let mut ready = in_turn().filter(is_ready);
         let member = match strategy {
             ShareStrategy::LeastQueued => {
-                connected.min_by_key(|m| m.state.waiting.load(Ordering::Relaxed))
+                ready.min_by_key(|m| m.state.waiting.load(Ordering::Relaxed))
             }
-            _ => connected.next(),
+            _ => ready.next(),
         };
+        let member = member.or_else(|| in_turn().find(is_connected));
         let member = member.unwrap_or(&members[start]);
         self.chosen.store(member.subscriber.id(), Ordering::Relaxed);
         Some(member.subscriber)
@@ -390,7 +404,7 @@ impl Session {
         self.share.get_or_insert_with(|| {
             Arc::new(MemberState {
                 connected: AtomicBool::new(connected),
-                waiting: AtomicU32::new(0),
+                ..MemberState::default()
             })
         })
     }

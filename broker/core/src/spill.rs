@@ -198,9 +198,24 @@ impl Session {
         let is_wanted = self.conn.is_some() && is_taken || self.share.is_some();
         // What other members of a group may have to get is read whatever waits in front of it.
         let is_enough = flow.inflight.len() > usize::from(self.send_quota) && self.conn.is_some();
-        let is_blocked = self.fence.is_some() || env.storage == StorageState::Failed || is_enough;
+        if is_wanted && !is_enough {
+            self.read_on(env, flow, out);
+        } else if flow.spill.is_some() && self.is_over(env, flow) {
+            self.load_oldest(env, flow, out);
+        }
+    }
+
+    /// Reads on from the store, if it has the oldest messages that are to be sent.
+    pub(crate) fn load_oldest(&self, env: &mut Env, flow: &mut Flow, out: &mut Vec<Output>) {
+        if flow.queue.is_empty() {
+            self.read_on(env, flow, out);
+        }
+    }
+
+    fn read_on(&self, env: &mut Env, flow: &mut Flow, out: &mut Vec<Output>) {
+        let is_blocked = self.fence.is_some() || env.storage == StorageState::Failed;
         let Some(spill) = &mut flow.spill else { return };
-        if !is_wanted || is_blocked || spill.loading != OpId(0) {
+        if is_blocked || spill.loading != OpId(0) {
             return;
         }
         let op = env.op();
@@ -264,6 +279,7 @@ impl Hub {
         let lanes = session.lanes.as_deref();
         let stream_of = |topic: &str| lanes.and_then(|lanes| lanes.way(topic).stream);
         flow.take_loaded(messages, more, group_of, stream_of);
+        session.trim(&mut self.env, out);
         self.pump(handle.slot(), out);
         // Whoever waits for its end has waited for this alone.
         self.end_if_expired(handle, out);

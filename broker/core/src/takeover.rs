@@ -138,7 +138,11 @@ impl Hub {
         let Some(fenced) = session.fence.take() else {
             return;
         };
+        self.env.publisher = None;
         session.release(&mut self.env, fenced.held, out);
+        if session.was_full() {
+            session.unblock(&mut self.env, false);
+        }
         // What only the store has could not be read before.
         if session.flow.as_ref().is_some_and(|f| f.spill.is_some()) {
             self.pump(slot, out);

@@ -13,7 +13,9 @@ mod setting;
 pub use check::check_files;
 pub use error::{ConfigError, Location, Origin, Problem};
 pub use load::{Flag, Loaded, Sources};
-pub use quota::{Above, DEFAULT_CLASS, QuotaClass, QuotaConfig, SUSPECT_CLASS, is_class_name};
+pub use quota::{
+    Above, DEFAULT_CLASS, QuotaClass, QuotaConfig, SUSPECT_CLASS, WhenFull, is_class_name,
+};
 pub use sections::{
     AdminConfig, AuthConfig, Config, Congestion, DeniedReason, KernelConfig, KernelMode,
     LimitsConfig, ListenConfig, ListsConfig, LogConfig, LogFormat, LogLevel, MqttConfig,

@@ -18,6 +18,20 @@ words! {
     }
 }
 
+words! {
+    /// What is done when a message meets a full queue of a session.
+    WhenFull {
+        /// The message is dropped.
+        DropNewest = "drop-newest",
+        /// The oldest one goes that was not sent yet.
+        DropOldest = "drop-oldest",
+        /// DISCONNECT with 0x97; the session stays.
+        Disconnect = "disconnect",
+        /// Its publisher is not read from until there is room.
+        Block = "block",
+    }
+}
+
 /// The class of clients without another.
 pub const DEFAULT_CLASS: &str = "default";
 /// The class of QUIC connections that somebody sends forged packets to, and of such that are gone.
@@ -81,12 +95,18 @@ quota_keys! {
     connections: u32 = 0;
     /// Subscriptions of one session. More: SUBACK 0x97. 0 = limits.subscriptions_per_session.
     subscriptions: u32 = 0;
-    /// Messages that wait for one session. More: the newest is dropped and counted.
-    /// 0 = limits.queued_messages_per_session.
+    /// Messages that wait for one session. More: when_full. 0 = limits.queued_messages_per_session.
     queued_messages: u32 = 0;
-    /// Memory of the messages that wait for one session or are on their way to it, bytes. More: the
-    /// newest is dropped and counted. 0 = limits.memory_per_connection_bytes.
+    /// Memory of the messages that wait for one session or are on their way to it, bytes. More:
+    /// when_full. 0 = limits.memory_per_connection_bytes.
     memory_bytes: u32 = 0;
+    /// What is done when a session has no room for one more message. "drop-newest" = that one is
+    /// dropped; "drop-oldest" = the oldest goes that was not sent yet, those with QoS 0 first, and one
+    /// with QoS 1 or 2 for none with QoS 0; "disconnect" = the client gets DISCONNECT 0x97, and its
+    /// session stays for its expiry; "block" = the publisher is not read from until the queue is half
+    /// empty, for limits.block_max_ms at most, and what it sent before is queued. Only who is connected
+    /// is disconnected or blocks: a client that is away has the newest dropped. All is counted.
+    when_full: WhenFull = WhenFull::DropNewest;
     /// Bidirectional streams that a QUIC client may have open, the control stream too; for connections
     /// from then on, and 1,000 at most. More: STREAM_LIMIT_ERROR, or RESET_STREAM with 0x97 of those
     /// that it has opened before its class was known. 0 = limits.streams_per_connection.
@@ -249,10 +269,14 @@ mod tests {
         class.set("above", "refuse").expect("right");
         let error = class.set("above", "shout").expect_err("wrong");
         assert!(error.contains("\"disconnect\""), "{error}");
+        class.set("when_full", "drop-oldest").expect("right");
+        let error = class.set("when_full", "wait").expect_err("wrong");
+        assert!(error.contains("\"block\""), "{error}");
         let error = class.set("message", "1").expect_err("wrong");
         assert!(error.contains("messages_per_second"), "{error}");
         let shown: Vec<_> = class.each().collect();
         assert!(shown.contains(&("messages_per_second", "12000".to_owned())));
         assert!(shown.contains(&("above", "refuse".to_owned())));
+        assert!(shown.contains(&("when_full", "drop-oldest".to_owned())));
     }
 }

@@ -75,7 +75,7 @@ words! {
     SharedSubscriptions {
         /// Each in its turn.
         RoundRobin = "round_robin",
-        /// The same one for as long as it is connected.
+        /// The same one for as long as it is connected and keeps up.
         Sticky = "sticky",
         /// The one with the fewest messages that wait or are not acknowledged.
         LeastQueued = "least_queued",
@@ -389,11 +389,12 @@ sections! {
         sessions_per_worker: u32 = 1_000_000, 1..=16_777_215;
         /// Subscriptions of one session. More: SUBACK 0x97. About 90 bytes each, and the filter.
         subscriptions_per_session: u32 = 1_000, 1..=1_000_000;
-        /// Messages that wait for one session. More: the newest is dropped and counted. Together with
-        /// inflight_messages_per_session at most 65,000: each has a Packet Identifier of its own.
+        /// Messages that wait for one session. More: the newest is dropped and counted, or what
+        /// when_full of its quota class says. Together with inflight_messages_per_session at most
+        /// 65,000: each has a Packet Identifier of its own.
         queued_messages_per_session: u32 = 1_000, 1..=1_000_000;
         /// Memory of the messages that wait for one session or are on their way to it, bytes.
-        /// More: the newest is dropped and counted.
+        /// More: as above.
         memory_per_connection_bytes: u32 = 1_000_000, 65_536..=1_073_741_824;
         /// Bytes given to a connection that the network has not taken yet. More: messages wait in
         /// the session's queue; above twice as much, nothing is read from the client.
@@ -424,6 +425,10 @@ sections! {
         penalty_after_s: u32 = 5, 0..=3_600;
         /// How long it has to stay within them until that ends, seconds.
         penalty_ends_after_s: u32 = 10, 1..=3_600;
+        /// How long a publisher waits for a subscriber whose queue is full and whose quota class has
+        /// when_full = "block", milliseconds. Then it is read from again, and the queue drops what comes
+        /// until it is half empty.
+        block_max_ms: u32 = 5_000, 1..=600_000;
         /// Passwords that are being checked or wait for that, all workers together. More: CONNACK
         /// 0x89. Each holds a CONNECT packet. With 30 ms for each and auth.threads = 2 the last of 512
         /// waits for 8 s, and mqtt.connect_timeout_s is 10.

@@ -110,6 +110,8 @@ label! {
         /// The session's queue was full (`limits.queued_messages_per_session` or
         /// `limits.memory_per_connection_bytes`).
         QueueFull = "queue_full",
+        /// It was the oldest in a full queue, and a newer one took its place (`when_full` of the quota class).
+        Oldest = "queue_full_oldest",
         /// QoS 0 and the subscriber is not connected.
         Offline = "offline",
         /// Its Message Expiry Interval has passed (MQTT 5.0 §3.3.2.3.3).

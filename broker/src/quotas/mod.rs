@@ -5,7 +5,7 @@
 //! reported.
 
 use crate::{
-    config::{Above, QuotaClass, QuotaConfig},
+    config::{Above, QuotaClass, QuotaConfig, WhenFull},
     state_file::{self, StateError},
 };
 use headgate_common::quota::QuotaClass as Record;
@@ -419,6 +419,12 @@ fn limits(class: &QuotaClass) -> QuotaLimits {
             Above::Slow => AboveQuota::Slow,
             Above::Refuse => AboveQuota::Refuse,
             Above::Disconnect => AboveQuota::Disconnect,
+        },
+        when_full: match class.when_full {
+            WhenFull::DropNewest => headgate_core::WhenFull::DropNewest,
+            WhenFull::DropOldest => headgate_core::WhenFull::DropOldest,
+            WhenFull::Disconnect => headgate_core::WhenFull::Disconnect,
+            WhenFull::Block => headgate_core::WhenFull::Block,
         },
     }
 }

@@ -12,6 +12,7 @@ mod connect;
 mod durable;
 mod early;
 mod found;
+mod full;
 mod message_cost;
 mod messages;
 mod model;
