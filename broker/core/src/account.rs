@@ -6,7 +6,7 @@ use headgate_codec::{QoS, Text, Version};
 
 use crate::{
     ConnId, Core, Owner, Time,
-    session::{Flow, Inflight, NEVER, Session, Subscription, Waiting},
+    session::{Flow, Inflight, NEVER, Session, Waiting},
     slots::Slot,
 };
 
@@ -82,7 +82,7 @@ impl Session {
         let of_flow = |count: fn(&Flow) -> usize| flow.map_or(0, count);
         let spill = flow.and_then(|flow| flow.spill.as_deref());
         let subscriptions = self.subscriptions.iter().map(|s| SubscriptionAccount {
-            filter: s.filter.clone(),
+            filter: s.filter.into(),
             qos: s.options.qos(),
         });
         Account {
@@ -106,10 +106,8 @@ impl Session {
     }
 
     fn memory_bytes(&self) -> usize {
-        let subscriptions = self.subscriptions.capacity() * size_of::<Subscription>();
-        let filters: usize = self.subscriptions.iter().map(|s| s.filter.len()).sum();
         let flow = self.flow.as_deref().map_or(0, Flow::memory_bytes);
-        size_of::<Self>() + self.client_id.len() + subscriptions + filters + flow
+        size_of::<Self>() + self.client_id.len() + self.subscriptions.memory_bytes() + flow
     }
 }
 

@@ -116,7 +116,7 @@ impl Hub {
 
     /// Nobody has the session any more: its entries in the topic table go, too.
     pub(crate) fn forget_subscriptions(&self, session: &Session) {
-        for subscription in &session.subscriptions {
+        for subscription in session.subscriptions.iter() {
             self.shared.remove(subscription, session.handle);
         }
     }

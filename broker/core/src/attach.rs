@@ -213,11 +213,13 @@ fn opened(session: &Session, connect: &Connect, terms: &Terms) -> Record {
 /// persistent. A reader finds the old entry or the new one, never both or none.
 pub(crate) fn repoint(session: &mut Session, shared: &Shared, former: Handle) {
     let (persistent, handle) = (session.is_persistent(), session.handle);
-    for subscription in &mut session.subscriptions {
-        subscription.options = subscription.options.with(Options::PERSISTENT, persistent);
-        let entry = headgate_topics::Subscriber::new(handle.0, subscription.options.0);
+    let places: Vec<_> = session.subscriptions.places().collect();
+    for place in places {
+        let subscription = session.subscriptions.at(place);
+        let options = subscription.options.with(Options::PERSISTENT, persistent);
+        let entry = headgate_topics::Subscriber::new(handle.0, options.0);
         // Its former worker may be gone meanwhile, and the entries with it.
-        let filter = &*subscription.filter;
+        let filter = subscription.filter;
         match subscription.group {
             0 => {
                 if !shared.topics.replace(filter, former.0, entry) {
@@ -230,9 +232,10 @@ pub(crate) fn repoint(session: &mut Session, shared: &Shared, former: Handle) {
                 if let (false, Ok(Some(of_group))) = (is_there, share::parse(filter)) {
                     let filters = (filter, of_group);
                     let group = shared.shares.join(&shared.topics, filters, entry, state);
-                    subscription.group = group;
+                    session.subscriptions.set_group(place, group);
                 }
             }
         }
+        session.subscriptions.set_options(place, options);
     }
 }

@@ -152,7 +152,7 @@ impl Hub {
         };
         // [MQTT-3.1.2-8]: a will doesn't wait longer than the session.
         self.will_due(&mut session);
-        for subscription in &session.subscriptions {
+        for subscription in session.subscriptions.iter() {
             self.shared.remove(subscription, handle);
         }
         self.count_session_gone(&session);

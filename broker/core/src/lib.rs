@@ -63,6 +63,7 @@ mod share;
 mod slots;
 mod spill;
 mod subscribe;
+mod subscriptions;
 mod takeover;
 mod timers;
 mod undo;
@@ -171,9 +172,9 @@ impl Shared {
         self.classes.forget_worker(worker);
     }
 
-    fn remove(&self, subscription: &session::Subscription, handle: slots::Handle) {
+    fn remove(&self, subscription: subscriptions::Subscription<'_>, handle: slots::Handle) {
         match subscription.group {
-            0 => drop(self.topics.unsubscribe(&subscription.filter, handle.0)),
+            0 => drop(self.topics.unsubscribe(subscription.filter, handle.0)),
             group => self.shares.leave(&self.topics, group, handle),
         }
     }

@@ -7,9 +7,10 @@ use crate::{
     counters::add,
     hub::Hub,
     options::Options,
-    session::{Flow, Subscription},
+    session::Flow,
     slots::{Handle, Slot},
     spill::Spill,
+    subscriptions::{Subscription, Subscriptions},
 };
 
 const HAS_SPILL: u8 = 1;
@@ -62,9 +63,9 @@ impl Session {
         w.text("", &self.client_id);
         w.number(self.subscriptions.len() as u64);
         let mut before = "";
-        for s in &self.subscriptions {
-            w.text(before, &s.filter).number(s.id).u8(s.options.0);
-            before = &s.filter;
+        for s in self.subscriptions.iter() {
+            w.text(before, s.filter).number(s.id).u8(s.options.0);
+            before = s.filter;
         }
         Some(w.0.into_boxed_slice())
     }
@@ -93,17 +94,17 @@ impl Session {
             .collect();
         let client_id = r.text("");
         let count: usize = r.number();
-        let mut subscriptions = Vec::with_capacity(count);
+        let mut subscriptions = Subscriptions::default();
+        let mut before = Box::default();
         for _ in 0..count {
-            let before: &str = subscriptions
-                .last()
-                .map_or("", |s: &Subscription| &s.filter);
+            let filter = r.text(&before);
             subscriptions.push(Subscription {
-                filter: r.text(before),
+                filter: &filter,
                 id: r.number(),
                 group: 0,
                 options: Options(r.u8()),
             });
+            before = filter;
         }
         let flow = Flow {
             last_packet_id,

@@ -198,7 +198,7 @@ impl Shared {
                 options: options_of(subscription.options),
                 id: subscription.subscription_id.unwrap_or(0),
             };
-            let existing = session.position_of(&subscription.filter);
+            let existing = session.subscriptions.find(&subscription.filter);
             self.enter(session, &wanted, existing);
         }
         session.subscriptions.len() as u64

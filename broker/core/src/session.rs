@@ -16,6 +16,7 @@ use crate::{
     share::{GroupId, MemberState},
     slots::{Handle, WaitingTakeover},
     spill::Spill,
+    subscriptions::Subscriptions,
 };
 
 /// A client's session. It moves between workers by value; outside the core it is opaque.
@@ -53,7 +54,7 @@ pub struct Session {
     /// Quota class of the last connection.
     pub(crate) quota_class: u8,
     pub(crate) aliases: Option<Box<Aliases>>,
-    pub(crate) subscriptions: Vec<Subscription>,
+    pub(crate) subscriptions: Subscriptions,
     pub(crate) will: Option<Box<PendingWill>>,
     pub(crate) flow: Option<Box<Flow>>,
     pub(crate) fence: Option<Box<Fenced>>,
@@ -65,17 +66,6 @@ pub struct Session {
     pub(crate) share: Option<Arc<MemberState>>,
     /// It ends for the client's next owner, once it is known what it leaves to others.
     pub(crate) heir: Option<Box<WaitingTakeover>>,
-}
-
-/// A subscription of a session.
-#[derive(Debug)]
-pub(crate) struct Subscription {
-    pub(crate) filter: Box<str>,
-    /// Subscription Identifier; 0 = none.
-    pub(crate) id: u32,
-    /// The group of a Shared Subscription; 0 = it is none.
-    pub(crate) group: GroupId,
-    pub(crate) options: Options,
 }
 
 /// A will, and when it is to be published: `None` while the client is connected.
@@ -207,7 +197,7 @@ impl Session {
             alias_max: 0,
             quota_class: 0,
             aliases: None,
-            subscriptions: Vec::new(),
+            subscriptions: Subscriptions::default(),
             will: None,
             flow: None,
             fence: None,
@@ -306,9 +296,7 @@ impl Session {
         if self.fence.is_none() && self.flow.as_ref().is_some_and(|f| f.is_idle()) {
             self.flow = None;
         }
-        if self.subscriptions.capacity() > self.subscriptions.len() * 2 {
-            self.subscriptions.shrink_to_fit();
-        }
+        self.subscriptions.shrink();
     }
 
     /// The Topic Filter that makes the session a member of a group.
@@ -317,7 +305,7 @@ impl Session {
             .subscriptions
             .iter()
             .find(|s| group != 0 && s.group == group)?;
-        Some(Text::from(&*subscription.filter))
+        Some(Text::from(subscription.filter))
     }
 
     /// Subscription Identifiers of all subscriptions that match \[MQTT-3.3.4-4\]; for a member of a
@@ -327,7 +315,7 @@ impl Session {
             .subscriptions
             .iter()
             .filter(|s| s.id != 0 && s.group == group)
-            .filter(|s| group != 0 || headgate_topics::filter_matches(&s.filter, topic))
+            .filter(|s| group != 0 || headgate_topics::filter_matches(s.filter, topic))
             .map(|s| s.id)
             .collect();
         (!ids.is_empty()).then_some(ids)

@@ -273,8 +273,8 @@ impl Hub {
         }
         let subscriptions = &session.subscriptions;
         let group_of = |filter: &str| {
-            let of_group = subscriptions.iter().find(|s| *s.filter == *filter);
-            of_group.map_or(0, |s| s.group)
+            let place = subscriptions.find(filter);
+            place.map_or(0, |place| subscriptions.at(place).group)
         };
         let lanes = session.lanes.as_deref();
         let stream_of = |topic: &str| lanes.and_then(|lanes| lanes.way(topic).stream);

@@ -15,8 +15,9 @@ use crate::{
     lanes::{self, Way},
     options::{Options, filters_overlap},
     reasons,
-    session::{Replay, Subscription},
+    session::Replay,
     share,
+    subscriptions::{Place, Subscription, Subscriptions},
 };
 
 /// A session with more subscriptions takes it for granted that a new filter overlaps one of them:
@@ -166,7 +167,7 @@ impl Hub {
             return ReasonCode::QUOTA_EXCEEDED;
         }
         // [MQTT-3.8.4-3]
-        let existing = session.position_of(text);
+        let existing = session.subscriptions.find(text);
         let is_full = existing.is_none()
             && session.subscriptions.len() >= env.subscriptions_max(session.quota_class);
         if is_full || levels(text) > usize::from(env.limits.topic_levels) {
@@ -218,12 +219,12 @@ impl Hub {
             return ReasonCode::UNSPECIFIED_ERROR;
         };
         // [MQTT-3.10.4-1]
-        let Some(index) = session.position_of(text) else {
+        let Some(place) = session.subscriptions.find(text) else {
             return ReasonCode::NO_SUBSCRIPTION_EXISTED;
         };
-        let subscription = session.subscriptions.swap_remove(index);
+        shared.remove(session.subscriptions.at(place), session.handle);
+        session.subscriptions.remove(place);
         sub(&mut env.counters.subscriptions, 1);
-        shared.remove(&subscription, session.handle);
         session.remove_route(text);
         if let Some(flow) = &mut session.flow {
             flow.replays.retain(|r| *r.filter != *text);
@@ -256,7 +257,7 @@ impl Shared {
         &self,
         session: &mut Session,
         wanted: &Wanted<'_>,
-        existing: Option<usize>,
+        existing: Option<Place>,
     ) {
         let text = wanted.filter;
         let options = Options::new(wanted.options, wanted.id != 0)
@@ -279,27 +280,19 @@ impl Shared {
             }
         };
         let subscription = Subscription {
-            filter: text.into(),
+            filter: text,
             id: wanted.id,
             group,
             options,
         };
         match existing {
-            Some(index) => session.subscriptions[index] = subscription,
-            None => {
-                reserve(&mut session.subscriptions);
-                session.subscriptions.push(subscription);
-            }
+            Some(place) => session.subscriptions.replace(place, subscription),
+            None => session.subscriptions.push(subscription),
         }
     }
 }
 
 impl Session {
-    /// Where its subscription to a filter is.
-    pub(crate) fn position_of(&self, filter: &str) -> Option<usize> {
-        self.subscriptions.iter().position(|s| *s.filter == *filter)
-    }
-
     /// Begins to send the retained messages for a subscription; at most once for each filter.
     fn replay_retained(&mut self, filter: &str, id: u32, qos: QoS, is_any: bool) {
         if let Some(flow) = &mut self.flow {
@@ -318,25 +311,15 @@ impl Session {
 
 /// Another filter may match the same topics. It is enough to mark the later one: then a match of
 /// both has a marked entry.
-fn overlaps(subscriptions: &[Subscription], filter: &str, existing: Option<usize>) -> bool {
+fn overlaps(subscriptions: &Subscriptions, filter: &str, existing: Option<Place>) -> bool {
     if subscriptions.len() > OVERLAP_SEARCH_MAX {
         return true;
     }
-    let others = subscriptions
-        .iter()
-        .enumerate()
-        .filter(|(i, s)| Some(*i) != existing && s.group == 0);
-    others
-        .into_iter()
-        .any(|(_, s)| filters_overlap(&s.filter, filter))
-}
-
-/// Room for one more, and little else while there are few.
-fn reserve(subscriptions: &mut Vec<Subscription>) {
-    let len = subscriptions.len();
-    if len == subscriptions.capacity() {
-        subscriptions.reserve_exact(if len < 8 { 1 } else { len / 2 });
-    }
+    subscriptions
+        .places()
+        .filter(|place| Some(*place) != existing)
+        .map(|place| subscriptions.at(place))
+        .any(|s| s.group == 0 && filters_overlap(s.filter, filter))
 }
 
 /// Subscription Options as on the wire (§3.8.3.1).
