@@ -22,5 +22,6 @@ pub mod siege;
 pub mod skip;
 pub mod stacks;
 pub mod streams;
+pub mod stuck;
 pub mod tcp_client;
 pub mod users;

@@ -1,13 +1,18 @@
 //! Quota classes of a real broker, as far as user space enforces them: whose class a client is of, what becomes of one that is
 //! above its quota while others are not, and `headgate ctl quota`.
 
-use headgate_codec::{Connect, Packet, PacketId, QoS, ReasonCode, Text};
+use headgate_codec::{Connect, Packet, PacketId, QoS, ReasonCode, Text, Version};
 use headgate_tests::{
     broker::{Broker, Settings},
+    stuck::client_of,
     tcp_client::{TcpClient, connect, publish},
     users::Users,
 };
-use std::time::{Duration, Instant};
+use std::{
+    net::TcpStream,
+    thread,
+    time::{Duration, Instant},
+};
 
 fn user(id: &str, name: &str, password: &str) -> Connect {
     let mut connect = connect(id);
@@ -93,7 +98,7 @@ fn a_client_above_its_quota_gets_slower_answers_and_its_neighbour_does_not() {
     };
     while slowed() == 0.0 {
         assert!(Instant::now() < deadline, "it was slowed");
-        std::thread::sleep(Duration::from_millis(50));
+        thread::sleep(Duration::from_millis(50));
     }
 }
 
@@ -217,4 +222,96 @@ fn a_class_that_there_is_not_is_an_error_of_the_configuration() {
     let (code, error) = check(&(base + "[quota.staff]\nconections = 1\n"));
     assert_eq!(code, Some(2), "{error}");
     assert!(error.contains("did you mean `connections`?"), "{error}");
+}
+
+/// A client whose connection takes little at once.
+fn with_small_window(broker: &Broker, id: &str) -> TcpClient {
+    let kind = (socket2::Domain::IPV4, socket2::Type::STREAM);
+    let socket = socket2::Socket::new(kind.0, kind.1, None).expect("a socket");
+    socket.set_recv_buffer_size(4_096).expect("a size");
+    socket
+        .connect(&broker.tcp().into())
+        .expect("the broker listens");
+    socket
+        .set_read_timeout(Some(Duration::from_secs(60)))
+        .expect("a socket");
+    let mut client = TcpClient::over(TcpStream::from(socket), Version::V5);
+    assert_eq!(client.shake_hands(connect(id)), ReasonCode::SUCCESS);
+    client
+}
+
+/// Publishers at the subscriber's worker and at another one wait for it, as long as it takes, and nothing is lost.
+#[test]
+fn publishers_wait_for_a_subscriber_whose_class_blocks() {
+    // 16 MB: more than the sockets' buffers on the way hold.
+    const MESSAGES: u32 = 1_000;
+    let broker = Broker::start(
+        "[listen]\nquota_classes = [\"tcp = slow\"]\n\
+         [limits]\nfull_queue_max_ms = 600000\nsend_buffer_bytes = 4096\n\
+         [quota.slow]\nqueued_messages = 20\nwhen_full = \"block\"\n",
+    );
+    let mut subscriber = with_small_window(&broker, "subscriber");
+    subscriber.subscribe(&["to/#"], QoS::AtMostOnce);
+    let publishers = [0, 1].map(|worker| {
+        let mut client = client_of(&broker, worker, &connect(&format!("publisher-{worker}")));
+        thread::spawn(move || {
+            for number in 0..MESSAGES {
+                let mut payload = vec![b'x'; 8_000];
+                payload[..4].copy_from_slice(&number.to_be_bytes());
+                let message = publish(&format!("to/{worker}"), QoS::AtMostOnce, payload);
+                client.send(&Packet::Publish(message));
+            }
+            client
+        })
+    });
+    for worker in [0, 1] {
+        broker.counts_from(
+            &format!("headgate_publishers_held_total{{worker=\"{worker}\"}}"),
+            1.0,
+        );
+    }
+    assert!(!publishers.iter().all(|publisher| publisher.is_finished()));
+    let mut next = [0; 2];
+    for _ in 0..2 * MESSAGES {
+        let Some(Packet::Publish(message)) = subscriber.receive() else {
+            panic!("a message expected")
+        };
+        let of = usize::from(message.topic.as_str() == "to/1");
+        let number: [u8; 4] = message.payload[..4].try_into().expect("a number");
+        assert_eq!(
+            u32::from_be_bytes(number),
+            next[of],
+            "in order, and none is missing"
+        );
+        next[of] += 1;
+    }
+    for publisher in publishers {
+        let mut client = publisher.join().expect("it publishes");
+        client.send(&Packet::PingReq);
+        assert_eq!(client.receive(), Some(Packet::PingResp));
+    }
+    assert_eq!(
+        broker.metrics().sum("headgate_messages_dropped_total{"),
+        0.0
+    );
+}
+
+#[test]
+fn a_client_that_is_too_slow_for_its_class_is_told_by_0x97() {
+    let broker = Broker::start(
+        "[listen]\nquota_classes = [\"tcp = slow\"]\n\
+         [quota.slow]\nqueued_messages = 10\nwhen_full = \"disconnect\"\n",
+    );
+    let mut slow = connect("slow");
+    slow.properties.receive_maximum = Some(1);
+    slow.properties.session_expiry_s = Some(60);
+    let (mut subscriber, _) = TcpClient::try_connect(broker.tcp(), slow);
+    subscriber.subscribe(&["a"], QoS::AtLeastOnce);
+    let mut publisher = TcpClient::connect(broker.tcp(), "publisher");
+    send_messages(&mut publisher, 12);
+    for _ in 0..12 {
+        assert_eq!(next_ack(&mut publisher), ReasonCode::SUCCESS);
+    }
+    assert!(matches!(subscriber.receive(), Some(Packet::Publish(_))));
+    assert_eq!(subscriber.disconnected(), ReasonCode::QUOTA_EXCEEDED);
 }

@@ -1,9 +1,11 @@
-//! What `headgate ctl session show` says of a client: what it holds, and what has gone over its connection.
+//! What `headgate ctl session show` says of a client: what it holds, and what has gone over its connection. And what
+//! becomes of the sessions of a worker that is stuck.
 
-use headgate_codec::{ConnectProperties, Packet, QoS, ReasonCode};
+use headgate_codec::{ConnectProperties, Packet, PacketId, QoS, ReasonCode};
 use headgate_tests::{
     broker::Broker,
     quic_client::{self, Client},
+    stuck::{StuckWorker, client_of},
     tcp_client::{TcpClient, connect, publish},
 };
 use serde_json::{Value, json};
@@ -133,4 +135,50 @@ fn nobody_is_told_apart_from_somebody() {
         error.contains("there is no session of a client `nobody`"),
         "{error}"
     );
+}
+
+/// Its clients wait; nobody else does, and nothing that has to be kept is acknowledged before it is.
+#[test]
+fn a_worker_that_is_stuck_holds_up_its_own_clients_alone() {
+    let broker = Broker::start("");
+    let mut lasting = connect("far");
+    lasting.properties.session_expiry_s = Some(3_600);
+    let mut far = client_of(&broker, 1, &lasting);
+    far.subscribe(&["far"], QoS::AtLeastOnce);
+    let [mut publisher, mut other, mut near] =
+        ["publisher", "other", "near"].map(|id| client_of(&broker, 0, &connect(id)));
+    near.subscribe(&["near"], QoS::AtMostOnce);
+    let stuck = StuckWorker::stop(&broker, 1);
+    let numbered = |topic, number: u16| {
+        let mut message = publish(topic, QoS::AtLeastOnce, number.to_string());
+        message.packet_id = PacketId::new(number);
+        message
+    };
+    for number in 1..=20 {
+        publisher.send(&Packet::Publish(numbered("far", number)));
+    }
+    for number in 1..=100 {
+        let reason = other.publish_acked(numbered("near", number));
+        assert_eq!(reason, ReasonCode::SUCCESS);
+        assert!(matches!(near.receive(), Some(Packet::Publish(_))));
+    }
+    let socket = publisher.stream();
+    socket.set_nonblocking(true).expect("it is a socket");
+    let early = socket.peek(&mut [0]).expect_err("no PUBACK yet");
+    assert_eq!(early.kind(), std::io::ErrorKind::WouldBlock);
+    socket.set_nonblocking(false).expect("it is a socket");
+    stuck.go_on();
+    for number in 1..=20 {
+        let Some(Packet::PubAck(ack)) = publisher.receive() else {
+            panic!("PUBACK expected")
+        };
+        assert_eq!(
+            (ack.packet_id.get(), ack.reason),
+            (number, ReasonCode::SUCCESS)
+        );
+        let Some(Packet::Publish(message)) = far.receive() else {
+            panic!("PUBLISH expected")
+        };
+        assert_eq!(message.payload, number.to_string());
+    }
 }
