@@ -14,6 +14,7 @@ pub mod lists;
 pub mod mesh;
 pub mod metrics;
 pub mod net;
+pub mod overload;
 pub mod quotas;
 pub mod server;
 pub mod state_file;

@@ -10,7 +10,7 @@ use std::{
     net::IpAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU32, AtomicU64, Ordering},
     },
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
@@ -18,6 +18,7 @@ use std::{
 use crate::{
     lists::{Action, Lists, Offence},
     metrics::Label,
+    overload::Overload,
 };
 
 pub(crate) use prefix::Prefix;
@@ -29,6 +30,8 @@ pub enum Limit {
     Connections,
     /// Network connections from one source prefix (IPv4 /24, IPv6 /64).
     ConnectionsPerPrefix,
+    /// Memory of the process.
+    MemoryLimit,
     /// Connections begun per second, all workers together.
     HandshakesPerSecond,
     /// Streams that a QUIC client may have open.
@@ -70,11 +73,11 @@ impl Limit {
     ///
     /// Where a connection is refused before CONNECT was read there is nobody to tell by MQTT:
     /// over QUIC it is then CONNECTION_REFUSED (RFC 9000 §20.1), over TCP the connection is
-    /// closed. Streams beyond the limit are STREAM_LIMIT_ERROR (RFC 9000 §4.6). A session that
+    /// closed. Above the rate of handshakes nothing is said: the connection waits. Streams beyond the limit are STREAM_LIMIT_ERROR (RFC 9000 §4.6). A session that
     /// can't be resumed any more costs its client a full handshake, and nothing is said.
     pub fn reason(self) -> ReasonCode {
         match self {
-            Self::Connections | Self::PasswordChecks => ReasonCode::SERVER_BUSY,
+            Self::Connections | Self::MemoryLimit | Self::PasswordChecks => ReasonCode::SERVER_BUSY,
             Self::Denied => ReasonCode::BANNED,
             Self::HandshakesPerSecond => ReasonCode::CONNECTION_RATE_EXCEEDED,
             Self::ClientIdBytes => ReasonCode::CLIENT_IDENTIFIER_NOT_VALID,
@@ -101,6 +104,7 @@ impl Label for Limit {
     const ALL: &'static [Self] = &[
         Self::Connections,
         Self::ConnectionsPerPrefix,
+        Self::MemoryLimit,
         Self::HandshakesPerSecond,
         Self::StreamsPerConnection,
         Self::StreamOpensPerSecond,
@@ -124,6 +128,7 @@ impl Label for Limit {
         match self {
             Self::Connections => "connections",
             Self::ConnectionsPerPrefix => "connections_per_prefix",
+            Self::MemoryLimit => "memory_limit",
             Self::HandshakesPerSecond => "handshakes_per_second",
             Self::StreamsPerConnection => "streams_per_connection",
             Self::StreamOpensPerSecond => "stream_opens_per_second",
@@ -174,6 +179,9 @@ pub struct AdmissionLimits {
 pub struct Admission {
     limits: AdmissionLimits,
     connections: AtomicU64,
+    /// Of these, connections that are open only to be told that memory is short.
+    to_refuse: AtomicU32,
+    overload: Arc<Overload>,
     prefixes: Box<[Mutex<HashMap<Prefix, u32>>]>,
     lists: Option<Arc<Lists>>,
     hasher: RandomState,
@@ -190,6 +198,7 @@ pub struct Permit {
     admission: Arc<Admission>,
     /// `None` until it is known who is behind a proxy.
     prefix: Option<Prefix>,
+    to_refuse: bool,
 }
 
 impl Admission {
@@ -210,12 +219,19 @@ impl Admission {
         Self {
             limits,
             connections: AtomicU64::new(0),
+            to_refuse: AtomicU32::new(0),
+            overload: Arc::default(),
             prefixes: (0..SHARDS).map(|_| Mutex::default()).collect(),
             lists: None,
             hasher: RandomState::new(),
             start: now,
             bucket_full_at_ns: AtomicU64::new(0),
         }
+    }
+
+    /// How short memory, CPU time and handshakes run.
+    pub fn overload(&self) -> &Arc<Overload> {
+        &self.overload
     }
 
     /// A source over an established connection has done what sources may be denied for.
@@ -268,6 +284,31 @@ impl Admission {
         }
     }
 
+    /// A place for a connection that is to be told by MQTT that memory is short; there are few.
+    pub fn admit_to_refuse(self: &Arc<Self>) -> Option<Permit> {
+        let open = self.to_refuse.fetch_add(1, Ordering::Relaxed);
+        self.connections.fetch_add(1, Ordering::Relaxed);
+        let permit = Permit {
+            admission: Arc::clone(self),
+            prefix: None,
+            to_refuse: true,
+        };
+        (open < TO_REFUSE_MAX).then_some(permit)
+    }
+
+    /// When the next connection may be begun, if not now.
+    pub fn next_handshake(&self, now: Instant) -> Option<Instant> {
+        let rate = u64::from(self.limits.handshakes_per_second);
+        if rate == 0 {
+            return None;
+        }
+        let now_ns = ns(now.saturating_duration_since(self.start));
+        let cost_ns = (SECOND_NS / rate).max(1);
+        let full_at = self.bucket_full_at_ns.load(Ordering::Relaxed).max(now_ns);
+        let wait_ns = (full_at + cost_ns - now_ns).saturating_sub(SECOND_NS.max(cost_ns));
+        (wait_ns > 0).then(|| now + Duration::from_nanos(wait_ns))
+    }
+
     /// Connections that hold a permit.
     pub fn connections(&self) -> u64 {
         self.connections.load(Ordering::Relaxed)
@@ -280,6 +321,9 @@ impl Admission {
 
     /// A place among all connections; its Drop gives back what is taken with it.
     fn permit(self: &Arc<Self>) -> Result<Permit, Limit> {
+        if self.overload.refuses_clients() {
+            return Err(Limit::MemoryLimit);
+        }
         let open = self.connections.fetch_add(1, Ordering::Relaxed) + 1;
         if self.limits.connections != 0 && open > u64::from(self.limits.connections) {
             self.connections.fetch_sub(1, Ordering::Relaxed);
@@ -288,6 +332,7 @@ impl Admission {
         Ok(Permit {
             admission: Arc::clone(self),
             prefix: None,
+            to_refuse: false,
         })
     }
 
@@ -375,8 +420,15 @@ impl Permit {
 impl Drop for Permit {
     fn drop(&mut self) {
         self.admission.leave(self.prefix);
+        if self.to_refuse {
+            self.admission.to_refuse.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 }
+
+/// Connections over TCP that are open only to be told that memory is short, at most; about 1 kB each, for at most
+/// `mqtt.connect_timeout_s`.
+const TO_REFUSE_MAX: u32 = 1_024;
 
 const SHARDS: usize = 64;
 const SECOND_NS: u64 = 1_000_000_000;
@@ -396,176 +448,4 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-    use std::net::{Ipv4Addr, Ipv6Addr};
-
-    const OFF: AdmissionLimits = AdmissionLimits {
-        connections: 0,
-        connections_per_prefix: 0,
-        handshakes_per_second: 0,
-    };
-
-    /// An address of one of a few prefixes, some of them written in two ways.
-    fn address() -> impl Strategy<Value = IpAddr> {
-        (0u8..4, any::<u8>(), any::<bool>()).prop_map(|(net, host, mapped)| {
-            let v4 = Ipv4Addr::new(192, 0, net, host);
-            match (net, mapped) {
-                (3, _) => Ipv6Addr::new(0x2001, 0xdb8, 0, 7, host.into(), 0, 0, 1).into(),
-                (_, true) => v4.to_ipv6_mapped().into(),
-                (_, false) => v4.into(),
-            }
-        })
-    }
-
-    #[derive(Clone, Debug)]
-    enum Step {
-        Connect(IpAddr),
-        Leave(usize),
-        Wait(u16),
-    }
-
-    fn step() -> impl Strategy<Value = Step> {
-        prop_oneof![
-            4 => address().prop_map(Step::Connect),
-            2 => any::<usize>().prop_map(Step::Leave),
-            1 => any::<u16>().prop_map(Step::Wait),
-        ]
-    }
-
-    proptest! {
-        /// Against a model that keeps the open connections in a list.
-        #[test]
-        fn connections_and_prefixes_are_counted_exactly(
-            connections in 0u32..12,
-            connections_per_prefix in 0u32..6,
-            steps in proptest::collection::vec(step(), 0..200),
-        ) {
-            let now = Instant::now();
-            let limits = AdmissionLimits { connections, connections_per_prefix, handshakes_per_second: 0 };
-            let admission = Admission::new(limits, now);
-            let mut open: Vec<(Prefix, Permit)> = Vec::new();
-            for step in steps {
-                match step {
-                    Step::Connect(address) => {
-                        let prefix = Prefix::of(address);
-                        let same = open.iter().filter(|(p, _)| *p == prefix).count();
-                        let expected = if connections != 0 && open.len() >= connections as usize {
-                            Err(Limit::Connections)
-                        } else if connections_per_prefix != 0 && same >= connections_per_prefix as usize {
-                            Err(Limit::ConnectionsPerPrefix)
-                        } else {
-                            Ok(())
-                        };
-                        let got = admission.admit(address, now);
-                        prop_assert_eq!(got.as_ref().map(|_| ()), expected.as_ref().copied());
-                        open.extend(got.ok().map(|permit| (prefix, permit)));
-                    }
-                    Step::Leave(index) if !open.is_empty() => {
-                        drop(open.swap_remove(index % open.len()));
-                    }
-                    Step::Leave(_) | Step::Wait(_) => {}
-                }
-                prop_assert_eq!(admission.connections(), open.len() as u64);
-            }
-            open.clear();
-            prop_assert_eq!(admission.connections(), 0);
-            prop_assert_eq!(admission.prefixes(), 0, "nothing stays behind");
-        }
-
-        /// Over any time t at most rate × (t + 1 s) handshakes pass, and the first second's worth
-        /// always does.
-        #[test]
-        fn handshakes_keep_to_the_rate(
-            rate in 1u32..50,
-            steps in proptest::collection::vec(step(), 0..300),
-        ) {
-            let start = Instant::now();
-            let mut now = start;
-            let admission = Admission::new(AdmissionLimits { handshakes_per_second: rate, ..OFF }, now);
-            let mut passed = 0u32;
-            for step in steps {
-                match step {
-                    Step::Connect(address) => match admission.admit(address, now) {
-                        Ok(_permit) => passed += 1,
-                        Err(limit) => {
-                            prop_assert_eq!(limit, Limit::HandshakesPerSecond);
-                            prop_assert!(passed >= rate, "the first second's worth passes");
-                        }
-                    },
-                    Step::Leave(_) => {}
-                    Step::Wait(ms) => now += Duration::from_millis(ms.into()),
-                }
-                let bound = f64::from(rate) * (now - start + Duration::from_secs(1)).as_secs_f64();
-                prop_assert!(f64::from(passed) <= bound + 1.0, "{} passed, {} allowed", passed, bound);
-            }
-        }
-    }
-
-    #[test]
-    fn who_keeps_to_the_rate_is_never_refused() {
-        let start = Instant::now();
-        let limits = AdmissionLimits {
-            handshakes_per_second: 3,
-            ..OFF
-        };
-        let admission = Admission::new(limits, start);
-        for third in 0..1_000 {
-            let now = start + Duration::from_secs(1) * third / 3 + Duration::from_nanos(1);
-            assert!(
-                admission.admit([10, 0, 0, 1].into(), now).is_ok(),
-                "after {third}/3 s"
-            );
-        }
-    }
-
-    #[test]
-    fn a_refused_connection_uses_nothing_up() {
-        let now = Instant::now();
-        let limits = AdmissionLimits {
-            connections: 1,
-            connections_per_prefix: 1,
-            handshakes_per_second: 2,
-        };
-        let admission = Admission::new(limits, now);
-        let first = admission
-            .admit([10, 0, 0, 1].into(), now)
-            .expect("there is room");
-        for _ in 0..10 {
-            assert_eq!(
-                admission.admit([10, 0, 1, 1].into(), now).err(),
-                Some(Limit::Connections)
-            );
-        }
-        drop(first);
-        let second = admission.admit([10, 0, 0, 2].into(), now);
-        assert!(
-            second.is_ok(),
-            "refusals took no handshake out of the bucket"
-        );
-        drop(second);
-        let third = admission.admit([10, 0, 0, 3].into(), now);
-        assert_eq!(third.err(), Some(Limit::HandshakesPerSecond));
-        assert_eq!((admission.connections(), admission.prefixes()), (0, 0));
-    }
-
-    #[test]
-    fn a_panicking_worker_gives_its_places_back() {
-        let now = Instant::now();
-        let admission = Admission::new(
-            AdmissionLimits {
-                connections: 2,
-                ..OFF
-            },
-            now,
-        );
-        let of_worker = Arc::clone(&admission);
-        let worker = std::thread::spawn(move || {
-            let _permits = [1, 2].map(|host| of_worker.admit([10, 0, 0, host].into(), now));
-            panic!("on purpose");
-        });
-        assert!(worker.join().is_err());
-        assert_eq!(admission.connections(), 0);
-    }
-}
+mod tests;

@@ -5,11 +5,13 @@
 //! fields, their docs and the text for Prometheus.
 
 mod labels;
+mod render;
 
 pub use labels::{
-    DatagramDrop, Label, MessageDrop, Qos, QuotaRate, Refusal, StoreRefusal, Transport,
+    DatagramDrop, Label, MessageDrop, Qos, QuotaRate, Refusal, Resource, StoreRefusal, Transport,
 };
 
+use render::{render_kernel, render_lists, render_overload, render_process, render_retained};
 use std::{
     fmt,
     fmt::Write as _,
@@ -19,10 +21,16 @@ use std::{
         Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
-    time::{SystemTime, UNIX_EPOCH},
+    time::SystemTime,
 };
 
-use crate::{auth::Method, limits::Limit, lists::ListCounts, store::metrics::StoreMetrics};
+use crate::{
+    auth::Method,
+    limits::Limit,
+    lists::ListCounts,
+    overload::{Overload, OverloadStatus},
+    store::metrics::StoreMetrics,
+};
 
 /// A number that the worker adds to (a counter) or sets (a gauge).
 #[derive(Debug, Default)]
@@ -168,6 +176,17 @@ worker_metrics! {
     Counter early_packets_held: Number = "headgate_early_packets_held_total",
     /// Handshakes that failed or were given up.
     Counter handshakes_failed: PerLabel<Transport> = "headgate_handshakes_failed_total",
+    /// QUIC connections that had to wait to be begun.
+    Counter handshakes_delayed: Number = "headgate_handshakes_delayed_total",
+    /// Of these, those that had waited for too long and were left to try again.
+    Counter handshakes_expired: Number = "headgate_handshakes_expired_total",
+    /// QUIC connections that wait to be begun.
+    Gauge handshakes_waiting: Number = "headgate_handshakes_waiting",
+    /// How short this worker's time is: 1 = new connections wait, 2 = QoS 0 is dropped where it would have to wait, 3 = slow
+    /// consumers are closed.
+    Gauge cpu_level: Number = "headgate_worker_overload_level",
+    /// Connections that were closed because memory or CPU time was short and much waited for their clients.
+    Counter slow_consumers_closed: Number = "headgate_slow_consumers_closed_total",
     /// Errors of accept(2), such as running out of file descriptors.
     Counter accept_errors: Number = "headgate_accept_errors_total",
     /// What a limit refused, by the limit's key in the configuration.
@@ -306,6 +325,7 @@ pub struct Metrics {
     retained: OnceLock<RetainedSource>,
     store: OnceLock<Arc<StoreMetrics>>,
     lists: OnceLock<ListsSource>,
+    overload: OnceLock<Arc<Overload>>,
     started: SystemTime,
 }
 
@@ -318,6 +338,7 @@ impl Metrics {
             retained: OnceLock::new(),
             store: OnceLock::new(),
             lists: OnceLock::new(),
+            overload: OnceLock::new(),
             started: SystemTime::now(),
         })
     }
@@ -365,6 +386,11 @@ impl Metrics {
         let _ = self.lists.set(Box::new(source));
     }
 
+    /// Registers where it is known how short the resources run. Only the first registration counts.
+    pub fn register_overload(&self, overload: Arc<Overload>) {
+        let _ = self.overload.set(overload);
+    }
+
     /// The kernel's counters now; `None` without the kernel part.
     pub fn kernel(&self) -> Option<KernelCounters> {
         self.kernel.get().and_then(|source| source())
@@ -388,6 +414,9 @@ impl Metrics {
         }
         if let Some(source) = self.lists.get() {
             render_lists(&mut out, &source());
+        }
+        if let Some(overload) = self.overload.get() {
+            render_overload(&mut out, &OverloadStatus::of(overload, self));
         }
         for family in FAMILIES {
             head(&mut out, family.kind, family.name, family.help);
@@ -426,128 +455,6 @@ fn head(out: &mut String, kind: Kind, name: &str, help: &str) {
     };
     let help = help.trim().replace('\\', "\\\\");
     let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
-}
-
-fn render_process(out: &mut String, started: SystemTime, kernel: bool) {
-    let version = env!("CARGO_PKG_VERSION");
-    head(
-        out,
-        Kind::Gauge,
-        "headgate_build_info",
-        "The version that runs; always 1.",
-    );
-    let _ = writeln!(out, "headgate_build_info{{version=\"{version}\"}} 1");
-    let name = "headgate_start_time_seconds";
-    head(
-        out,
-        Kind::Gauge,
-        name,
-        "When the process started, in seconds since 1970.",
-    );
-    let seconds = started
-        .duration_since(UNIX_EPOCH)
-        .map_or(0.0, |since| since.as_secs_f64());
-    let _ = writeln!(out, "{name} {seconds:.3}");
-    let name = "headgate_kernel_active";
-    let help =
-        "1 if the kernel part is loaded; 0 if nothing is shielded and the workers alone steer.";
-    head(out, Kind::Gauge, name, help);
-    let _ = writeln!(out, "{name} {}", u8::from(kernel));
-    if let Some(bytes) = resident_bytes() {
-        let name = "headgate_resident_memory_bytes";
-        head(out, Kind::Gauge, name, "Resident memory of the process.");
-        let _ = writeln!(out, "{name} {bytes}");
-    }
-}
-
-fn render_retained(out: &mut String, (messages, bytes): (u64, u64)) {
-    let gauges = [
-        (
-            "headgate_retained_messages",
-            "Retained messages, those below $SYS too.",
-            messages,
-        ),
-        (
-            "headgate_retained_bytes",
-            "Memory of the retained messages.",
-            bytes,
-        ),
-    ];
-    for (name, help, value) in gauges {
-        head(out, Kind::Gauge, name, help);
-        let _ = writeln!(out, "{name} {value}");
-    }
-}
-
-fn render_lists(out: &mut String, counts: &ListCounts) {
-    let name = "headgate_listed_prefixes";
-    let help = "Prefixes on the deny and the allow list.";
-    head(out, Kind::Gauge, name, help);
-    let _ = writeln!(out, "{name}{{list=\"deny\"}} {}", counts.denied);
-    let _ = writeln!(out, "{name}{{list=\"allow\"}} {}", counts.allowed);
-    let families = [
-        (
-            "headgate_denied_automatically_total",
-            "Sources that were denied automatically, by what they did too often.",
-            [
-                ("malformed_packets", counts.automatic_malformed),
-                ("failed_authentications", counts.automatic_failed),
-            ],
-        ),
-        (
-            "headgate_not_denied_total",
-            "Offences of sources that were let be, because of lists.automatic_max, or because too many are watched.",
-            [
-                ("automatic_max", counts.automatic_full),
-                ("sources", counts.unwatched),
-            ],
-        ),
-    ];
-    for (name, help, counts) in families {
-        head(out, Kind::Counter, name, help);
-        for (reason, count) in counts {
-            let _ = writeln!(out, "{name}{{reason=\"{reason}\"}} {count}");
-        }
-    }
-}
-
-fn render_kernel(out: &mut String, kernel: &KernelCounters) {
-    let families = [
-        (
-            "headgate_kernel_drops_total",
-            "Packets that XDP dropped, by reason.",
-            &kernel.drops,
-        ),
-        (
-            "headgate_kernel_passes_total",
-            "Packets that XDP passed on or steered, by reason.",
-            &kernel.passes,
-        ),
-        (
-            "headgate_kernel_answers_total",
-            "Packets that XDP answered, by answer.",
-            &kernel.answers,
-        ),
-        (
-            "headgate_kernel_sockets_total",
-            "Datagrams at the sk_reuseport program, by what it did with them.",
-            &kernel.sockets,
-        ),
-    ];
-    for (name, help, counts) in families {
-        head(out, Kind::Counter, name, help);
-        for (reason, count) in counts {
-            let _ = writeln!(out, "{name}{{reason=\"{reason}\"}} {count}");
-        }
-    }
-    let name = "headgate_kernel_redirected_total";
-    head(
-        out,
-        Kind::Counter,
-        name,
-        "Packets that XDP sent to their worker's CPU.",
-    );
-    let _ = writeln!(out, "{name} {}", kernel.redirected);
 }
 
 /// Resident set size; `None` where /proc is not mounted.

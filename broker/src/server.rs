@@ -12,6 +12,7 @@ mod shield;
 mod supervisor;
 mod sys;
 mod vacant;
+mod watch;
 
 use crate::{
     auth::{Chain, users::UsersError},
@@ -25,6 +26,7 @@ use crate::{
         tls::TlsError,
         udp::{UdpOptions, UdpSocket},
     },
+    overload::{OverloadStatus, memory::MemoryWatch},
     quotas::QuotaBook,
     state_file::{self, StateError},
     store::{files::StoreError, metrics::StoreStatus},
@@ -48,6 +50,7 @@ use std::{
 };
 use supervisor::{Guards, Supervised, WorkerSockets, Workshop};
 use sys::{SysSource, SysThread};
+use watch::Watch;
 
 /// Why the server did not start.
 #[derive(Debug, thiserror::Error)]
@@ -152,6 +155,8 @@ pub struct ServerStatus {
     pub lists: ListCounts,
     /// Quotas that somebody has changed in the map `quotas`, such as `default.connections = 5`.
     pub quotas_edited: Vec<String>,
+    /// How short memory, CPU time and handshakes run.
+    pub overload: OverloadStatus,
     /// The source prefixes with the most connections.
     pub prefixes: Vec<PrefixStatus>,
     /// What each worker does.
@@ -171,6 +176,7 @@ pub struct Server {
     sys: Option<SysThread>,
     keeper: Option<Keeper>,
     housekeeping: Option<Housekeeping>,
+    watch: Option<Watch>,
 }
 
 impl Server {
@@ -239,12 +245,14 @@ impl Server {
         let housekeeping = Housekeeping::spawn(Arc::clone(&workshop), Arc::clone(&kernel));
         let housekeeping =
             Some(housekeeping.map_err(|source| ServerError::Worker { slot: 0, source })?);
+        let watch = start_watch(&workshop, &config, start)?;
         unserved.serve();
         Ok(Self {
             start,
             sys,
             keeper: Some(keeper),
             housekeeping,
+            watch: Some(watch),
             node: config.node.id,
             listeners,
             workers,
@@ -268,6 +276,7 @@ impl Server {
             store: self.workshop.store().map(|store| store.metrics.status()),
             lists: self.workshop.lists.counts(),
             quotas_edited: self.workshop.quotas.edited_in_map(),
+            overload: self.workshop.overload(),
             prefixes: load::prefixes(&self.workshop.admission, &self.kernel.top_talkers()),
             load: load::workers(metrics),
             kernel: self.kernel.status(),
@@ -326,6 +335,7 @@ impl Server {
         drop(self.sys.take());
         drop(self.keeper.take());
         drop(self.housekeeping.take());
+        drop(self.watch.take());
         for worker in &self.workers {
             self.workshop.control(worker.slot).drain();
             self.workshop.mesh.ring_doorbell(worker.slot);
@@ -484,17 +494,35 @@ fn start_sys(
     if interval_s == 0 {
         return Ok(None);
     }
-    let source = SysSource {
+    let thread = SysThread::spawn(sys_source(workshop, start), interval_s);
+    thread
+        .map(Some)
+        .map_err(|source| ServerError::Worker { slot: 0, source })
+}
+
+fn sys_source(workshop: &Workshop, start: Instant) -> SysSource {
+    SysSource {
         metrics: Arc::clone(&workshop.metrics),
         shared: Arc::clone(&workshop.shared),
         mesh: Arc::clone(&workshop.mesh),
         control: Arc::clone(workshop.control(WorkerSlot(0))),
         start,
-    };
-    let thread = SysThread::spawn(source, interval_s);
-    thread
-        .map(Some)
-        .map_err(|source| ServerError::Worker { slot: 0, source })
+    }
+}
+
+/// Starts to look at how short memory, CPU time and handshakes run.
+fn start_watch(
+    workshop: &Arc<Workshop>,
+    config: &Config,
+    start: Instant,
+) -> Result<Watch, ServerError> {
+    let overload = Arc::clone(workshop.admission.overload());
+    workshop.metrics.register_overload(overload);
+    let memory = MemoryWatch::new(config.limits.memory_limit, start);
+    let has_sys = config.mqtt.sys_interval_s > 0;
+    let sys = has_sys.then(|| sys_source(workshop, start));
+    let watch = Watch::spawn(Arc::clone(workshop), memory, sys);
+    watch.map_err(|source| ServerError::Worker { slot: 0, source })
 }
 
 fn worker_count(config: &Config, cpus: usize) -> usize {

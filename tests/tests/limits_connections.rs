@@ -1,13 +1,15 @@
 //! The limits on connections, hit on purpose from outside, over TCP and QUIC.
 
-use headgate_codec::{Packet, QoS, Version};
+use headgate::bench::{Fleet, FleetOptions, Plan};
+use headgate_codec::{Connect, Packet, QoS, ReasonCode, Version, Will};
 use headgate_tests::{
     broker::Broker,
     clients::Client as Foreign,
     hostile,
+    load::client::tls_of_one_suite,
     quic_client::{Client, Error, endpoint},
     skip,
-    tcp_client::TcpClient,
+    tcp_client::{TcpClient, connect, publish},
 };
 use std::{
     net::{Ipv4Addr, UdpSocket},
@@ -114,17 +116,16 @@ fn connections_per_prefix() {
     });
 }
 
-/// A burst above the rate: over TCP the rest is closed; QUIC clients get no answer, repeat their
-/// Initial, and are all let in one after the other.
+/// A burst above the rate: all wait, and are let in one after the other.
 #[test]
 fn handshakes_per_second() {
     let broker = Broker::start("[limits]\nhandshakes_per_second = 2");
-    let clients: Vec<_> = (0..20)
-        .map(|_| TcpClient::open(broker.tcp(), Version::V5))
+    let begun = Instant::now();
+    let clients: Vec<_> = (0..4)
+        .map(|n| TcpClient::connect(broker.tcp(), &format!("tcp-{n}")))
         .collect();
-    eventually("a refusal", || {
-        refused(&broker, "handshakes_per_second") > 0.0
-    });
+    assert!(begun.elapsed() > Duration::from_millis(900), "two had to wait");
+    assert!(refused(&broker, "handshakes_per_second") > 0.0);
     run(async {
         let endpoint = quic_from([127, 0, 0, 1])?;
         let before = refused(&broker, "handshakes_per_second");
@@ -136,8 +137,10 @@ fn handshakes_per_second() {
         }
         assert!(
             refused(&broker, "handshakes_per_second") > before,
-            "some had to come again"
+            "some had to wait"
         );
+        let begun = broker.metrics().sum("headgate_handshakes_total{");
+        assert_eq!(begun, 4.0, "none had to come again");
         Ok(())
     });
     drop(clients);
@@ -185,4 +188,125 @@ fn connect_timeout() {
         };
         (0..2).filter_map(closed).sum::<f64>() == 1.0
     });
+}
+
+/// Clients that each hold a will of 64 KiB come until memory is short: further ones are told so, those that are in go on,
+/// and when some have left, new ones come in.
+#[test]
+fn memory_limit() {
+    let used = || {
+        let broker = Broker::start("");
+        eventually("a look at the memory", || used_bytes(&broker) > 0.0);
+        used_bytes(&broker)
+    };
+    // New connections are refused from 85 % on: with 16 MiB more than the broker needs by itself.
+    let limit = ((used() + 16.0 * 1_048_576.0) / 0.85) as u64;
+    let broker = Broker::start(&format!("[limits]\nmemory_limit = {limit}"));
+    let mut live = TcpClient::connect(broker.tcp(), "live");
+    live.subscribe(&["a", "$SYS/broker/overload/memory"], QoS::AtMostOnce);
+    let (mut inside, mut turned_away) = (Vec::new(), 0);
+    while turned_away < 20 {
+        let number = inside.len() + turned_away;
+        assert!(number < 3_000, "never short");
+        let (client, reason) = TcpClient::try_connect(broker.tcp(), heavy(number));
+        match reason {
+            ReasonCode::SUCCESS => inside.push(client),
+            ReasonCode::SERVER_BUSY => turned_away += 1,
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(inside.len() > 50, "{} fit", inside.len());
+    assert!(refused(&broker, "memory_limit") >= 20.0);
+    assert!(broker.status().contains("memory: new connections are refused"));
+    assert!(broker.log().contains("memory is short"));
+    run(async {
+        let endpoint = quic_from([127, 0, 0, 1])?;
+        let connecting = endpoint.connect(broker.quic(), "localhost")?.await;
+        let error = connecting.err().ok_or("it was let in over QUIC")?;
+        assert!(is_refused(&error), "{error:?}");
+        Ok(())
+    });
+    let said = exchange(&mut live);
+    assert!(said.contains(&"1".to_owned()), "{said:?}");
+    let resident = broker.metrics().get("headgate_resident_memory_bytes");
+    assert!(resident.is_some_and(|bytes| bytes <= limit as f64), "{resident:?}");
+    drop(inside);
+    eventually("room", || {
+        broker.metrics().get("headgate_overload_level{resource=\"memory\"}") == Some(0.0)
+    });
+    TcpClient::connect(broker.tcp(), "after");
+    assert_eq!(exchange(&mut live).last().map(String::as_str), Some("0"));
+}
+
+fn used_bytes(broker: &Broker) -> f64 {
+    broker.metrics().get("headgate_memory_used_bytes").unwrap_or(0.0)
+}
+
+fn heavy(number: usize) -> Connect {
+    let mut heavy = connect(&format!("heavy-{number}"));
+    heavy.will = Some(Will {
+        qos: QoS::AtMostOnce,
+        retain: false,
+        topic: "will".into(),
+        payload: vec![b'x'; 65_000].into(),
+        delay_s: None,
+        properties: None,
+    });
+    heavy
+}
+
+/// A client sends itself a message. What it was told below `$SYS` before that has come.
+fn exchange(client: &mut TcpClient) -> Vec<String> {
+    let message = publish("a", QoS::AtMostOnce, "still here");
+    client.send(&Packet::Publish(Box::new(message)));
+    let mut told = Vec::new();
+    loop {
+        match client.receive() {
+            Some(Packet::Publish(got)) if got.topic.as_str() == "a" => return told,
+            Some(Packet::Publish(got)) => {
+                told.push(String::from_utf8_lossy(&got.payload).into_owned());
+            }
+            other => panic!("expected PUBLISH, got {other:?}"),
+        }
+    }
+}
+
+/// A fleet comes back at once after a restart: it is let in at the rate that is set, and no client has to begin anew.
+#[test]
+fn a_reconnect_storm() {
+    const CLIENTS: u32 = 150;
+    const PER_SECOND: u32 = 50;
+    let mut broker = Broker::start(&format!(
+        "[limits]\nhandshakes_per_second = {PER_SECOND}\n[kernel]\nretry = \"never\""
+    ));
+    broker.restart();
+    let mut fleet = Fleet::new(FleetOptions {
+        server: broker.quic(),
+        server_name: "localhost".to_owned(),
+        tls: tls_of_one_suite(),
+        local: vec![Ipv4Addr::LOCALHOST.into()],
+    })
+    .expect("a socket on the loopback");
+    let begun = Instant::now();
+    for number in 0..CLIENTS {
+        let plan = Plan {
+            client_id: format!("device-{number}"),
+            filters: vec![format!("to/{number}")],
+            keep_alive_s: 60,
+            sleeps: true,
+        };
+        fleet.connect(plan).expect("a connection can be begun");
+    }
+    while fleet.counts().ready < u64::from(CLIENTS) {
+        assert!(begun.elapsed() < PATIENCE, "{:?}", fleet.counts());
+        fleet.turn(Duration::from_millis(5), |_, _| {});
+        assert_eq!(fleet.counts().lost, 0, "{:?}", fleet.last_loss());
+    }
+    // A second's worth comes at once.
+    let least = Duration::from_secs(u64::from(CLIENTS / PER_SECOND - 1));
+    assert!(begun.elapsed() >= least, "{:?}", begun.elapsed());
+    let sum = |series| broker.metrics().sum(series);
+    assert_eq!(sum("headgate_handshakes_total{"), f64::from(CLIENTS));
+    assert!(sum("headgate_handshakes_delayed_total{") > 0.0);
+    assert_eq!(sum("headgate_handshakes_failed_total{"), 0.0);
 }

@@ -22,6 +22,10 @@ pub struct Options {
     /// hour, and 20,000 among all]
     #[arg(long, value_name = "N")]
     count: Option<u32>,
+    /// How long the program `overload` lets too many clients come, in seconds [default: 600 where it is named, which
+    /// takes 6 GiB, and 20 among all]
+    #[arg(long, value_name = "S")]
+    seconds: Option<u32>,
     /// Print the figures as an array of objects: name, value, unit, bar, met
     #[arg(long)]
     json: bool,
@@ -35,6 +39,12 @@ const COUNT: &str = "HEADGATE_BENCH_COUNT";
 
 /// Sessions of the program `million` where it is named.
 const COUNT_NAMED: u32 = 1_000_000;
+
+/// Tells the program `overload` how long too many clients are to come.
+const SECONDS: &str = "HEADGATE_BENCH_SECONDS";
+
+/// The same where it is named.
+const SECONDS_NAMED: u32 = 600;
 
 /// The keys of a figure, which are the table's columns as well.
 const COLUMNS: [&str; 5] = ["name", "value", "unit", "bar", "met"];
@@ -70,7 +80,8 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     for program in &programs {
         let is_named = options.names.contains(program);
         let count = options.count.or(is_named.then_some(COUNT_NAMED));
-        let measured = measure(program, count)?;
+        let seconds = options.seconds.or(is_named.then_some(SECONDS_NAMED));
+        let measured = measure(program, &[(COUNT, count), (SECONDS, seconds)])?;
         if measured.is_empty() {
             unmeasured.push(program.as_str());
         }
@@ -122,11 +133,11 @@ fn select(available: &[String], wanted: &[String]) -> Result<Vec<String>> {
     Ok(all.to_vec())
 }
 
-fn measure(program: &str, count: Option<u32>) -> Result<Vec<Value>> {
+fn measure(program: &str, sizes: &[(&str, Option<u32>)]) -> Result<Vec<Value>> {
     eprintln!("measuring {program}");
     let path = format!("release/bench_{program}");
     let output = Command::new(paths::target().join(path))
-        .envs(count.map(|count| (COUNT, count.to_string())))
+        .envs(sizes.iter().filter_map(|(name, n)| Some((name, n.as_ref()?.to_string()))))
         .current_dir(paths::root())
         // What was built with it: a program would build another one, with other features.
         .env(BINARY, paths::target().join("release/headgate"))

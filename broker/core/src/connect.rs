@@ -115,7 +115,7 @@ impl Hub {
     }
 
     fn check(&mut self, connect: &Connect) -> Result<(), ReasonCode> {
-        if let Some(reason) = self.turned_away() {
+        if let Some(reason) = self.turned_away().or_else(|| self.is_short()) {
             return Err(reason);
         }
         let id = connect.client_id.as_bytes();

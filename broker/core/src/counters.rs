@@ -122,6 +122,8 @@ counters! {
     dropped_oldest,
     /// Messages dropped because their expiry interval had passed.
     dropped_expired,
+    /// QoS 0 messages dropped because the machine ran short and they would have had to wait.
+    dropped_overload,
     /// Messages dropped because they exceed the client's Maximum Packet Size.
     dropped_too_large,
     /// Deliveries for a session that was gone.
@@ -156,6 +158,10 @@ counters! {
     publishers_held,
     /// Of those: the time was over before the queue had room.
     publishers_held_too_long,
+    /// CONNECT packets refused: memory is short.
+    limit_memory,
+    /// Connections closed because the machine ran short and much waited for their clients.
+    slow_consumers_closed,
     /// CONNECT packets refused: length of the client identifier.
     limit_client_id,
     /// Connections closed: Receive Maximum exceeded.

@@ -186,6 +186,9 @@ impl Session {
                 }
                 return;
             }
+            if env.pressure.drop_qos0 {
+                return add(&mut env.counters.dropped_overload, 1);
+            }
         }
         let message = Arc::clone(fan.message());
         if !self.has_room(env, stream, (&message, qos), out) {

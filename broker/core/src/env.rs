@@ -5,7 +5,7 @@ use headgate_codec::{Packet, Version, encode};
 use std::{collections::VecDeque, sync::Arc};
 
 use crate::{
-    ConnId, CoreConfig, CoreLimits, Counters, OpId, Output, Publisher, Receipt, Record,
+    ConnId, CoreConfig, CoreLimits, Counters, OpId, Output, Pressure, Publisher, Receipt, Record,
     RetainedFull, SessionId, StorageState, Time, block::Consequence, counters::add, quota::Quotas,
     slots::Handle,
 };
@@ -31,6 +31,7 @@ pub(crate) struct Env {
     pub(crate) publisher: Option<Publisher>,
     /// What follows from queues that this input has found full, or emptied.
     pub(crate) consequences: Vec<Consequence>,
+    pub(crate) pressure: Pressure,
     scratch: BytesMut,
 }
 
@@ -63,6 +64,7 @@ impl Env {
             storage: StorageState::Ok,
             publisher: None,
             consequences: Vec::new(),
+            pressure: Pressure::default(),
             scratch: BytesMut::new(),
         }
     }

@@ -19,6 +19,7 @@ use crate::{
     drain::Draining,
     env::Env,
     share::LeftBehind,
+    shed::Shedding,
     slots::{Handle, Slots},
     timers::{TimerKey, Timers},
 };
@@ -61,6 +62,7 @@ pub(crate) struct Hub {
     pub(crate) ids_made: u64,
     pub(crate) is_shut_down: bool,
     pub(crate) draining: Option<Draining>,
+    pub(crate) shedding: Option<Shedding>,
 }
 
 impl Hub {
@@ -89,6 +91,7 @@ impl Hub {
             ids_made: 0,
             is_shut_down: false,
             draining: None,
+            shedding: None,
             config,
             shared,
         }

@@ -207,6 +207,8 @@ pub enum Input {
     Drain(Option<Drain>),
     /// What the quota classes may use from now on, by class; the first is the default one.
     Quotas(Arc<[QuotaLimits]>),
+    /// How short the machine runs from now on.
+    Pressure(Pressure),
     /// A retained message of the server itself, QoS 0, for a topic below `$SYS`. It is not recorded.
     Publish {
         /// Topic Name.
@@ -231,6 +233,18 @@ pub enum Input {
     SessionsRestored,
     /// All retained messages of an earlier run are there ([`Retained::finish_loading`](crate::Retained::finish_loading)).
     RetainedLoaded,
+}
+
+/// What a worker gives up because the machine runs short.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pressure {
+    /// New clients: CONNACK 0x89 (Server busy).
+    pub refuse_clients: bool,
+    /// Messages with QoS 0 that would have to wait.
+    pub drop_qos0: bool,
+    /// Connections of consumers for which messages wait, those with the most bytes first, until so many bytes are free:
+    /// DISCONNECT 0x97 (Quota exceeded). `None` = none; 0 = the slowest few in a while.
+    pub close_slow_bytes: Option<u64>,
 }
 
 /// Where the clients of a node that is drained should go (MQTT 5.0 §4.11).

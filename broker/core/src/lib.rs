@@ -60,6 +60,7 @@ mod retained;
 mod route;
 mod session;
 mod share;
+mod shed;
 mod slots;
 mod spill;
 mod subscribe;
@@ -248,6 +249,7 @@ impl Core {
                 self.hub.on_timeout(out);
                 self.hub.release_publishers(out);
                 self.hub.work_off_drain(out);
+                self.hub.work_off_shedding(out);
                 self.hub.load_again(false, out);
                 self.hub.work_off_backlog(out);
             }
@@ -255,6 +257,7 @@ impl Core {
             Input::Shutdown => self.hub.shut_down(out),
             Input::Drain(drain) => self.hub.on_drain(drain, out),
             Input::Quotas(classes) => self.hub.on_quotas(classes),
+            Input::Pressure(pressure) => self.hub.on_pressure(pressure),
             Input::Publish { topic, payload } => self.publish_own(topic, payload, out),
             Input::Storage(state) => self.hub.on_storage(state, out),
             Input::Restore(session) => self.hub.on_restore(session, out),
@@ -310,7 +313,9 @@ impl Core {
         let loads = self.hub.loads_again.iter().map(|(at, _)| *at).min();
         let held = self.hub.held_publishers.next();
         let timers = self.hub.timers.next().into_iter();
-        timers.chain(drain).chain(loads).chain(held).min()
+        let sheds = self.hub.sheds_at();
+        let more = sheds.into_iter().chain(held);
+        timers.chain(drain).chain(loads).chain(more).min()
     }
 
     /// Who the client of a connection is; `None` before that is known.

@@ -125,8 +125,16 @@ pub(super) fn status(status: &Value) -> String {
         line("quota", format!("{edit} (written into the map; not kept)"));
     }
     if let Some(bytes) = status["resident_bytes"].as_u64() {
-        line("memory", format!("{:.1} MB resident", bytes as f64 / 1e6));
+        let limit = status["overload"]["memory_limit_bytes"].as_u64();
+        let of = limit.filter(|limit| *limit > 0).map_or(String::new(), |limit| {
+            format!(" (limit {:.1} MB)", limit as f64 / 1e6)
+        });
+        line(
+            "memory",
+            format!("{:.1} MB resident{of}", bytes as f64 / 1e6),
+        );
     }
+    line("overload", overload(&status["overload"]));
     for (name, value) in kernel_lines(status) {
         line(name, value);
     }
@@ -314,6 +322,29 @@ fn restarts(status: &Value) -> String {
     }
 }
 
+/// What runs short, and what is given up for it.
+fn overload(status: &Value) -> String {
+    let gives_up = |resource: &str| {
+        let given_up = match (resource, status[resource].as_u64().unwrap_or(0)) {
+            (_, 0) => return None,
+            ("memory", 1) => "new connections are refused",
+            (_, 1) => "new connections wait",
+            ("handshakes", _) => "as many new connections wait as may",
+            (_, 2) => "QoS 0 is dropped where it would have to wait",
+            (_, _) => "slow consumers are closed",
+        };
+        Some(format!("{resource}: {given_up}"))
+    };
+    let all: Vec<_> = ["memory", "cpu", "handshakes"]
+        .into_iter()
+        .filter_map(gives_up)
+        .collect();
+    match all.is_empty() {
+        true => "none".to_owned(),
+        false => all.join("; "),
+    }
+}
+
 /// "quic 3, tcp 0"; without those at 0 unless `all`.
 fn counts(object: &Value, all: bool) -> String {
     let empty = Map::new();
@@ -369,6 +400,7 @@ mod tests {
             "refused": { "connections": 0 }, "resident_bytes": 12_345_678,
             "kernel": { "active": true, "interfaces": [], "reuseport": true, "pin_dir": "/p", "pins": [] },
             "kernel_drops": { "forged_cid": 9, "shape": 0 },
+            "overload": { "memory": 1, "cpu": 3, "handshakes": 0, "memory_limit_bytes": 20_000_000 },
         }));
         assert_eq!(
             shown,
@@ -379,7 +411,8 @@ mod tests {
              sessions    4, 5 subscriptions\n  \
              messages    6 received, 7 sent, dropped: queue_full 8\n  \
              refused     none\n  \
-             memory      12.3 MB resident\n  \
+             memory      12.3 MB resident (limit 20.0 MB)\n  \
+             overload    memory: new connections are refused; cpu: slow consumers are closed\n  \
              shield      off: kernel.interfaces names no interface\n  \
              steering    sk_reuseport, no CPUMAP\n  \
              pins        /p: none\n  \

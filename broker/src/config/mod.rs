@@ -9,6 +9,7 @@ mod load;
 mod quota;
 mod sections;
 mod setting;
+mod size;
 
 pub use check::check_files;
 pub use error::{ConfigError, Location, Origin, Problem};
@@ -27,6 +28,8 @@ use crate::{
     limits::AdmissionLimits,
     metrics::{Label, Transport},
 };
+pub use size::MemoryLimit;
+
 use sections::SECTIONS;
 use std::{fmt::Write as _, net::SocketAddr, path::PathBuf, time::Duration};
 

@@ -5,6 +5,7 @@ use std::{net::SocketAddr, path::PathBuf};
 
 use super::quota::QuotaConfig;
 use super::setting::{Allowed, Raw, Setting, words};
+use super::size::MemoryLimit;
 
 words! {
     /// How the XDP program is attached.
@@ -368,9 +369,19 @@ sections! {
         /// devices share a prefix behind a carrier's NAT. Costs 40 bytes per prefix.
         /// QUIC: CONNECTION_REFUSED.
         connections_per_prefix: u32 = 200_000;
-        /// Connections begun per second, all workers together; a second's worth may come at once.
-        /// 0 = no limit. QUIC: CONNECTION_REFUSED. A handshake costs about 0.2 ms of CPU.
+        /// Memory of the broker: "auto" = 90 % of what the machine, or its cgroup (v2), has; "off"; or an amount
+        /// such as "2GiB". From 85 % of it on new connections are refused (QUIC: CONNECTION_REFUSED, TCP: CONNACK
+        /// 0x89), from 92 % on messages with QoS 0 that would have to wait are dropped, and from 97 % on the slowest
+        /// consumers are closed (0x97). The same happens while the machine or the cgroup has less than 5, 3, 2 % left.
+        /// It means resident memory; sockets and the kernel's maps are not in it.
+        memory_limit: MemoryLimit = MemoryLimit::Auto;
+        /// Connections begun per second, all workers together; a second's worth may come at once. More: they
+        /// wait. 0 = no limit. A handshake over QUIC costs about 0.2 ms of CPU.
         handshakes_per_second: u32 = 20_000;
+        /// QUIC connections that wait to be begun, all workers together: for the rate above, or because the worker
+        /// has others to serve. More: no answer, and their clients try again, as after waiting for 5 s. Worst
+        /// case: about 3 kB each.
+        handshakes_waiting: u32 = 16_384, 64..=1_048_576;
         /// Bidirectional streams that a QUIC client may have open. The first is the control
         /// stream. The first three are allowed at once, all when the client has opened a data stream: an
         /// idle connection that uses one costs no more. More: STREAM_LIMIT_ERROR. A connection may hold

@@ -114,6 +114,8 @@ label! {
         Oldest = "queue_full_oldest",
         /// QoS 0 and the subscriber is not connected.
         Offline = "offline",
+        /// QoS 0, it would have had to wait, and memory or CPU time was short.
+        Overload = "overload",
         /// Its Message Expiry Interval has passed (MQTT 5.0 §3.3.2.3.3).
         Expired = "expired",
         /// Larger than the subscriber's Maximum Packet Size [MQTT-3.1.2-25].
@@ -122,6 +124,18 @@ label! {
         MeshFull = "mesh_full",
         /// The session had moved or ended when the message arrived.
         Stale = "stale",
+    }
+}
+
+label! {
+    /// What can run short.
+    Resource = "resource" {
+        /// Memory (`limits.memory_limit`).
+        Memory = "memory",
+        /// The workers' time.
+        Cpu = "cpu",
+        /// Room for new connections (`limits.handshakes_per_second`, `limits.handshakes_waiting`).
+        Handshakes = "handshakes",
     }
 }
 

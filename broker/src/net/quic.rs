@@ -19,7 +19,6 @@ use crate::{
     limits::{Admission, Limit},
     metrics::{DatagramDrop, Transport, WorkerMetrics},
     net::{
-        tcp::canonical,
         tls::{Decryptions, TicketStore},
         udp::{SendBatch, SendCounters, UdpSocket},
     },
@@ -35,10 +34,11 @@ pub use data::{DataArrived, DataLimits, DataStreams, STREAMS_AT_FIRST};
 use guard::{Guard, Record};
 use headgate_codec::ReasonCode;
 use headgate_core::{ClientCertificate, ConnId};
+use opening::Queue;
 use qlog::Qlogs;
 use quinn_proto::{
-    Connection, ConnectionError, ConnectionHandle, DatagramEvent, Dir, Endpoint, Event, Incoming,
-    Side, StreamEvent, StreamId, TransportErrorCode, VarInt,
+    Connection, ConnectionError, ConnectionHandle, DatagramEvent, Dir, Endpoint, Event, Side,
+    StreamEvent, StreamId, TransportErrorCode, VarInt,
 };
 use resets::ResetBudget;
 use std::{
@@ -176,6 +176,8 @@ pub struct QuicSide {
     /// Small frames of one connection, joined.
     joined: Vec<u8>,
     accepting: bool,
+    /// Connections that are to be begun.
+    queue: Queue,
     guard: Guard,
 }
 
@@ -207,6 +209,7 @@ impl QuicSide {
         Self {
             endpoint,
             resets: ResetBudget::new(settings.resets_per_second),
+            queue: Queue::default(),
             settings,
             socket,
             send: SendBatch::new(),
@@ -217,11 +220,6 @@ impl QuicSide {
             accepting: true,
             guard,
         }
-    }
-
-    /// No new connections from now on: the server shuts down.
-    pub fn stop_accepting(&mut self) {
-        self.accepting = false;
     }
 
     /// Shows quinn-proto a datagram. Returns the connection if this one is new; what belongs to a known one waits for
@@ -315,66 +313,6 @@ impl QuicSide {
                         .forged(&mut link.record, opened.failed, peer, clock.now);
                 }
                 conns.schedule(arrived.index);
-            }
-        }
-    }
-
-    fn incoming(
-        &mut self,
-        (incoming, bytes): (Incoming, usize),
-        conns: &mut Conns,
-        admission: &Arc<Admission>,
-        metrics: &WorkerMetrics,
-        clock: Clock,
-    ) -> Option<ConnId> {
-        let peer = incoming.remote_address();
-        let incoming = self.validated(incoming, metrics, clock)?;
-        let (incoming, permit) = self.admitted(incoming, admission, metrics, clock)?;
-        metrics.handshakes[Transport::Quic].inc();
-        let unvalidated = (!incoming.remote_address_validated()).then(|| {
-            let mut address = Unvalidated::default();
-            address.received(bytes);
-            Box::new(address)
-        });
-        match self.endpoint.accept(
-            incoming,
-            clock.now,
-            &mut self.buffer,
-            self.settings.qlogs.wanted(peer.ip()),
-        ) {
-            Ok((handle, connection)) => {
-                let mut record = Record::default();
-                self.guard.note(&mut record);
-                let link = QuicLink {
-                    handle,
-                    connection,
-                    control: false,
-                    readable: false,
-                    blocked: false,
-                    linger: None,
-                    connected: false,
-                    unvalidated,
-                    window: Window::new(self.settings.receive_window_bytes, clock.time().0),
-                    record,
-                    streams_max: 0,
-                    refused: false,
-                    data: None,
-                };
-                let link = Link::Quic(Box::new(link));
-                let id = conns.insert(|id| Conn::new(id, canonical(peer), permit, link));
-                if self.places.len() <= handle.0 {
-                    self.places.resize(handle.0 + 1, u32::MAX);
-                }
-                self.places[handle.0] = id.index;
-                conns.schedule(id.index);
-                Some(id)
-            }
-            Err(error) => {
-                metrics.handshakes_failed[Transport::Quic].inc();
-                if let Some(transmit) = error.response {
-                    self.send.push(&transmit, &self.buffer);
-                }
-                None
             }
         }
     }

@@ -283,6 +283,7 @@ impl QuicParts {
             // Of one stream the connection's own window is the limit; it has room for data streams besides.
             stream_receive_window_bytes: config.quic.receive_window_bytes_max,
             retry_token_life: Duration::from_secs(config.kernel.retry_token_life_s.into()),
+            handshakes_waiting: config.limits.handshakes_waiting.div_ceil(workers) as usize,
             ..QuicSettings::default()
         };
         let token_key = Arc::new(TokenKey::new(keys.clone()));

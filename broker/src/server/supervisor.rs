@@ -170,6 +170,18 @@ impl Workshop {
         self.directory.owner(client_id)
     }
 
+    /// Connections over QUIC that may wait to be begun, all workers together.
+    pub fn handshakes_waiting_max(&self) -> u64 {
+        self.config.limits.handshakes_waiting.into()
+    }
+
+    /// Wakes all workers that sleep.
+    pub fn ring_doorbells(&self) {
+        for slot in 0..self.mesh.workers() {
+            self.ring_doorbell(WorkerSlot(slot as u8));
+        }
+    }
+
     /// Wakes a worker that sleeps.
     pub fn ring_doorbell(&self, slot: WorkerSlot) {
         self.mesh.ring_doorbell(slot);

@@ -32,6 +32,20 @@ pub(super) struct SysSource {
     pub start: Instant,
 }
 
+impl SysSource {
+    /// Publishes a value below `$SYS/broker`. `false`: worker 0 takes nothing.
+    pub fn tell(&self, topic: &str, value: &str) -> bool {
+        let is_taken = self.control.order(Input::Publish {
+            topic: Text::from(format!("$SYS/broker/{topic}").as_str()),
+            payload: value.to_owned().into(),
+        });
+        if is_taken {
+            self.mesh.ring_doorbell(WorkerSlot(0));
+        }
+        is_taken
+    }
+}
+
 /// The thread; dropping it ends it.
 pub(super) struct SysThread {
     stop: Option<mpsc::Sender<()>>,
@@ -202,13 +216,8 @@ impl Topics {
         if self.told.get(topic).is_some_and(|told| told == value) {
             return;
         }
-        let input = Input::Publish {
-            topic: Text::from(format!("$SYS/broker/{topic}").as_str()),
-            payload: value.to_owned().into(),
-        };
         // A worker that takes nothing gets it the next time.
-        if source.control.order(input) {
-            source.mesh.ring_doorbell(WorkerSlot(0));
+        if source.tell(topic, value) {
             self.told.insert(topic.to_owned(), value.to_owned());
         }
     }

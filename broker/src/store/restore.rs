@@ -353,7 +353,8 @@ impl Restorer {
                 .send(worker, StoreMail::RetainedLoaded);
             parts.directory.mesh.ring_doorbell(worker);
         }
-        give_back_memory();
+        // What was needed to read everything lies between what stays.
+        crate::overload::heap::give_back();
         let took = parts.start.elapsed();
         parts.metrics.restore_ms.store(took.as_millis() as u64);
         parts.metrics.restoring.store(0);
@@ -552,15 +553,6 @@ impl Restorer {
         }
         self.reader = None;
         Ok(())
-    }
-}
-
-/// What was needed to read everything lies between what stays; the system gets back the pages that are free as a whole.
-fn give_back_memory() {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: it may be called at any time, from any thread.
-    unsafe {
-        libc::malloc_trim(0);
     }
 }
 

@@ -12,6 +12,8 @@ mod police;
 pub(crate) mod prefetch;
 mod publish;
 mod serve;
+mod strain;
+mod wait;
 
 use crate::{
     auth::desk::Desk,
@@ -221,8 +223,6 @@ const UDP_BATCHES: usize = 4;
 const ROUNDS: usize = 8;
 /// Longest sleep: counters are published at least this often.
 const SLEEP_MAX: Duration = Duration::from_secs(1);
-/// How soon a full socket or ring is tried again.
-const RETRY: Duration = Duration::from_millis(1);
 
 /// A worker.
 pub struct Worker {
@@ -256,6 +256,7 @@ pub struct Worker {
     opened: Vec<ConnId>,
     published_at: Instant,
     published: publish::Published,
+    strain: strain::Strain,
 }
 
 impl Worker {
@@ -324,6 +325,7 @@ impl Worker {
             opened: Vec::new(),
             published_at: parts.start,
             published: publish::Published::default(),
+            strain: strain::Strain::default(),
         })
     }
 
@@ -332,6 +334,7 @@ impl Worker {
         loop {
             let clock = Clock::read(self.start);
             self.turn(clock);
+            self.strain.note(clock.now, Instant::now());
             if self.control.is_stopping() || (self.draining && self.conns.is_empty()) {
                 self.publish(clock);
                 return Ok(());
@@ -343,10 +346,12 @@ impl Worker {
     fn turn(&mut self, clock: Clock) {
         self.metrics.loop_turns.inc();
         self.obey(clock);
+        self.feel_strain(clock);
         self.mail(clock);
         self.driver.authenticated(&mut self.conns, clock.time());
         self.driver.stored(&mut self.conns, clock.time());
         self.udp(clock);
+        self.begin_handshakes(clock);
         self.accept(clock);
         self.timers(clock);
         for index in std::mem::take(&mut self.again) {
@@ -505,7 +510,11 @@ impl Worker {
     }
 
     fn accept(&mut self, clock: Clock) {
-        if !self.tcp.is_acceptable() {
+        if self
+            .tcp
+            .accepts_at(clock.now)
+            .is_none_or(|at| at > clock.now)
+        {
             return;
         }
         let registry = (self.poll.registry(), conn_token as fn(u32) -> Token);
@@ -535,64 +544,5 @@ impl Worker {
         if self.driver.next_timeout().is_some_and(|at| at <= time) {
             self.driver.input(&mut self.conns, Input::Timeout, time);
         }
-    }
-
-    fn busy(&self) -> bool {
-        self.udp_readable && self.quic.is_some()
-            || self.tcp.is_acceptable()
-            || !self.again.is_empty()
-            || self.conns.has_scheduled()
-            || self.mesh.has_mail(self.slot)
-            || self.driver.has_authenticated()
-            || self.driver.has_stored()
-    }
-
-    fn sleep(&mut self) -> io::Result<()> {
-        let mut timeout = SLEEP_MAX;
-        if self.quic.as_ref().is_some_and(QuicSide::has_unsent) || self.driver.has_spooled() {
-            timeout = RETRY;
-        }
-        let now = Clock::read(self.start).time().0;
-        for at in [
-            self.timers.next_ms(),
-            self.driver.next_timeout().map(|t| t.0),
-        ]
-        .into_iter()
-        .flatten()
-        {
-            timeout = timeout.min(Duration::from_millis(at.saturating_sub(now)));
-        }
-        self.mesh.set_sleeping(self.slot, true);
-        if self.busy() {
-            timeout = Duration::ZERO;
-        }
-        let polled = self.poll.poll(&mut self.events, Some(timeout));
-        self.mesh.set_sleeping(self.slot, false);
-        match polled {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(()),
-            other => other?,
-        }
-        for event in &self.events {
-            match event.token() {
-                WAKER => {}
-                UDP => self.udp_readable = true,
-                Token(token) if token < FIRST_CONN => {
-                    self.tcp.set_acceptable(token - FIRST_LISTENER);
-                }
-                Token(token) => {
-                    let index = (token - FIRST_CONN) as u32;
-                    if let Some(conns::Conn {
-                        link: Link::Tcp(link),
-                        ..
-                    }) = self.conns.at(index)
-                    {
-                        let ended = event.is_read_closed() || event.is_error();
-                        link.ready(event.is_readable() || ended, event.is_writable() || ended);
-                        self.conns.schedule(index);
-                    }
-                }
-            }
-        }
-        Ok(())
     }
 }

@@ -3,11 +3,13 @@
 pub mod client;
 pub mod crowd;
 pub mod mosquitto;
+pub mod probe;
 pub mod process;
 pub mod swarm;
 
 pub use client::Profile;
 pub use crowd::{Carrier, Crowd};
 pub use mosquitto::Mosquitto;
+pub use probe::Probe;
 pub use process::Usage;
 pub use swarm::Swarm;

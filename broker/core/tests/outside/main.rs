@@ -16,6 +16,7 @@ mod full;
 mod message_cost;
 mod messages;
 mod model;
+mod pressure;
 mod queues;
 mod quotas;
 mod reasons;

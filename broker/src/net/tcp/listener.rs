@@ -2,7 +2,7 @@
 
 use super::{Bound, Buffers, TcpSettings, TcpSide, canonical, layers::Layers, link::TcpLink};
 use crate::{
-    limits::{Admission, Permit},
+    limits::{Admission, Limit, Permit},
     metrics::{Transport, WorkerMetrics},
     net::{tls::stream::TlsStream, ws::WebSocket},
     worker::{
@@ -19,10 +19,14 @@ use std::{
     io::{self, ErrorKind},
     net::SocketAddr,
     sync::Arc,
+    time::{Duration, Instant},
 };
 
 /// Connections accepted from one listener in one turn, at most, so that accepting starves nobody.
 const ACCEPTS_PER_TURN: usize = 64;
+
+/// How soon it is looked again whether the worker has time.
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
 /// A listener of a worker.
 #[derive(Debug)]
@@ -54,6 +58,8 @@ impl TcpSide {
         }
         Ok(Self {
             listening,
+            held_until: None,
+            is_short: false,
             settings,
             buffers: Buffers::new(),
         })
@@ -66,9 +72,25 @@ impl TcpSide {
         }
     }
 
-    /// Whether `accept` has more to do.
-    pub fn is_acceptable(&self) -> bool {
-        self.listening.iter().any(|listening| listening.acceptable)
+    /// When `accept` has something to do; `None` = nothing is there.
+    pub fn accepts_at(&self, now: Instant) -> Option<Instant> {
+        let is_acceptable = self.listening.iter().any(|listening| listening.acceptable);
+        is_acceptable.then(|| self.held_until.unwrap_or(now))
+    }
+
+    /// Whether the worker's time is too short for new connections.
+    pub fn set_short(&mut self, is_short: bool) {
+        self.is_short = is_short;
+    }
+
+    /// Whether connections are left in the listeners for now; the kernel keeps them, and when there are many, their
+    /// clients' SYNs wait.
+    fn holds(&mut self, admission: &Admission, now: Instant) -> bool {
+        self.held_until = match self.is_short {
+            true => Some(now + LOOK_AGAIN),
+            false => admission.next_handshake(now),
+        };
+        self.held_until.is_some()
     }
 
     /// Stops listening: the server shuts down.
@@ -89,21 +111,32 @@ impl TcpSide {
         clock: Clock,
         opened: &mut Vec<ConnId>,
     ) {
-        for listening in &mut self.listening {
+        let mut has_waited = self.held_until.is_some();
+        for place in 0..self.listening.len() {
             for _ in 0..ACCEPTS_PER_TURN {
+                if self.holds(admission, clock.now) {
+                    return;
+                }
+                let listening = &mut self.listening[place];
                 let Some((stream, peer)) = listening.next(metrics) else {
                     break;
                 };
+                if std::mem::take(&mut has_waited) {
+                    metrics.refused[Limit::HandshakesPerSecond].inc();
+                }
                 let permit = match listening.proxy {
                     false => admission.admit(peer.ip(), clock.now),
                     true => admission.admit_proxied(clock.now),
                 };
                 let permit = match permit {
                     Ok(permit) => permit,
-                    Err(limit) => {
-                        metrics.refused[limit].inc();
-                        continue;
-                    }
+                    Err(limit) => match listening.to_refuse(limit, admission) {
+                        Some(permit) => permit,
+                        None => {
+                            metrics.refused[limit].inc();
+                            continue;
+                        }
+                    },
                 };
                 let Some(link) = link(stream, listening, &self.settings) else {
                     continue;
@@ -119,6 +152,15 @@ impl TcpSide {
 }
 
 impl Listening {
+    /// A place for a connection that MQTT can tell why it is refused, without the cost of TLS.
+    fn to_refuse(&self, limit: Limit, admission: &Arc<Admission>) -> Option<Permit> {
+        let is_plain = matches!(self.transport, Transport::Tcp | Transport::WebSocket);
+        let is_short = limit == Limit::MemoryLimit;
+        (is_short && is_plain && !self.proxy)
+            .then(|| admission.admit_to_refuse())
+            .flatten()
+    }
+
     /// The next connection, if one waits.
     fn next(&mut self, metrics: &WorkerMetrics) -> Option<(TcpStream, SocketAddr)> {
         while self.acceptable {

@@ -13,6 +13,7 @@ use std::{
     io,
     net::{Ipv6Addr, SocketAddr},
     sync::Arc,
+    time::Instant,
 };
 
 pub use layers::REPLIES_BYTES_MAX;
@@ -63,6 +64,10 @@ pub enum End {
 /// The TCP half of a worker.
 pub struct TcpSide {
     listening: Vec<listener::Listening>,
+    /// Connections wait in the listeners until then.
+    held_until: Option<Instant>,
+    /// The worker's time is short: no connections are accepted.
+    is_short: bool,
     settings: TcpSettings,
     buffers: Buffers,
 }

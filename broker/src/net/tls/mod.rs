@@ -117,6 +117,8 @@ pub struct QuicSettings {
     pub new_tokens: u32,
     /// How long a token of a Retry packet is good. Default 15 s.
     pub retry_token_life: Duration,
+    /// Connections that wait to be begun, for each endpoint. Default 1,024.
+    pub handshakes_waiting: usize,
     /// Key exchanges. Default with the post-quantum one.
     pub key_exchange: KeyExchange,
 }
@@ -140,6 +142,7 @@ impl Default for QuicSettings {
             early_data: true,
             new_tokens: 1,
             retry_token_life: Duration::from_secs(15),
+            handshakes_waiting: 1_024,
             key_exchange: KeyExchange::default(),
         }
     }
@@ -183,9 +186,9 @@ pub fn quic_server_config(
         .lifetime(Duration::from_secs(NEW_TOKEN_LIFE_S.into()))
         .log(Arc::new(UsedTokens::default()));
     server.retry_token_lifetime(settings.retry_token_life);
-    // The worker accepts or refuses at once: nothing has to be kept for connections that nobody looked at yet.
+    // quinn-proto drops what is above before it costs anything.
     server
-        .max_incoming(MAX_INCOMING)
+        .max_incoming(settings.handshakes_waiting)
         .incoming_buffer_size(INCOMING_BUFFER_BYTES);
     server.incoming_buffer_size_total(INCOMING_BUFFER_TOTAL_BYTES);
     server
@@ -285,11 +288,9 @@ fn provider(key_exchange: KeyExchange) -> Arc<CryptoProvider> {
     })
 }
 
-/// Connections that were announced to the worker and not yet accepted or refused.
-const MAX_INCOMING: usize = 1024;
-/// Bytes kept for one such connection.
+/// Bytes kept for one connection that waits to be begun, besides its first datagram: 0-RTT data, and what it repeats.
 const INCOMING_BUFFER_BYTES: u64 = 16 << 10;
-/// Bytes kept for all such connections.
+/// Bytes kept for all of a worker's.
 const INCOMING_BUFFER_TOTAL_BYTES: u64 = 4 << 20;
 
 /// Of connections; with a `qlog`, of one alone.
