@@ -137,7 +137,11 @@ fn measure(program: &str, sizes: &[(&str, Option<u32>)]) -> Result<Vec<Value>> {
     eprintln!("measuring {program}");
     let path = format!("release/bench_{program}");
     let output = Command::new(paths::target().join(path))
-        .envs(sizes.iter().filter_map(|(name, n)| Some((name, n.as_ref()?.to_string()))))
+        .envs(
+            sizes
+                .iter()
+                .filter_map(|(name, n)| Some((name, n.as_ref()?.to_string()))),
+        )
         .current_dir(paths::root())
         // What was built with it: a program would build another one, with other features.
         .env(BINARY, paths::target().join("release/headgate"))

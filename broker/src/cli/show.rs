@@ -126,9 +126,11 @@ pub(super) fn status(status: &Value) -> String {
     }
     if let Some(bytes) = status["resident_bytes"].as_u64() {
         let limit = status["overload"]["memory_limit_bytes"].as_u64();
-        let of = limit.filter(|limit| *limit > 0).map_or(String::new(), |limit| {
-            format!(" (limit {:.1} MB)", limit as f64 / 1e6)
-        });
+        let of = limit
+            .filter(|limit| *limit > 0)
+            .map_or(String::new(), |limit| {
+                format!(" (limit {:.1} MB)", limit as f64 / 1e6)
+            });
         line(
             "memory",
             format!("{:.1} MB resident{of}", bytes as f64 / 1e6),

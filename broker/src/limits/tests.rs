@@ -190,10 +190,7 @@ fn while_memory_is_short_nobody_comes_in_but_a_few_to_be_told() {
         });
     };
     short(1);
-    for refused in [
-        admission.admit(address, now),
-        admission.admit_proxied(now),
-    ] {
+    for refused in [admission.admit(address, now), admission.admit_proxied(now)] {
         assert_eq!(refused.err(), Some(Limit::MemoryLimit));
     }
     let told: Vec<_> = std::iter::from_fn(|| admission.admit_to_refuse())

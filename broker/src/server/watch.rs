@@ -22,6 +22,10 @@ use std::{
 
 /// How often it looks.
 const INTERVAL: Duration = Duration::from_millis(100);
+/// The same once memory may soon be short, so that what comes between two looks is little.
+const INTERVAL_CLOSE: Duration = Duration::from_millis(10);
+/// Which is from so much of the limit on, %.
+const CLOSE_SHARE: u64 = 70;
 /// How often one resource is mentioned in the log, at most, unless it gets worse.
 const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -54,8 +58,13 @@ impl Watch {
             .name("headgate-watch".to_owned())
             .spawn(move || {
                 let mut eye = Eye::new(Instant::now());
-                while stopped.recv_timeout(INTERVAL) == Err(RecvTimeoutError::Timeout) {
-                    eye.look(&workshop, &mut memory, sys.as_ref(), Instant::now());
+                let mut interval = INTERVAL;
+                while stopped.recv_timeout(interval) == Err(RecvTimeoutError::Timeout) {
+                    let now = eye.look(&workshop, &mut memory, sys.as_ref(), Instant::now());
+                    interval = match is_close(now) {
+                        true => INTERVAL_CLOSE,
+                        false => INTERVAL,
+                    };
                 }
             })?;
         Ok(Self {
@@ -102,7 +111,7 @@ impl Eye {
         memory: &mut MemoryWatch,
         sys: Option<&SysSource>,
         now: Instant,
-    ) {
+    ) -> MemoryNow {
         let overload = workshop.admission.overload();
         let before = overload.memory();
         let after = memory.look(now);
@@ -128,6 +137,7 @@ impl Eye {
                 told.topic = Some(level);
             }
         }
+        after
     }
 }
 
@@ -156,6 +166,11 @@ impl Told {
         (self.logged, self.at) = (level, Some(now));
         true
     }
+}
+
+/// Whether memory may soon be short.
+fn is_close(now: MemoryNow) -> bool {
+    now.limit_bytes > 0 && now.used_bytes / CLOSE_SHARE >= now.limit_bytes / 100
 }
 
 /// Workers that sleep look at the memory when they wake up; that may be a second later.

@@ -33,9 +33,7 @@ const LIVE_P99_MS: f64 = 250.0;
 fn main() {
     let seconds = std::env::var("HEADGATE_BENCH_SECONDS").ok();
     let seconds = seconds.map_or(SECONDS, |seconds| {
-        seconds
-            .parse()
-            .expect("HEADGATE_BENCH_SECONDS is a number")
+        seconds.parse().expect("HEADGATE_BENCH_SECONDS is a number")
     });
     let size = usize::from(seconds >= LARGE_FROM_S);
     let mut rows = Vec::new();
@@ -124,6 +122,7 @@ fn too_many(memory_mib: u64, time: Duration, rows: &mut Vec<Row>) {
 /// All clients come at once after a restart.
 fn storm(count: u32, rows: &mut Vec<Row>) {
     let mut broker = Broker::start("[limits]\nconnections_per_prefix = 0\n");
+    broker.kill();
     broker.restart();
     let probe = Probe::start(broker.quic());
     let mut fleet = fleet(&broker);

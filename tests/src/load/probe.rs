@@ -84,7 +84,10 @@ impl fmt::Display for Probed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (came, of) = (self.latencies_ns.len(), self.published);
         let [p50, p99, all] = [0.5, 0.99, 1.0].map(|share| self.at(share));
-        write!(f, "{came} of {of} messages in {p50:.1}, {p99:.1} and at most {all:.1} ms")
+        write!(
+            f,
+            "{came} of {of} messages in {p50:.1}, {p99:.1} and at most {all:.1} ms"
+        )
     }
 }
 
@@ -112,9 +115,7 @@ fn connect(server: SocketAddr) -> Fleet {
         };
         fleet.connect(plan).expect("a connection can be begun");
     }
-    while fleet.counts().asleep < u64::from(CLIENTS)
-        || fleet.counts().ready <= u64::from(CLIENTS)
-    {
+    while fleet.counts().asleep < u64::from(CLIENTS) || fleet.counts().ready <= u64::from(CLIENTS) {
         assert!(Instant::now() < until, "{:?}", fleet.counts());
         fleet.turn(Duration::from_millis(5), |_, _| {});
         assert_eq!(fleet.counts().lost, 0, "{:?}", fleet.last_loss());
