@@ -176,12 +176,10 @@ worker_metrics! {
     Counter early_packets_held: Number = "headgate_early_packets_held_total",
     /// Handshakes that failed or were given up.
     Counter handshakes_failed: PerLabel<Transport> = "headgate_handshakes_failed_total",
-    /// QUIC connections that had to wait to be begun.
-    Counter handshakes_delayed: Number = "headgate_handshakes_delayed_total",
-    /// Of these, those that had waited for too long and were left to try again.
-    Counter handshakes_expired: Number = "headgate_handshakes_expired_total",
-    /// QUIC connections that wait to be begun.
-    Gauge handshakes_waiting: Number = "headgate_handshakes_waiting",
+    /// QUIC packets of new connections that had to wait until there was time for them, or the rate allowed them.
+    Counter initials_delayed: Number = "headgate_initials_delayed_total",
+    /// QUIC packets of new connections that wait.
+    Gauge initials_waiting: Number = "headgate_initials_waiting",
     /// How short this worker's time is: 1 = new connections wait, 2 = QoS 0 is dropped where it would have to wait, 3 = slow
     /// consumers are closed.
     Gauge cpu_level: Number = "headgate_worker_overload_level",

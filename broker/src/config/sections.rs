@@ -378,10 +378,10 @@ sections! {
         /// Connections begun per second, all workers together; a second's worth may come at once. More: they
         /// wait. 0 = no limit. A handshake over QUIC costs about 0.2 ms of CPU.
         handshakes_per_second: u32 = 20_000;
-        /// QUIC connections that wait to be begun, all workers together: for the rate above, or because the worker
-        /// has others to serve. More: no answer, and their clients try again, as after waiting for 5 s. Worst
-        /// case: about 3 kB each.
-        handshakes_waiting: u32 = 16_384, 64..=1_048_576;
+        /// QUIC packets of new connections that wait, all workers together: for the rate above, or because the
+        /// worker has other clients to serve. More: dropped, and the client repeats it. Each waits for 10 s at
+        /// most. Worst case: about 1.5 kB each.
+        initials_waiting: u32 = 16_384, 64..=1_048_576;
         /// Bidirectional streams that a QUIC client may have open. The first is the control
         /// stream. The first three are allowed at once, all when the client has opened a data stream: an
         /// idle connection that uses one costs no more. More: STREAM_LIMIT_ERROR. A connection may hold

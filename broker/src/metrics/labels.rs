@@ -134,7 +134,7 @@ label! {
         Memory = "memory",
         /// The workers' time.
         Cpu = "cpu",
-        /// Room for new connections (`limits.handshakes_per_second`, `limits.handshakes_waiting`).
+        /// Room for new connections (`limits.handshakes_per_second`, `limits.initials_waiting`).
         Handshakes = "handshakes",
     }
 }
@@ -157,6 +157,10 @@ label! {
         MeshFull = "mesh_full",
         /// It would have been answered with a stateless reset, and `limits.stateless_resets_per_second` was reached.
         ResetBudget = "reset_budget",
+        /// A packet of a new connection came while as many waited as `limits.initials_waiting` allows.
+        InitialsWaiting = "initials_waiting",
+        /// A packet of a new connection has waited for too long: its client has repeated it, or given up.
+        InitialExpired = "initial_expired",
         /// The kernel refused to send it.
         SendFailed = "send_failed",
         /// A PUBLISH in a datagram (RFC 9221): as many bytes wait for the network as may.

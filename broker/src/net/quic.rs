@@ -176,7 +176,7 @@ pub struct QuicSide {
     /// Small frames of one connection, joined.
     joined: Vec<u8>,
     accepting: bool,
-    /// Connections that are to be begun.
+    /// Packets of new connections that wait.
     queue: Queue,
     guard: Guard,
 }
@@ -188,6 +188,8 @@ pub struct QuicSideSettings {
     pub tickets: Arc<TicketStore>,
     /// Stateless resets per second.
     pub resets_per_second: u32,
+    /// Packets of new connections that may wait, of this worker.
+    pub initials_waiting: usize,
     /// Bytes that a client may send before they are read, when it connects.
     pub receive_window_bytes: u32,
     /// The same for a client that uses them, and on one stream.
@@ -209,7 +211,7 @@ impl QuicSide {
         Self {
             endpoint,
             resets: ResetBudget::new(settings.resets_per_second),
-            queue: Queue::default(),
+            queue: Queue::new(settings.initials_waiting),
             settings,
             socket,
             send: SendBatch::new(),
@@ -224,7 +226,7 @@ impl QuicSide {
 
     /// Shows quinn-proto a datagram. Returns the connection if this one is new; what belongs to a known one waits for
     /// [`QuicSide::deliver`].
-    pub fn arrived(
+    fn show(
         &mut self,
         arrival: Arrival<'_>,
         conns: &mut Conns,
@@ -264,7 +266,7 @@ impl QuicSide {
             }
             DatagramEvent::NewConnection(incoming) => {
                 let bytes = arrival.data.len();
-                self.incoming((incoming, bytes), conns, admission, metrics, clock)
+                self.accept((incoming, bytes), conns, admission, metrics, clock)
             }
             // Only a stateless reset answers a short header (RFC 9000 §17.3).
             DatagramEvent::Response(_)

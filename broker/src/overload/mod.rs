@@ -98,8 +98,8 @@ pub struct OverloadStatus {
     pub cpu: u8,
     /// Level of handshakes.
     pub handshakes: u8,
-    /// Connections over QUIC that wait to be begun.
-    pub handshakes_waiting: u64,
+    /// QUIC packets of new connections that wait.
+    pub initials_waiting: u64,
     /// What counts as used of the memory, bytes.
     pub memory_used_bytes: u64,
     /// The limit, bytes; 0 = there is none.
@@ -115,7 +115,7 @@ impl OverloadStatus {
             memory: memory.level,
             cpu: cpu.unwrap_or(0) as u8,
             handshakes: overload.handshakes(),
-            handshakes_waiting: metrics.sum(|m| m.handshakes_waiting.get()),
+            initials_waiting: metrics.sum(|m| m.initials_waiting.get()),
             memory_used_bytes: memory.used_bytes,
             memory_limit_bytes: memory.limit_bytes,
         }

@@ -283,7 +283,6 @@ impl QuicParts {
             // Of one stream the connection's own window is the limit; it has room for data streams besides.
             stream_receive_window_bytes: config.quic.receive_window_bytes_max,
             retry_token_life: Duration::from_secs(config.kernel.retry_token_life_s.into()),
-            handshakes_waiting: config.limits.handshakes_waiting.div_ceil(workers) as usize,
             ..QuicSettings::default()
         };
         let token_key = Arc::new(TokenKey::new(keys.clone()));
@@ -299,6 +298,7 @@ impl QuicParts {
             side: QuicSideSettings {
                 tickets,
                 resets_per_second: config.limits.stateless_resets_per_second.div_ceil(workers),
+                initials_waiting: config.limits.initials_waiting.div_ceil(workers) as usize,
                 receive_window_bytes: settings.receive_window_bytes,
                 receive_window_bytes_max: settings.stream_receive_window_bytes,
                 qlogs: Arc::new(qlogs),

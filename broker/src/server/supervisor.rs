@@ -170,9 +170,9 @@ impl Workshop {
         self.directory.owner(client_id)
     }
 
-    /// Connections over QUIC that may wait to be begun, all workers together.
-    pub fn handshakes_waiting_max(&self) -> u64 {
-        self.config.limits.handshakes_waiting.into()
+    /// QUIC packets of new connections that may wait, all workers together.
+    pub fn initials_waiting_max(&self) -> u64 {
+        self.config.limits.initials_waiting.into()
     }
 
     /// Wakes all workers that sleep.

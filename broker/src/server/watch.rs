@@ -116,9 +116,9 @@ impl Eye {
         let before = overload.memory();
         let after = memory.look(now);
         overload.set_memory(after);
-        let waiting = workshop.metrics.sum(|m| m.handshakes_waiting.get());
+        let waiting = workshop.metrics.sum(|m| m.initials_waiting.get());
         let span = (std::mem::replace(&mut self.looked, now), now);
-        let crowd = crowd(waiting, workshop.handshakes_waiting_max());
+        let crowd = crowd(waiting, workshop.initials_waiting_max());
         overload.set_handshakes(self.handshakes.note(crowd, span));
         if needs_the_workers(before, after) {
             workshop.ring_doorbells();
@@ -196,7 +196,7 @@ fn log(resource: Resource, status: &OverloadStatus) {
         status.memory_used_bytes >> 20,
         status.memory_limit_bytes >> 20,
     );
-    let waiting = status.handshakes_waiting;
+    let waiting = status.initials_waiting;
     match (resource, level) {
         (Resource::Memory, 1) => tracing::warn!(
             level,
@@ -236,7 +236,7 @@ fn log(resource: Resource, status: &OverloadStatus) {
         (Resource::Handshakes, _) => tracing::warn!(
             level,
             waiting,
-            "as many new connections wait as limits.handshakes_waiting allows; the others get no answer and try again"
+            "as many packets of new connections wait as limits.initials_waiting allows; the others are dropped, and repeated by their clients"
         ),
     }
 }

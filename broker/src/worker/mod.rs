@@ -34,7 +34,7 @@ use crate::{
 use account::AccountOrder;
 use bytes::Bytes;
 use conns::{Conns, Link};
-use headgate_common::route::{Route, Router};
+use headgate_common::route::Router;
 use headgate_core::{ConnId, Core, DataStream, Input, Time, WorkerSlot};
 use mio::{Events, Interest, Poll, Token, unix::SourceFd};
 use std::{
@@ -425,9 +425,8 @@ impl Worker {
                     Some(Post::Datagram(datagram)) => {
                         self.metrics.datagrams_handed_over.inc();
                         if let Some(quic) = &mut self.quic {
-                            let mut arrival = Arrival::from(&*datagram);
-                            let route = self.router.route(arrival.data);
-                            arrival.is_own = matches!(route, Route::Own { .. });
+                            let route = self.router.route(&datagram.data);
+                            let arrival = Arrival::from(&*datagram).routed(route);
                             let new = quic.arrived(
                                 arrival,
                                 &mut self.conns,
@@ -470,8 +469,7 @@ impl Worker {
                 _ => self.slot,
             };
             if owner == self.slot {
-                let mut arrival = Arrival::from(datagram);
-                arrival.is_own = matches!(route, Route::Own { .. });
+                let arrival = Arrival::from(datagram).routed(route);
                 let new = quic.arrived(
                     arrival,
                     &mut self.conns,

@@ -138,10 +138,10 @@ fn storm(count: u32, rows: &mut Vec<Row>) {
     let counts = fleet.counts();
     let metrics = broker.metrics();
     eprintln!(
-        "  {counts:?}, {:?}, {probed}, {} waited, {} too long",
+        "  {counts:?}, {:?}, {probed}, {} packets waited, {} dropped",
         fleet.last_loss(),
-        metrics.sum("headgate_handshakes_delayed_total{"),
-        metrics.sum("headgate_handshakes_expired_total{"),
+        metrics.sum("headgate_initials_delayed_total{"),
+        metrics.sum("headgate_datagrams_dropped_total{"),
     );
     let share = counts.ready as f64 / f64::from(count);
     rows.push(Row::at_least("storm_connected_share", share, "", 1.0));

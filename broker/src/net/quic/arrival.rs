@@ -1,6 +1,7 @@
 //! Datagrams on their way to quinn-proto.
 
 use crate::{mesh::ForeignDatagram, net::udp::Datagram};
+use headgate_common::route::Route;
 use quinn_proto::ConnectionEvent;
 use std::net::{IpAddr, SocketAddr};
 
@@ -18,6 +19,20 @@ pub struct Arrival<'a> {
     /// Its Destination Connection ID is ours. Whoever knows one has received it, since 80 bits of it can't be guessed:
     /// that validates its address (RFC 9000 §8.1).
     pub is_own: bool,
+    /// It may begin a connection: an Initial or 0-RTT packet whose Destination Connection ID the client has chosen.
+    pub is_new: bool,
+}
+
+impl Arrival<'_> {
+    /// The same, with what its way here says of it.
+    #[must_use]
+    pub fn routed(self, route: Route) -> Self {
+        Self {
+            is_own: matches!(route, Route::Own { .. }),
+            is_new: matches!(route, Route::New { .. }),
+            ..self
+        }
+    }
 }
 
 /// What waits in a batch for its connection.
@@ -40,6 +55,7 @@ impl<'a> From<&'a ForeignDatagram> for Arrival<'a> {
             ecn: d.ecn,
             data: &d.data,
             is_own: false,
+            is_new: false,
         }
     }
 }
@@ -52,6 +68,7 @@ impl<'a> From<Datagram<'a>> for Arrival<'a> {
             ecn: d.ecn,
             data: d.data,
             is_own: false,
+            is_new: false,
         }
     }
 }

@@ -1,19 +1,21 @@
 //! Who may open a connection, and when.
 //!
 //! Beginning a connection costs a hundred times what a packet of one that is up does. So a worker begins only as many in
-//! a turn as fit in a slice of time, and the others wait: when a whole fleet comes back at once, it is let in as fast as
-//! the worker can, and those that are in notice little of it.
+//! a turn as fit in a slice of time, and the others wait, as the datagrams that they are: when a whole fleet comes back at
+//! once, it is let in as fast as the worker can, and those that are in notice little of it.
 
-use super::{QuicLink, QuicSide, Record, Unvalidated, Window};
+use super::{Arrival, QuicLink, QuicSide, Record, Unvalidated, Window};
 use crate::{
     limits::{Admission, Limit, Permit},
-    metrics::{Transport, WorkerMetrics},
+    mesh::ForeignDatagram,
+    metrics::{DatagramDrop, Transport, WorkerMetrics},
     net::tcp::canonical,
     worker::{
         Clock,
         conns::{Conn, Conns, Link},
     },
 };
+use bytes::Bytes;
 use headgate_core::ConnId;
 use quinn_proto::Incoming;
 use std::{
@@ -26,23 +28,21 @@ use std::{
 const SLICE: Duration = Duration::from_millis(10);
 /// The same while the socket holds more than a turn takes from it: they may be packets of clients that are up.
 const SLICE_BEHIND: Duration = Duration::from_millis(2);
-/// How long a connection waits to be begun. Its client may have given up then, and if not, it repeats its Initial.
-const WAIT_MAX: Duration = Duration::from_secs(5);
+/// How long a datagram waits. Its client may have given up then, and if not, it has repeated it.
+const WAIT_MAX: Duration = Duration::from_secs(10);
 /// How soon it is looked again whether the worker has time.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
-/// A connection that is to be begun.
+/// A datagram that waits.
 struct Waiting {
-    incoming: Incoming,
-    /// Of its first datagram.
-    bytes: usize,
+    datagram: ForeignDatagram,
     since: Instant,
 }
 
-/// Connections that are to be begun, in their order. quinn-proto announces no more than its `max_incoming` of them.
-#[derive(Default)]
+/// Datagrams that may begin a connection and wait, in their order.
 pub(super) struct Queue {
     waiting: VecDeque<Waiting>,
+    max: usize,
     /// Time spent in this turn.
     spent: Duration,
     /// The worker's time is short: none is begun.
@@ -52,9 +52,15 @@ pub(super) struct Queue {
 }
 
 impl Queue {
-    /// Whether one that comes now can be begun at once.
-    fn lets_pass(&self) -> bool {
-        self.waiting.is_empty() && !self.is_short && self.spent < SLICE_BEHIND
+    /// An empty one with room for `max`.
+    pub fn new(max: usize) -> Self {
+        Self {
+            waiting: VecDeque::new(),
+            max,
+            spent: Duration::ZERO,
+            is_short: false,
+            next_at: None,
+        }
     }
 
     /// The next one, unless it has to wait on.
@@ -69,9 +75,27 @@ impl Queue {
         }
     }
 
-    fn pop_expired(&mut self, now: Instant) -> Option<Waiting> {
+    fn drop_expired(&mut self, metrics: &WorkerMetrics, now: Instant) {
         let is_expired = |waiting: &mut Waiting| now.duration_since(waiting.since) > WAIT_MAX;
-        self.waiting.pop_front_if(is_expired)
+        while self.waiting.pop_front_if(is_expired).is_some() {
+            metrics.datagrams_dropped[DatagramDrop::InitialExpired].inc();
+        }
+    }
+
+    fn push(&mut self, arrival: &Arrival<'_>, metrics: &WorkerMetrics, now: Instant) {
+        if self.waiting.len() >= self.max {
+            return metrics.datagrams_dropped[DatagramDrop::InitialsWaiting].inc();
+        }
+        metrics.initials_delayed.inc();
+        self.waiting.push_back(Waiting {
+            datagram: ForeignDatagram {
+                source: arrival.source,
+                destination: arrival.destination,
+                ecn: arrival.ecn,
+                data: Bytes::copy_from_slice(arrival.data),
+            },
+            since: now,
+        });
     }
 }
 
@@ -79,9 +103,6 @@ impl QuicSide {
     /// No new connections from now on: the server shuts down.
     pub fn stop_accepting(&mut self) {
         self.accepting = false;
-        while let Some(waiting) = self.queue.waiting.pop_front() {
-            self.refuse(waiting.incoming);
-        }
     }
 
     /// Whether the worker's time is too short for new connections.
@@ -100,34 +121,34 @@ impl QuicSide {
         }
     }
 
-    /// A connection is to be begun: at once, if there is time for it. Returns it then.
-    pub(super) fn incoming(
+    /// Takes a datagram. Returns the connection if it has begun one; what belongs to one that is there waits for
+    /// [`QuicSide::deliver`], and what may begin one for [`QuicSide::begin_waiting`], unless there is time for it now.
+    pub fn arrived(
         &mut self,
-        (incoming, bytes): (Incoming, usize),
+        arrival: Arrival<'_>,
         conns: &mut Conns,
         admission: &Arc<Admission>,
         metrics: &WorkerMetrics,
         clock: Clock,
     ) -> Option<ConnId> {
-        let incoming = self.validated(incoming, metrics, clock)?;
-        let is_above_rate = admission.next_handshake(clock.now).is_some();
-        if !self.accepting || self.queue.lets_pass() && !is_above_rate {
-            return self.begin((incoming, bytes), conns, admission, metrics, clock);
+        if !arrival.is_new {
+            return self.show(arrival, conns, admission, metrics, clock);
         }
+        let is_above_rate = admission.next_handshake(clock.now).is_some();
         if is_above_rate {
             metrics.refused[Limit::HandshakesPerSecond].inc();
         }
-        metrics.handshakes_delayed.inc();
-        self.queue.waiting.push_back(Waiting {
-            incoming,
-            bytes,
-            since: clock.now,
-        });
-        None
+        let queue = &mut self.queue;
+        let has_time = queue.waiting.is_empty() && !queue.is_short && queue.spent < SLICE_BEHIND;
+        if is_above_rate || !has_time {
+            queue.push(&arrival, metrics, clock.now);
+            return None;
+        }
+        self.begin(arrival, conns, admission, metrics, clock)
     }
 
-    /// Begins those that wait, as far as there is time for it in this turn: less if the worker `is_behind` with what has
-    /// come. `opened` gets the connections.
+    /// Begins what waits, as far as there is time for it in this turn: less if the worker `is_behind` with what has come.
+    /// `opened` gets the connections.
     pub fn begin_waiting(
         &mut self,
         conns: &mut Conns,
@@ -137,36 +158,34 @@ impl QuicSide {
         opened: &mut Vec<ConnId>,
     ) {
         let slice = if is_behind { SLICE_BEHIND } else { SLICE };
-        while let Some(waiting) = self.queue.pop_expired(clock.now) {
-            metrics.handshakes_expired.inc();
-            self.endpoint.ignore(waiting.incoming);
-        }
+        self.queue.drop_expired(metrics, clock.now);
         while let Some(waiting) = self.queue.pop(slice, admission, clock.now) {
-            let incoming = (waiting.incoming, waiting.bytes);
-            opened.extend(self.begin(incoming, conns, admission, metrics, clock));
+            let arrival = Arrival::from(&waiting.datagram);
+            opened.extend(self.begin(arrival, conns, admission, metrics, clock));
+            // It may be a packet that was repeated, or a further one of a connection that has begun.
+            self.deliver(conns, clock);
         }
         self.queue.spent = Duration::ZERO;
-        metrics
-            .handshakes_waiting
-            .store(self.queue.waiting.len() as u64);
+        let waiting = self.queue.waiting.len() as u64;
+        metrics.initials_waiting.store(waiting);
     }
 
-    /// Begins a connection, if it may.
     fn begin(
         &mut self,
-        incoming: (Incoming, usize),
+        arrival: Arrival<'_>,
         conns: &mut Conns,
         admission: &Arc<Admission>,
         metrics: &WorkerMetrics,
         clock: Clock,
     ) -> Option<ConnId> {
         let begun = Instant::now();
-        let opened = self.accept(incoming, conns, admission, metrics, clock);
+        let opened = self.show(arrival, conns, admission, metrics, clock);
         self.queue.spent += begun.elapsed();
         opened
     }
 
-    fn accept(
+    /// Begins a connection, if it may.
+    pub(super) fn accept(
         &mut self,
         (incoming, bytes): (Incoming, usize),
         conns: &mut Conns,
@@ -175,6 +194,7 @@ impl QuicSide {
         clock: Clock,
     ) -> Option<ConnId> {
         let peer = incoming.remote_address();
+        let incoming = self.validated(incoming, metrics, clock)?;
         let (incoming, permit) = self.admitted(incoming, admission, metrics, clock)?;
         metrics.handshakes[Transport::Quic].inc();
         let unvalidated = (!incoming.remote_address_validated()).then(|| {
@@ -289,14 +309,5 @@ impl QuicSide {
         let refusal = self.endpoint.refuse(incoming, &mut self.buffer);
         self.send.push(&refusal, &self.buffer);
         self.guard.discard();
-    }
-}
-
-impl Drop for QuicSide {
-    fn drop(&mut self) {
-        // quinn-proto takes one that is just dropped for a mistake, and says so in the log.
-        while let Some(waiting) = self.queue.waiting.pop_front() {
-            self.endpoint.ignore(waiting.incoming);
-        }
     }
 }

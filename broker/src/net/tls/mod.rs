@@ -117,8 +117,6 @@ pub struct QuicSettings {
     pub new_tokens: u32,
     /// How long a token of a Retry packet is good. Default 15 s.
     pub retry_token_life: Duration,
-    /// Connections that wait to be begun, for each endpoint. Default 1,024.
-    pub handshakes_waiting: usize,
     /// Key exchanges. Default with the post-quantum one.
     pub key_exchange: KeyExchange,
 }
@@ -142,7 +140,6 @@ impl Default for QuicSettings {
             early_data: true,
             new_tokens: 1,
             retry_token_life: Duration::from_secs(15),
-            handshakes_waiting: 1_024,
             key_exchange: KeyExchange::default(),
         }
     }
@@ -186,9 +183,9 @@ pub fn quic_server_config(
         .lifetime(Duration::from_secs(NEW_TOKEN_LIFE_S.into()))
         .log(Arc::new(UsedTokens::default()));
     server.retry_token_lifetime(settings.retry_token_life);
-    // quinn-proto drops what is above before it costs anything.
+    // The worker accepts or refuses at once: nothing has to be kept for connections that nobody looked at yet.
     server
-        .max_incoming(settings.handshakes_waiting)
+        .max_incoming(MAX_INCOMING)
         .incoming_buffer_size(INCOMING_BUFFER_BYTES);
     server.incoming_buffer_size_total(INCOMING_BUFFER_TOTAL_BYTES);
     server
@@ -288,9 +285,11 @@ fn provider(key_exchange: KeyExchange) -> Arc<CryptoProvider> {
     })
 }
 
-/// Bytes kept for one connection that waits to be begun, besides its first datagram: 0-RTT data, and what it repeats.
+/// Connections that were announced to the worker and not yet accepted or refused.
+const MAX_INCOMING: usize = 1024;
+/// Bytes kept for one such connection.
 const INCOMING_BUFFER_BYTES: u64 = 16 << 10;
-/// Bytes kept for all of a worker's.
+/// Bytes kept for all such connections.
 const INCOMING_BUFFER_TOTAL_BYTES: u64 = 4 << 20;
 
 /// Of connections; with a `qlog`, of one alone.
