@@ -272,7 +272,7 @@ worker_metrics! {
     Counter slow_clients_disconnected: Number = "headgate_slow_clients_disconnected_total",
     /// Times that reading from a publisher was stopped because a subscriber's queue was full (when_full = "block").
     Counter publishers_held: Number = "headgate_publishers_held_total",
-    /// Of those: the time was over before the queue had room (limits.block_max_ms).
+    /// Of those: the time was over before the queue had room (limits.full_queue_max_ms).
     Counter publishers_held_too_long: Number = "headgate_publishers_held_too_long_total",
     /// Sessions that ended because their Session Expiry Interval had passed.
     Counter sessions_expired: Number = "headgate_sessions_expired_total",

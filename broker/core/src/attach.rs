@@ -158,6 +158,7 @@ impl Hub {
                 datagrams,
             });
         }
+        session.give_time(env);
         self.arm_conn(conn);
         self.pause(conn, PAUSED_CONNECTING, false, out);
         self.pump(slot, out);

@@ -3,7 +3,7 @@
 //!
 //! A session of a class that blocks ([`crate::WhenFull::Block`]) and its publishers may be on different workers: the
 //! session's worker says `Hold` and `GoOn`, and the publisher's worker stops the reading and starts it again. It does so
-//! by itself after `block_ms_max`, so that neither a lost message nor a client that stands still holds anybody up for longer.
+//! by itself after `full_queue_ms_max`, so that neither a lost message nor a client that stands still holds anybody up for longer.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -141,7 +141,10 @@ impl Hub {
             }
             return;
         }
-        let until = self.env.now.after_ms(self.env.limits.block_ms_max.into());
+        let until = self
+            .env
+            .now
+            .after_ms(self.env.limits.full_queue_ms_max.into());
         if self.conns.is_up(conn) && self.held_publishers.hold(conn, by, until) {
             add(&mut self.env.counters.publishers_held, 1);
             self.pause(conn, PAUSED_BLOCKED, true, out);

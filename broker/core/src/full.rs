@@ -19,7 +19,9 @@ use crate::{
 
 /// Messages that a session of a class that blocks takes beyond its limit: they were under way to it when it was found
 /// full. As many as the rings towards one worker hold.
-pub(crate) const UNDER_WAY_MAX: usize = 16_384;
+pub(crate) const UNDER_WAY_MESSAGES_MAX: usize = 16_384;
+/// The same in bytes (16 MiB). They were in memory already: a queue holds references.
+pub(crate) const UNDER_WAY_BYTES_MAX: u32 = 16 * 1024 * 1024;
 
 /// A client that has published something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -49,13 +51,28 @@ pub(crate) struct Level {
     pub(crate) spilled: u32,
 }
 
-/// A queue of a class that blocks was found full, and hasn't had room since.
+/// A queue that was found full, and hasn't been half empty since.
 #[derive(Debug)]
-pub(crate) struct Blocked {
+pub(crate) struct FullQueue {
     /// When that was.
     since: Time,
     /// Who was told to wait.
     publishers: BTreeSet<Publisher>,
+}
+
+impl FullQueue {
+    fn new(since: Time) -> Box<Self> {
+        Box::new(Self {
+            since,
+            publishers: BTreeSet::new(),
+        })
+    }
+
+    /// It may still make room in time.
+    fn has_time(&self, env: &Env) -> bool {
+        let ms = u64::from(env.limits.full_queue_ms_max);
+        env.now < self.since.after_ms(ms)
+    }
 }
 
 /// A message that looks for room: where it will leave, what it costs, and its QoS there.
@@ -133,13 +150,18 @@ impl Session {
         newest: Newest,
         out: &mut Vec<Output>,
     ) -> bool {
-        if let Some(state) = &self.share {
+        // What is too large for an empty queue says nothing of the client.
+        let is_slow = !self.is_half_empty(env);
+        if let Some(state) = self.share.as_ref().filter(|_| is_slow) {
             state.set_full(true);
         }
         let takes = match env.quotas.of(self.quota_class).when_full {
             WhenFull::DropNewest => false,
             WhenFull::DropOldest => self.drop_oldest(env, newest, out),
-            WhenFull::Disconnect => self.is_given_up(env),
+            WhenFull::Disconnect => {
+                self.end_if_slow(env);
+                false
+            }
             WhenFull::Block => {
                 let level = self.level();
                 self.blocks(env, level, newest.cost)
@@ -151,12 +173,23 @@ impl Session {
         takes
     }
 
-    /// The client is too slow for its class: its connection is closed. `false`: no room comes of that.
-    fn is_given_up(&self, env: &mut Env) -> bool {
-        if self.conn.is_some() {
+    /// The client is too slow for its class: its connection is closed, unless it has come back to a full queue just now, or
+    /// it is the message that is too large.
+    fn end_if_slow(&self, env: &mut Env) {
+        let full = self.flow.as_ref().and_then(|flow| flow.full.as_ref());
+        let has_time = full.is_some_and(|full| full.has_time(env));
+        if self.conn.is_some() && !has_time && !self.is_half_empty(env) {
             env.consequences.push(Consequence::Disconnect(self.handle));
         }
-        false
+    }
+
+    /// The client has come back. It would never get what waits for it if it were disconnected for the next message.
+    pub(crate) fn give_time(&mut self, env: &Env) {
+        if env.quotas.of(self.quota_class).when_full == WhenFull::Disconnect
+            && !self.is_half_empty(env)
+        {
+            self.flow().full = Some(FullQueue::new(env.now));
+        }
     }
 
     /// Has the publisher wait, if there is one and time is left. `true`: its message is taken beyond the limit.
@@ -174,21 +207,18 @@ impl Session {
         }
         let (now, handle) = (env.now, self.handle);
         let (messages_max, bytes_max) = env.queue_limits(self.quota_class);
-        let blocked = self.flow().blocked.get_or_insert_with(|| {
-            Box::new(Blocked {
-                since: now,
-                publishers: BTreeSet::new(),
-            })
-        });
-        if now >= blocked.since.after_ms(env.limits.block_ms_max.into()) {
+        let full = self.flow().full.get_or_insert_with(|| FullQueue::new(now));
+        if !full.has_time(env) {
             return false;
         }
-        blocked.publishers.insert(publisher);
+        full.publishers.insert(publisher);
         env.consequences.push(Consequence::Hold(publisher, handle));
-        let twice = |limit: u32| u64::from(limit) * 2;
-        level.messages < messages_max as usize + UNDER_WAY_MAX
-            && u64::from(level.bytes) + u64::from(cost) <= twice(bytes_max)
-            && u64::from(level.spilled) + u64::from(cost) <= twice(env.limits.session_store_bytes)
+        let fits = |bytes: u32, max: u32| {
+            u64::from(bytes) + u64::from(cost) <= u64::from(max) + u64::from(UNDER_WAY_BYTES_MAX)
+        };
+        level.messages < messages_max as usize + UNDER_WAY_MESSAGES_MAX
+            && fits(level.bytes, bytes_max)
+            && fits(level.spilled, env.limits.session_store_bytes)
     }
 
     /// Lets publishers go on that wait for this session, if its queue is half empty or `gone` with its client.
@@ -197,8 +227,8 @@ impl Session {
             return;
         }
         let handle = self.handle;
-        let blocked = self.flow.as_mut().and_then(|flow| flow.blocked.take());
-        let publishers = blocked.into_iter().flat_map(|blocked| blocked.publishers);
+        let full = self.flow.as_mut().and_then(|flow| flow.full.take());
+        let publishers = full.into_iter().flat_map(|full| full.publishers);
         env.consequences
             .extend(publishers.map(|publisher| Consequence::GoOn(publisher, handle)));
         if let Some(state) = &self.share {
@@ -208,9 +238,7 @@ impl Session {
 
     /// Its queue was found full, and somebody has to know when it has room again.
     pub(crate) fn was_full(&self) -> bool {
-        self.flow
-            .as_ref()
-            .is_some_and(|flow| flow.blocked.is_some())
+        self.flow.as_ref().is_some_and(|flow| flow.full.is_some())
             || self.share.as_ref().is_some_and(|state| state.is_full())
     }
 
@@ -253,7 +281,7 @@ impl Session {
         may_go.any(is_enough)
     }
 
-    /// The oldest message that may go for one with this QoS is dropped; its cost.
+    /// The oldest message that may go for one with this QoS is dropped.
     fn let_go(&mut self, env: &mut Env, lack: Lack, qos: QoS, out: &mut Vec<Output>) {
         let Some(flow) = &mut self.flow else { return };
         let of_share = |w: &Waiting| lack.share.is_none() || w.stream == lack.share;
@@ -371,7 +399,10 @@ impl Session {
             let takes = match env.quotas.of(self.quota_class).when_full {
                 WhenFull::DropOldest if self.let_go_held(env, (full, cost), qos, out) => continue,
                 WhenFull::DropNewest | WhenFull::DropOldest => false,
-                WhenFull::Disconnect => self.is_given_up(env),
+                WhenFull::Disconnect => {
+                    self.end_if_slow(env);
+                    false
+                }
                 WhenFull::Block => self.blocks(env, level, cost),
             };
             if !takes {

@@ -63,8 +63,8 @@ impl CoreConfig {
 
 /// Limits of one worker.
 ///
-/// The worst case of a session is 2 × `session_bytes` (half of it only for the moment of a move, or
-/// what was under way to a session of a class that blocks) +
+/// The worst case of a session is 2 × `session_bytes` (half of it only for the moment of a move) +
+/// 16 MiB (what was under way to a session of a class that blocks, when its queue was found full) +
 /// `packet_bytes` (its will) + `subscriptions_per_session` × the longest filter + 131,070 bytes
 /// (every Packet Identifier in use by QoS 2 messages that the client never releases); that of a
 /// connection 3 × `send_buffer_bytes` + `packet_bytes` of frames that the transport has not taken.
@@ -133,9 +133,10 @@ pub struct CoreLimits {
     pub penalty_after_s: u32,
     /// How long it has to stay within them until that ends, seconds (10).
     pub penalty_ends_after_s: u32,
-    /// How long a publisher waits for a full queue of a class that blocks ([`crate::WhenFull::Block`]), milliseconds
-    /// (5,000). Then it goes on, and the queue drops what comes until it is half empty.
-    pub block_ms_max: u32,
+    /// How long a full queue may take until it is half empty, milliseconds (5,000). Until then publishers wait, if its
+    /// class blocks ([`crate::WhenFull::Block`]); later they go on, and it drops what comes. And until then a client that
+    /// has come back to one is not disconnected ([`crate::WhenFull::Disconnect`]).
+    pub full_queue_ms_max: u32,
     /// Topics in the worker's match cache (4,096).
     pub topic_cache_entries: usize,
 }
@@ -165,7 +166,7 @@ impl Default for CoreLimits {
             topic_aliases: 16,
             penalty_after_s: 5,
             penalty_ends_after_s: 10,
-            block_ms_max: 5_000,
+            full_queue_ms_max: 5_000,
             topic_cache_entries: 4_096,
         }
     }

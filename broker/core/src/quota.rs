@@ -47,9 +47,9 @@ pub enum WhenFull {
     /// with QoS 1 or 2.
     DropOldest,
     /// The message is dropped, and the client gets DISCONNECT with 0x97 (Quota exceeded). Its session stays for as long
-    /// as its Session Expiry Interval says.
+    /// as its Session Expiry Interval says. A client that comes back to a full queue has `full_queue_ms_max` to make room.
     Disconnect,
-    /// The message is queued, and its publisher is not read from until the queue is half empty, or for `block_ms_max` at
+    /// The message is queued, and its publisher is not read from until the queue is half empty, or for `full_queue_ms_max` at
     /// most (back pressure). A queue that has not been half empty for so long drops what comes, until it is.
     Block,
 }

@@ -9,7 +9,7 @@ use crate::{
     alias::Aliases,
     attach::PendingConnack,
     env::Env,
-    full::Blocked,
+    full::FullQueue,
     lanes::Lanes,
     message::Message,
     options::Options,
@@ -100,8 +100,8 @@ pub(crate) struct Flow {
     pub(crate) received: Vec<PacketId>,
     /// Retained messages that new subscriptions still have to get.
     pub(crate) replays: VecDeque<Replay>,
-    /// Publishers that wait until the queue has room, or have waited for as long as they may.
-    pub(crate) blocked: Option<Box<Blocked>>,
+    /// Present while somebody waits until the queue has room, or has waited for as long as that may take.
+    pub(crate) full: Option<Box<FullQueue>>,
 }
 
 /// A message that waits.
@@ -366,7 +366,7 @@ impl Flow {
             && self.inflight.is_empty()
             && self.received.is_empty()
             && self.replays.is_empty()
-            && self.blocked.is_none()
+            && self.full.is_none()
     }
 
     /// A Packet Identifier that isn't in use \[MQTT-2.2.1-4\] \[MQTT-4.3.2-1\] \[MQTT-4.3.3-1\]; `None` = there may be none.

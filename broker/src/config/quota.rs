@@ -104,8 +104,8 @@ quota_keys! {
     /// dropped; "drop-oldest" = the oldest goes that was not sent yet, those with QoS 0 first, and one
     /// with QoS 1 or 2 for none with QoS 0; "disconnect" = the client gets DISCONNECT 0x97, and its
     /// session stays for its expiry; "block" = the publisher is not read from until the queue is half
-    /// empty, for limits.block_max_ms at most, and what it sent before is queued. Only who is connected
-    /// is disconnected or blocks: a client that is away has the newest dropped. All is counted.
+    /// empty, for limits.full_queue_max_ms at most, and what it sent before is queued. Only who is
+    /// connected is disconnected or blocks: a client that is away has the newest dropped. All is counted.
     when_full: WhenFull = WhenFull::DropNewest;
     /// Bidirectional streams that a QUIC client may have open, the control stream too; for connections
     /// from then on, and 1,000 at most. More: STREAM_LIMIT_ERROR, or RESET_STREAM with 0x97 of those

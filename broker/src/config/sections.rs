@@ -436,10 +436,11 @@ sections! {
         penalty_after_s: u32 = 5, 0..=3_600;
         /// How long it has to stay within them until that ends, seconds.
         penalty_ends_after_s: u32 = 10, 1..=3_600;
-        /// How long a publisher waits for a subscriber whose queue is full and whose quota class has
-        /// when_full = "block", milliseconds. Then it is read from again, and the queue drops what comes
-        /// until it is half empty.
-        block_max_ms: u32 = 5_000, 1..=600_000;
+        /// How long a full queue may take until it is half empty, milliseconds. Of a quota class with
+        /// when_full = "block": until then publishers wait; later they are read from again, and the queue
+        /// drops what comes. With "disconnect": until then a client that has come back to a full queue
+        /// stays.
+        full_queue_max_ms: u32 = 5_000, 1..=600_000;
         /// Passwords that are being checked or wait for that, all workers together. More: CONNACK
         /// 0x89. Each holds a CONNECT packet. With 30 ms for each and auth.threads = 2 the last of 512
         /// waits for 8 s, and mqtt.connect_timeout_s is 10.

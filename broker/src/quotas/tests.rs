@@ -48,14 +48,18 @@ fn changes_are_in_force_at_once_and_after_a_restart() {
     let of = |book: &QuotaBook, key| value(book, "sensors", key);
     let configured = ("10".to_owned(), "configuration");
     assert_eq!(of(&book, "messages_per_second"), configured);
-    let changes = [pair("messages_per_second", "5"), pair("above", "refuse")];
+    let changes = [
+        pair("messages_per_second", "5"),
+        pair("above", "refuse"),
+        pair("when_full", "block"),
+    ];
     book.set("sensors", &changes, no_kernel).expect("right");
     let changed = ("5".to_owned(), "ctl");
     assert_eq!(of(&book, "messages_per_second"), changed);
     let limits = book.limits()[2];
     assert_eq!(
-        (limits.messages_per_s, limits.above),
-        (5, AboveQuota::Refuse)
+        (limits.messages_per_s, limits.above, limits.when_full),
+        (5, AboveQuota::Refuse, headgate_core::WhenFull::Block)
     );
     let again = folder.book();
     assert_eq!(again.limits(), book.limits());

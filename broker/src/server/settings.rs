@@ -144,7 +144,7 @@ pub(super) fn core(
     to.session_expiry_max_s = config.mqtt.session_expiry_max_s;
     to.penalty_after_s = from.penalty_after_s;
     to.penalty_ends_after_s = from.penalty_ends_after_s;
-    to.block_ms_max = from.block_max_ms;
+    to.full_queue_ms_max = from.full_queue_max_ms;
     for (transport, class) in config.listen.quota_classes().unwrap_or_default() {
         let transport = Transport::from(transport) as usize;
         core.listener_classes[transport] = config.quota.number(class).unwrap_or(0);

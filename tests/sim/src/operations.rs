@@ -1,6 +1,7 @@
 //! What a run consists of: its setting, and a list of operations that clients, the network and the clock perform.
 
 use headgate_codec::{QoS, Version};
+use headgate_core::WhenFull;
 
 use super::draw::{Draw, Rng};
 
@@ -36,6 +37,8 @@ pub(crate) struct Scenario {
     pub(crate) clients: usize,
     /// Small limits: messages may be dropped, and reading stops now and then.
     pub(crate) tight: bool,
+    /// What becomes of a message that finds no room.
+    pub(crate) when_full: WhenFull,
     pub(crate) receive_maximum: u16,
     pub(crate) inflight_messages: u16,
     pub(crate) topic_aliases: u16,
@@ -157,12 +160,20 @@ pub(crate) enum Fault {
 /// Bytes that a packet of a client may have.
 pub(crate) const PACKET_BYTES_MAX: u32 = 8_192;
 
+const POLICIES: [WhenFull; 4] = [
+    WhenFull::DropNewest,
+    WhenFull::DropOldest,
+    WhenFull::Disconnect,
+    WhenFull::Block,
+];
+
 const QOS: [QoS; 3] = [QoS::AtMostOnce, QoS::AtLeastOnce, QoS::ExactlyOnce];
 
 /// The run of a seed.
 pub(crate) fn of_seed(seed: u64) -> (Scenario, Vec<Step>) {
     let mut draw = Draw::Random(Rng::new(seed));
-    let scenario = scenario(&mut draw);
+    let policy = Rng::new(!seed).below(POLICIES.len());
+    let scenario = scenario(&mut draw, POLICIES[policy]);
     let count = 15 + draw.below(50);
     let mut steps = beginning(&scenario, &mut draw);
     steps.extend((0..count).map(|_| step(&scenario, &mut draw)));
@@ -172,7 +183,7 @@ pub(crate) fn of_seed(seed: u64) -> (Scenario, Vec<Step>) {
 /// The run that a fuzzer's bytes describe: at most 64 operations.
 pub(crate) fn of_bytes(bytes: &[u8]) -> (Scenario, Vec<Step>) {
     let mut draw = Draw::Bytes(bytes);
-    let scenario = scenario(&mut draw);
+    let scenario = scenario(&mut draw, POLICIES[bytes.len() % POLICIES.len()]);
     let mut steps = Vec::new();
     while !draw.is_dry() && steps.len() < 64 {
         steps.push(step(&scenario, &mut draw));
@@ -180,8 +191,10 @@ pub(crate) fn of_bytes(bytes: &[u8]) -> (Scenario, Vec<Step>) {
     (scenario, steps)
 }
 
-fn scenario(draw: &mut Draw<'_>) -> Scenario {
+/// What a queue does that is full. It takes no choice of `draw`, so that seeds and inputs mean what they did before.
+fn scenario(draw: &mut Draw<'_>, when_full: WhenFull) -> Scenario {
     Scenario {
+        when_full,
         workers: 1 + draw.pick(&[1, 2, 2, 0]),
         clients: 3 + draw.below(3),
         tight: draw.one_in(5),

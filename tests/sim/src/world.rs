@@ -5,7 +5,8 @@ use bytes::BytesMut;
 use headgate_codec::{Packet, Text, encode};
 use headgate_core::{
     Completion, ConnId, Core, CoreConfig, CoreLimits, Input, Mesh, OpId, Output, Owner, Peer,
-    RestoredSession, RestoredWill, RetainedLimits, Shared, Time, Transport, WorkerSlot,
+    QuotaLimits, RestoredSession, RestoredWill, RetainedLimits, Shared, Time, Transport,
+    WorkerSlot,
 };
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -449,6 +450,11 @@ impl Worker {
         let mut config = CoreConfig::new(WorkerSlot(worker as u8), all, [7, worker as u64]);
         (config.limits, config.incarnation) = (limits.clone(), incarnation);
         config.epoch = start;
+        config.quotas = [QuotaLimits {
+            when_full: scenario.when_full,
+            ..QuotaLimits::default()
+        }]
+        .into();
         Self {
             core: Core::new(config, Arc::clone(shared)),
             incarnation,
@@ -463,7 +469,9 @@ impl Worker {
 }
 
 fn dropped(core: &Core) -> u64 {
-    core.counters().dropped_queue_full + core.counters().dropped_queue_full_qos0
+    let c = core.counters();
+    let newest = c.dropped_queue_full + c.dropped_queue_full_qos0;
+    newest + c.dropped_oldest + c.dropped_oldest_qos0
 }
 
 fn limits(scenario: &Scenario) -> CoreLimits {

@@ -4,6 +4,7 @@ mod common;
 
 mod aliases;
 mod auth;
+mod back_pressure;
 mod conformance_connect;
 mod conformance_flow;
 mod conformance_shared;

@@ -1,7 +1,7 @@
 //! Connections and sessions: who has one, since when, and until when.
 
 use headgate_codec::{ConnAck, Packet, ReasonCode, Version};
-use headgate_core::{SessionId, Time};
+use headgate_core::{SessionId, Time, WhenFull};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::{
@@ -437,6 +437,10 @@ impl Model {
                     silent_ms >= u64::from(self.limits.connect_timeout_s) * 1_000
                 }
                 ReasonCode::SERVER_BUSY => conn.goodbye == Some(reason) || self.has_crashed,
+                // Too slow for its class.
+                ReasonCode::QUOTA_EXCEEDED => {
+                    self.scenario.tight && self.scenario.when_full == WhenFull::Disconnect
+                }
                 _ => false,
             };
         assert!(
