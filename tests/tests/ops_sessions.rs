@@ -76,7 +76,7 @@ fn a_queue_and_its_memory_are_counted_while_the_client_is_away() {
     let payload = "x".repeat(1_000);
     for number in 1..=5 {
         let mut message = publish("q", QoS::AtLeastOnce, payload.clone());
-        message.packet_id = headgate_codec::PacketId::new(number);
+        message.packet_id = PacketId::new(number);
         publisher.send(&Packet::Publish(message));
         assert!(matches!(publisher.receive(), Some(Packet::PubAck(_))));
     }
