@@ -311,3 +311,69 @@ impl QuicSide {
         self.guard.discard();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::limits::AdmissionLimits;
+
+    fn arrival(data: &[u8]) -> Arrival<'_> {
+        Arrival {
+            source: ([192, 0, 2, 1], 7).into(),
+            destination: None,
+            ecn: None,
+            data,
+            is_own: false,
+            is_new: true,
+        }
+    }
+
+    fn admission(handshakes_per_second: u32, now: Instant) -> Arc<Admission> {
+        let limits = AdmissionLimits {
+            connections: 0,
+            connections_per_prefix: 0,
+            handshakes_per_second,
+        };
+        Admission::new(limits, now)
+    }
+
+    #[test]
+    fn datagrams_wait_in_their_order_within_bounds_and_not_for_long() {
+        let (metrics, now) = (WorkerMetrics::default(), Instant::now());
+        let admission = admission(0, now);
+        let mut queue = Queue::new(3);
+        for number in 0..5u8 {
+            let at = now + Duration::from_secs(number.into());
+            queue.push(&arrival(&[number]), &metrics, at);
+        }
+        let dropped = |reason| metrics.datagrams_dropped[reason].get();
+        assert_eq!(dropped(DatagramDrop::InitialsWaiting), 2);
+        assert_eq!(metrics.initials_delayed.get(), 3);
+        queue.drop_expired(&metrics, now + WAIT_MAX + Duration::from_millis(1));
+        assert_eq!(dropped(DatagramDrop::InitialExpired), 1);
+        let mut pop = || queue.pop(SLICE, &admission, now);
+        let left = std::iter::from_fn(|| Some(pop()?.datagram.data[0]));
+        assert_eq!(left.collect::<Vec<_>>(), [1, 2]);
+    }
+
+    #[test]
+    fn a_slice_that_is_used_up_a_rate_and_a_worker_without_time_let_them_wait() {
+        let (metrics, now) = (WorkerMetrics::default(), Instant::now());
+        let admission = admission(1, now);
+        let mut queue = Queue::new(9);
+        for _ in 0..3 {
+            queue.push(&arrival(b"x"), &metrics, now);
+        }
+        queue.spent = SLICE;
+        assert!(queue.pop(SLICE, &admission, now).is_none());
+        queue.spent = Duration::ZERO;
+        queue.is_short = true;
+        assert!(queue.pop(SLICE, &admission, now).is_none());
+        queue.is_short = false;
+        assert!(queue.pop(SLICE, &admission, now).is_some());
+        let _permit = admission.admit([192, 0, 2, 1].into(), now);
+        assert!(queue.pop(SLICE, &admission, now).is_none());
+        let next_at = queue.next_at.expect("the rate has a next time");
+        assert!(queue.pop(SLICE, &admission, next_at).is_some());
+    }
+}
