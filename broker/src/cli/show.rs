@@ -124,17 +124,8 @@ pub(super) fn status(status: &Value) -> String {
         let edit = edit.as_str().unwrap_or_default();
         line("quota", format!("{edit} (written into the map; not kept)"));
     }
-    if let Some(bytes) = status["resident_bytes"].as_u64() {
-        let limit = status["overload"]["memory_limit_bytes"].as_u64();
-        let of = limit
-            .filter(|limit| *limit > 0)
-            .map_or(String::new(), |limit| {
-                format!(" (limit {:.1} MB)", limit as f64 / 1e6)
-            });
-        line(
-            "memory",
-            format!("{:.1} MB resident{of}", bytes as f64 / 1e6),
-        );
+    if let Some(text) = memory(status) {
+        line("memory", text);
     }
     line("overload", overload(&status["overload"]));
     for (name, value) in kernel_lines(status) {
@@ -322,6 +313,16 @@ fn restarts(status: &Value) -> String {
         Some(n) if n > 0 => format!(" ({n} restarts after a panic)"),
         _ => String::new(),
     }
+}
+
+/// Resident memory, and the limit if there is one.
+fn memory(status: &Value) -> Option<String> {
+    let mb = |bytes: u64| format!("{:.1} MB", bytes as f64 / 1e6);
+    let resident = status["resident_bytes"].as_u64()?;
+    let limit = status["overload"]["memory_limit_bytes"].as_u64();
+    let limit = limit.filter(|limit| *limit > 0);
+    let of = limit.map_or(String::new(), |limit| format!(" (limit {})", mb(limit)));
+    Some(format!("{} resident{of}", mb(resident)))
 }
 
 /// What runs short, and what is given up for it.
