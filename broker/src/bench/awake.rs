@@ -1,14 +1,13 @@
 //! A client with a whole QUIC connection: while it connects, and as long as it publishes.
 
-use super::sleeper::{ServerCid, Sleeper};
-use crate::net::tls::ClientKeys;
-use bytes::{Buf, Bytes, BytesMut};
-use headgate_codec::{
-    Connect, Packet, PacketId, QoS, Subscribe, SubscriptionOptions, Text, Version, encode,
-    frame_len,
+use super::{
+    session::{Listener, Session},
+    sleeper::{ServerCid, Sleeper},
 };
+use crate::net::tls::ClientKeys;
+use headgate_codec::{Connect, QoS, Text, Version};
 use quinn_proto::{Connection, Dir, Event, StreamId, WriteError};
-use std::{collections::VecDeque, time::Instant};
+use std::time::Instant;
 
 /// What a client does.
 #[derive(Clone, Debug)]
@@ -23,13 +22,32 @@ pub struct Plan {
     pub sleeps: bool,
 }
 
+impl Plan {
+    /// Its session: MQTT 5.0, new, with QoS 0; it subscribes without waiting for CONNACK.
+    pub(super) fn session(&self) -> Session {
+        let connect = Connect {
+            version: Version::V5,
+            clean_start: true,
+            keep_alive_s: self.keep_alive_s,
+            client_id: Text::from(self.client_id.as_str()),
+            will: None,
+            user_name: None,
+            password: None,
+            properties: Default::default(),
+        };
+        let filters = self.filters.iter();
+        let filters: Vec<_> = filters.map(|f| (f.clone(), QoS::AtMostOnce)).collect();
+        Session::new(connect, &filters, true)
+    }
+}
+
 pub(super) struct Awake {
     pub(super) connection: Connection,
     /// Which client it is.
     pub(super) client: u32,
-    pub(super) plan: Plan,
-    /// CONNACK, and SUBACK where it subscribes, have come.
-    pub(super) is_ready: bool,
+    pub(super) session: Session,
+    /// It sleeps as soon as it is ready.
+    pub(super) sleeps: bool,
     pub(super) keys: Option<ClientKeys>,
     pub(super) server: Option<ServerCid>,
     /// 1-RTT packets received.
@@ -37,52 +55,54 @@ pub(super) struct Awake {
     /// The earliest of its timers that is armed.
     pub(super) timer: Option<Instant>,
     control: Option<StreamId>,
-    unsent: VecDeque<Bytes>,
-    sent: u32,
-    received: u32,
-    partial: Vec<u8>,
+    /// Bytes sent and received on the control stream.
+    sent: u64,
+    received: u64,
 }
 
 impl Awake {
-    pub(super) fn new(connection: Connection, client: u32, plan: Plan) -> Self {
+    pub(super) fn new(connection: Connection, client: u32, session: Session, sleeps: bool) -> Self {
         Self {
             connection,
             client,
-            plan,
-            is_ready: false,
+            session,
+            sleeps,
             keys: None,
             server: None,
             packets: 0,
             timer: None,
             control: None,
-            unsent: VecDeque::new(),
             sent: 0,
             received: 0,
-            partial: Vec::new(),
         }
-    }
-
-    /// Sends bytes on the control stream.
-    pub(super) fn send(&mut self, bytes: Bytes) {
-        self.unsent.push_back(bytes);
     }
 
     /// Takes what the connection has to say. `Err`: it is lost, or the server refuses it; why.
-    pub(super) fn work(&mut self) -> Result<(), String> {
+    pub(super) fn work(&mut self, listener: &mut impl Listener) -> Result<(), String> {
         while let Some(event) = self.connection.poll() {
             match event {
-                Event::Connected => self.start()?,
-                Event::ConnectionLost { reason } => return Err(reason.to_string()),
+                Event::Connected => {
+                    self.control = self.connection.streams().open(Dir::Bi);
+                    if self.control.is_none() {
+                        return Err("the server allows no stream".to_owned());
+                    }
+                }
+                Event::ConnectionLost { reason } => {
+                    // What the server said last tells more.
+                    self.read(listener)?;
+                    return Err(reason.to_string());
+                }
                 _ => {}
             }
         }
-        self.read()?;
+        self.read(listener)?;
         self.write()
     }
 
     /// What is left of it when it falls asleep; `None`: it isn't so far.
     pub(super) fn asleep(&self) -> Option<Sleeper> {
-        let offsets = (self.sent, self.received);
+        let offset = |bytes: u64| u32::try_from(bytes).ok();
+        let offsets = (offset(self.sent)?, offset(self.received)?);
         Some(Sleeper::new(
             self.keys?,
             self.server?,
@@ -91,38 +111,7 @@ impl Awake {
         ))
     }
 
-    fn start(&mut self) -> Result<(), String> {
-        self.control = self.connection.streams().open(Dir::Bi);
-        if self.control.is_none() {
-            return Err("the server allows no stream".to_owned());
-        }
-        self.send(encoded(&Packet::Connect(Box::new(Connect {
-            version: Version::V5,
-            clean_start: true,
-            keep_alive_s: self.plan.keep_alive_s,
-            client_id: Text::from(self.plan.client_id.as_str()),
-            will: None,
-            user_name: None,
-            password: None,
-            properties: Default::default(),
-        }))));
-        if !self.plan.filters.is_empty() {
-            let options = SubscriptionOptions {
-                qos: QoS::AtMostOnce,
-                ..SubscriptionOptions::default()
-            };
-            let filters = self.plan.filters.iter();
-            self.send(encoded(&Packet::Subscribe(Box::new(Subscribe {
-                packet_id: PacketId::MIN,
-                subscription_id: None,
-                user_properties: Vec::new(),
-                filters: filters.map(|f| (Text::from(f.as_str()), options)).collect(),
-            }))));
-        }
-        Ok(())
-    }
-
-    fn read(&mut self) -> Result<(), String> {
+    fn read(&mut self, listener: &mut impl Listener) -> Result<(), String> {
         let Some(control) = self.control else {
             return Ok(());
         };
@@ -130,56 +119,35 @@ impl Awake {
         let Ok(mut chunks) = stream.read(true) else {
             return Ok(());
         };
+        let mut result = Ok(());
         while let Ok(Some(chunk)) = chunks.next(usize::MAX) {
-            self.received += chunk.bytes.len() as u32;
-            self.partial.extend_from_slice(&chunk.bytes);
+            self.received += chunk.bytes.len() as u64;
+            result = self.session.take(&chunk.bytes, self.client, listener);
+            if result.is_err() {
+                break;
+            }
         }
         // What it says of window updates is done by the poll_transmit that follows.
         let _ = chunks.finalize();
-        let mut rest = &self.partial[..];
-        while let Ok(Some(len)) = frame_len(rest, u32::MAX)
-            && let Some((packet, behind)) = rest.split_at_checked(len)
-        {
-            let (is_last, refused) = match packet[0] >> 4 {
-                2 => (self.plan.filters.is_empty(), packet.get(3) != Some(&0)),
-                9 => (true, packet.last().is_none_or(|reason| *reason >= 0x80)),
-                14 => return Err(format!("DISCONNECT {:#04x}", packet.get(2).unwrap_or(&0))),
-                _ => (false, false),
-            };
-            if refused {
-                return Err(format!("the server refuses it: {packet:02x?}"));
-            }
-            self.is_ready |= is_last;
-            rest = behind;
-        }
-        let kept = rest.len();
-        self.partial.drain(..self.partial.len() - kept);
-        Ok(())
+        result
     }
 
     fn write(&mut self) -> Result<(), String> {
         let Some(control) = self.control else {
             return Ok(());
         };
-        while let Some(bytes) = self.unsent.front_mut() {
-            match self.connection.send_stream(control).write(bytes) {
+        while !self.session.output().is_empty() {
+            let mut stream = self.connection.send_stream(control);
+            match stream.write(self.session.output()) {
                 Ok(written) => {
-                    self.sent += written as u32;
-                    bytes.advance(written);
-                    if bytes.is_empty() {
-                        self.unsent.pop_front();
-                    }
+                    self.sent += written as u64;
+                    self.session.written(written);
                 }
-                Err(WriteError::Blocked) => break,
+                Err(WriteError::Blocked) => return Ok(()),
                 Err(error) => return Err(error.to_string()),
             }
         }
+        self.session.rest(self.sleeps);
         Ok(())
     }
-}
-
-fn encoded(packet: &Packet) -> Bytes {
-    let mut bytes = BytesMut::new();
-    encode(packet, Version::V5, &mut bytes);
-    bytes.freeze()
 }

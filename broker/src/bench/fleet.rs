@@ -2,19 +2,22 @@
 
 use super::{
     awake::{Awake, Plan},
+    cids::{CID_LEN, NumberedCids, Owners, owner_of},
+    port::{self, Port},
+    session::{Incoming, Listener, Session},
     sleeper::{ServerCid, Sleeper},
+    wait::wait_for,
 };
 use crate::net::{
     tls::SecretsTap,
-    udp::{RecvBatch, SendBatch, UdpOptions, UdpSocket},
+    udp::{RecvBatch, UdpSocket},
 };
 use bytes::{Bytes, BytesMut};
-use headgate_codec::frame_len;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use headgate_codec::{Version, frame_len};
+use nix::poll::{PollFd, PollFlags};
 use quinn_proto::{
-    ClientConfig, ConnectionHandle, ConnectionId, ConnectionIdGenerator, DatagramEvent, Endpoint,
-    EndpointConfig, EndpointEvent, IdleTimeout, Transmit, TransportConfig, VarInt,
-    crypto::rustls::QuicClientConfig,
+    ClientConfig, ConnectionHandle, DatagramEvent, Endpoint, EndpointConfig, EndpointEvent,
+    IdleTimeout, TransportConfig, VarInt, crypto::rustls::QuicClientConfig,
 };
 use std::{
     cmp::Reverse,
@@ -26,16 +29,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Length of the clients' own connection IDs.
-const CID_LEN: usize = 8;
 /// Receive calls for one socket in a turn.
 const RECEIVES_PER_TURN: usize = 8;
 /// Datagrams of one connection that leave as one message, at most.
 const GSO_DATAGRAMS_MAX: usize = 16;
 /// So long a client stays awake once it is ready: what the server still has to say comes, and is acknowledged.
 const LINGER: Duration = Duration::from_millis(400);
-/// Flow control credit of a client, bytes.
+/// Flow control credit of a client that falls asleep, bytes.
 const WINDOW_BYTES: u32 = 64 * 1024;
+/// Flow control credit of a client that stays awake, bytes: what comes between two turns of a busy machine.
+const AWAKE_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
+
 /// What clients have in common.
 #[derive(Clone)]
 pub struct FleetOptions {
@@ -69,7 +73,11 @@ pub struct Counts {
 /// Clients of one broker.
 pub struct Fleet {
     options: FleetOptions,
+    /// Of clients that fall asleep.
     config: ClientConfig,
+    awake_config: ClientConfig,
+    /// What all its clients speak.
+    version: Version,
     endpoint: Endpoint,
     owners: Arc<Mutex<Owners>>,
     ports: Vec<Port>,
@@ -88,47 +96,6 @@ pub struct Fleet {
     last_loss: Option<String>,
 }
 
-/// A socket.
-struct Port {
-    socket: UdpSocket,
-    outgoing: SendBatch,
-}
-
-/// Whose the connection IDs are, which are numbered.
-#[derive(Debug, Default)]
-struct Owners {
-    /// Who gets the next ones.
-    current: u32,
-    of: Vec<u32>,
-}
-
-#[derive(Debug)]
-struct NumberedCids(Arc<Mutex<Owners>>);
-
-impl ConnectionIdGenerator for NumberedCids {
-    fn generate_cid(&mut self) -> ConnectionId {
-        let mut owners = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let number = owners.of.len() as u64;
-        let current = owners.current;
-        owners.of.push(current);
-        ConnectionId::new(&number.to_be_bytes())
-    }
-
-    fn cid_len(&self) -> usize {
-        CID_LEN
-    }
-
-    fn cid_lifetime(&self) -> Option<Duration> {
-        None
-    }
-}
-
-fn owner_of(owners: &Mutex<Owners>, datagram: &[u8]) -> Option<u32> {
-    let number = u64::from_be_bytes(*datagram.get(1..)?.first_chunk()?);
-    let owners = owners.lock().unwrap_or_else(PoisonError::into_inner);
-    owners.of.get(usize::try_from(number).ok()?).copied()
-}
-
 impl Fleet {
     /// A fleet without clients.
     ///
@@ -138,7 +105,9 @@ impl Fleet {
         options.tls.key_log = Arc::new(SecretsTap);
         let crypto = QuicClientConfig::try_from(options.tls.clone()).map_err(io::Error::other)?;
         let mut config = ClientConfig::new(Arc::new(crypto));
-        config.transport_config(Arc::new(transport()));
+        let mut awake_config = config.clone();
+        config.transport_config(Arc::new(transport(WINDOW_BYTES)));
+        awake_config.transport_config(Arc::new(transport(AWAKE_WINDOW_BYTES)));
         let owners: Arc<Mutex<Owners>> = Arc::default();
         let mut endpoint = EndpointConfig::default();
         let of_fleet = Arc::clone(&owners);
@@ -156,6 +125,8 @@ impl Fleet {
             endpoint: Endpoint::new(Arc::new(endpoint), None, true, None),
             options,
             config,
+            awake_config,
+            version: Version::V5,
             owners,
             ports,
             awake: Vec::new(),
@@ -187,30 +158,84 @@ impl Fleet {
     /// When quinn-proto refuses to.
     pub fn connect(&mut self, plan: Plan) -> io::Result<u32> {
         let client = self.asleep.len() as u32;
+        self.connect_as(client, plan.session(), plan.sleeps)?;
+        Ok(client)
+    }
+
+    /// Begins to connect the client of a number that isn't in use, or not any more. All clients of a fleet speak the same
+    /// version. One that sleeps must not have subscribed with more than QoS 0.
+    ///
+    /// # Errors
+    /// When quinn-proto refuses to.
+    pub fn connect_as(&mut self, client: u32, session: Session, sleeps: bool) -> io::Result<()> {
         self.owners().current = client;
+        self.version = session.version();
         let (server, name) = (self.options.server, &self.options.server_name);
-        let connected = self
-            .endpoint
-            .connect(Instant::now(), self.config.clone(), server, name);
+        let config = match sleeps {
+            true => self.config.clone(),
+            false => self.awake_config.clone(),
+        };
+        let connected = self.endpoint.connect(Instant::now(), config, server, name);
         let (handle, connection) = connected.map_err(io::Error::other)?;
         if self.awake.len() <= handle.0 {
             self.awake.resize_with(handle.0 + 1, || None);
         }
-        self.awake[handle.0] = Some(Awake::new(connection, client, plan));
-        self.asleep.push(None);
+        self.awake[handle.0] = Some(Awake::new(connection, client, session, sleeps));
+        if self.asleep.len() <= client as usize {
+            self.asleep.resize_with(client as usize + 1, || None);
+        }
+        self.asleep[client as usize] = None;
         self.handles.insert(client, handle.0);
         self.touched.push(handle.0);
-        Ok(client)
+        Ok(())
     }
 
     /// Sends bytes on the control stream of a client that is awake.
     pub fn send(&mut self, client: u32, bytes: Bytes) {
-        if let Some(&index) = self.handles.get(&client)
+        if let Some(session) = self.session(client) {
+            session.push(&bytes);
+        }
+    }
+
+    /// The session of a client that is awake. What it has to send leaves with the next turn.
+    pub fn session(&mut self, client: u32) -> Option<&mut Session> {
+        let index = *self.handles.get(&client)?;
+        self.touched.push(index);
+        Some(&mut self.awake.get_mut(index)?.as_mut()?.session)
+    }
+
+    /// Forgets a client, awake or asleep, as if its network had gone: the server isn't told.
+    pub fn cut(&mut self, client: u32) {
+        self.partial.remove(&client);
+        if let Some(asleep) = self.asleep.get_mut(client as usize) {
+            *asleep = None;
+        }
+        if let Some(&index) = self.handles.get(&client) {
+            self.forget(index);
+        }
+    }
+
+    /// Lets a client, awake or asleep, disconnect and close its connection. What is lost on the way is not sent again.
+    pub fn leave(&mut self, client: u32) {
+        let place = client as usize % self.ports.len();
+        if let Some(Some(sleeper)) = self.asleep.get_mut(client as usize) {
+            let mut packet = Vec::with_capacity(64);
+            sleeper.leave(&mut packet);
+            self.ports[place].push(self.options.server, &packet);
+        } else if let Some(&index) = self.handles.get(&client)
             && let Some(Some(awake)) = self.awake.get_mut(index)
         {
-            awake.send(bytes);
-            self.touched.push(index);
+            let now = Instant::now();
+            awake.session.push(&[0xe0, 0]);
+            // It may be lost already, and has nothing to say then.
+            let _ = awake.work(&mut Deaf);
+            transmit(awake, now, (&mut self.ports[place], &mut self.buffer));
+            awake
+                .connection
+                .close(now, VarInt::from_u32(0), Bytes::new());
+            transmit(awake, now, (&mut self.ports[place], &mut self.buffer));
         }
+        self.cut(client);
     }
 
     /// Sends a PINGREQ of a client that sleeps, or the one that was not answered once more. `false`: it doesn't sleep.
@@ -231,26 +256,31 @@ impl Fleet {
         sleeper.is_some_and(|sleeper| sleeper.is_pinging())
     }
 
-    /// Waits until there is something to do, at most `wait`, and does it. MQTT packets for sleeping clients, other than
-    /// PINGRESP, go to `read`.
-    pub fn turn(&mut self, wait: Duration, mut read: impl FnMut(u32, &[u8])) {
+    /// Waits until there is something to do, at most `wait`, and does it. Messages for the clients go to `read`.
+    pub fn turn(&mut self, wait: Duration, read: impl FnMut(u32, &[u8])) {
+        self.turn_with(wait, &mut Reader(read));
+    }
+
+    /// The same for somebody who wants to know all that happens.
+    pub fn turn_with(&mut self, wait: Duration, listener: &mut impl Listener) {
         for port in self.readable(wait) {
             for _ in 0..RECEIVES_PER_TURN {
-                if self.receive(port, &mut read) == 0 {
+                if self.receive(port, listener) == 0 {
                     break;
                 }
             }
         }
         let now = Instant::now();
         self.fire(now);
+        listener.arrived();
         let mut touched = std::mem::take(&mut self.touched);
         touched.sort_unstable();
         touched.dedup();
         for index in touched.drain(..) {
-            self.drive(index, now);
+            self.drive(index, now, listener);
         }
         self.touched = touched;
-        self.lay_down(now);
+        self.lay_down(now, listener);
         for port in &mut self.ports {
             port.flush();
         }
@@ -271,22 +301,19 @@ impl Fleet {
             true => wait,
             false => Duration::ZERO,
         };
-        // Rounded up: the timer has passed then.
-        let milliseconds = u16::try_from(wait.as_micros().div_ceil(1_000)).unwrap_or(u16::MAX);
         let mut fds: Vec<_> = self
             .ports
             .iter()
             .map(|port| PollFd::new(port.socket.as_fd(), PollFlags::POLLIN))
             .collect();
-        // Interrupted or not, the next turn looks.
-        let _ = poll(&mut fds, PollTimeout::from(milliseconds));
+        wait_for(&mut fds, wait);
         let has_something = |port: &usize| fds[*port].any().unwrap_or(false);
         (0..fds.len()).filter(has_something).collect()
     }
 
-    fn receive(&mut self, port: usize, read: &mut impl FnMut(u32, &[u8])) -> usize {
+    fn receive(&mut self, port: usize, listener: &mut impl Listener) -> usize {
         let now = Instant::now();
-        let server = self.options.server;
+        let (server, version) = (self.options.server, self.version);
         let Self {
             received,
             ports,
@@ -303,6 +330,7 @@ impl Fleet {
         let Port { socket, outgoing } = &mut ports[port];
         let socket: &UdpSocket = socket;
         let mut answer = Vec::with_capacity(64);
+        listener.arrived();
         let received = received.recv(socket, |datagram| {
             let is_short = datagram.data.first().is_some_and(|first| first & 0x80 == 0);
             if is_short
@@ -315,9 +343,20 @@ impl Fleet {
                     packets.extend(cut(partial, client, bytes));
                 });
                 for packet in packets {
-                    match packet.first() {
-                        Some(0xd0) => counts.pongs += u64::from(sleeper.answered()),
-                        _ => read(client, &packet),
+                    match packet.first().map(|first| first >> 4) {
+                        Some(13) => {
+                            if sleeper.answered() {
+                                counts.pongs += 1;
+                                listener.pong(client);
+                            }
+                        }
+                        Some(3) => {
+                            if let Some(message) = Incoming::of(&packet, version) {
+                                listener.message(client, &message);
+                            }
+                        }
+                        // What else a server says to one that only listens, it says by closing the connection too.
+                        _ => {}
                     }
                 }
                 counts.key_updates += u64::from(brought.is_updated);
@@ -325,8 +364,9 @@ impl Fleet {
                 if brought.is_closed {
                     counts.lost += 1;
                     asleep[client as usize] = None;
+                    listener.lost(client, "the server closed the connection");
                 } else if !answer.is_empty() {
-                    push(outgoing, socket, server, &answer);
+                    port::push(outgoing, socket, server, &answer);
                 }
                 return;
             }
@@ -375,35 +415,22 @@ impl Fleet {
     }
 
     /// Takes what a connection has to say and lets it send.
-    fn drive(&mut self, index: usize, now: Instant) {
+    fn drive(&mut self, index: usize, now: Instant, listener: &mut impl Listener) {
         let Some(Some(client)) = self.awake.get_mut(index) else {
             return;
         };
-        let was_ready = client.is_ready;
-        if let Err(reason) = client.work() {
-            self.last_loss = Some(reason);
-            return self.lose(index);
+        let was_ready = client.session.is_ready();
+        if let Err(reason) = client.work(listener) {
+            return self.lose(index, reason, listener);
         }
-        if client.is_ready && !was_ready {
+        if client.session.is_ready() && !was_ready {
             self.counts.ready += 1;
-            if client.plan.sleeps {
+            if client.sleeps {
                 self.drowsy.push_back((now + LINGER, index));
             }
         }
         let place = client.client as usize % self.ports.len();
-        let Port { socket, outgoing } = &mut self.ports[place];
-        loop {
-            self.buffer.clear();
-            let transmit =
-                client
-                    .connection
-                    .poll_transmit(now, GSO_DATAGRAMS_MAX, &mut self.buffer);
-            let Some(transmit) = transmit else { break };
-            outgoing.push(&transmit, &self.buffer);
-            if outgoing.is_full() {
-                let _ = outgoing.flush(socket);
-            }
-        }
+        transmit(client, now, (&mut self.ports[place], &mut self.buffer));
         let number = client.client;
         while let Some(event) = client.connection.poll_endpoint_events() {
             self.owners
@@ -424,7 +451,7 @@ impl Fleet {
     }
 
     /// Lets those sleep that have been ready for long enough.
-    fn lay_down(&mut self, now: Instant) {
+    fn lay_down(&mut self, now: Instant, listener: &mut impl Listener) {
         while let Some(&(at, index)) = self.drowsy.front() {
             if at > now {
                 break;
@@ -434,12 +461,12 @@ impl Fleet {
             let Some(Some(awake)) = self.awake.get(index) else {
                 continue;
             };
-            if !awake.is_ready {
+            if !awake.session.is_ready() || !awake.sleeps {
                 continue;
             }
             let Some(sleeper) = awake.asleep() else {
-                self.last_loss = Some("it has no keys: another suite than AES-128-GCM".to_owned());
-                self.lose(index);
+                let reason = "it has no keys: another suite than AES-128-GCM".to_owned();
+                self.lose(index, reason, listener);
                 continue;
             };
             let client = awake.client;
@@ -449,8 +476,12 @@ impl Fleet {
         }
     }
 
-    fn lose(&mut self, index: usize) {
+    fn lose(&mut self, index: usize, reason: String, listener: &mut impl Listener) {
         self.counts.lost += 1;
+        if let Some(Some(awake)) = self.awake.get(index) {
+            listener.lost(awake.client, &reason);
+        }
+        self.last_loss = Some(reason);
         self.forget(index);
     }
 
@@ -464,43 +495,32 @@ impl Fleet {
     }
 }
 
-impl Port {
-    fn new(local: IpAddr) -> io::Result<Self> {
-        let options = UdpOptions {
-            gro: true,
-            ..UdpOptions::default()
-        };
-        Ok(Self {
-            socket: UdpSocket::bind(SocketAddr::new(local, 0), &options)?,
-            outgoing: SendBatch::new(),
-        })
-    }
+/// Passes messages on, and nothing else.
+struct Reader<F>(F);
 
-    fn push(&mut self, server: SocketAddr, packet: &[u8]) {
-        push(&mut self.outgoing, &self.socket, server, packet);
-    }
-
-    fn flush(&mut self) {
-        while !self.outgoing.is_empty() {
-            // What the socket doesn't take is lost, as in a network.
-            if self.outgoing.flush(&self.socket).is_err() {
-                break;
-            }
-        }
+impl<F: FnMut(u32, &[u8])> Listener for Reader<F> {
+    fn message(&mut self, client: u32, message: &Incoming<'_>) {
+        (self.0)(client, message.packet);
     }
 }
 
-fn push(outgoing: &mut SendBatch, socket: &UdpSocket, server: SocketAddr, packet: &[u8]) {
-    let transmit = Transmit {
-        destination: server,
-        ecn: None,
-        size: packet.len(),
-        segment_size: None,
-        src_ip: None,
-    };
-    outgoing.push(&transmit, packet);
-    if outgoing.is_full() {
-        let _ = outgoing.flush(socket);
+/// Of a client that leaves nobody hears.
+struct Deaf;
+
+impl Listener for Deaf {}
+
+/// Lets a connection send what it has.
+fn transmit(client: &mut Awake, now: Instant, (port, buffer): (&mut Port, &mut Vec<u8>)) {
+    loop {
+        buffer.clear();
+        let transmit = client
+            .connection
+            .poll_transmit(now, GSO_DATAGRAMS_MAX, buffer);
+        let Some(transmit) = transmit else { break };
+        port.outgoing.push(&transmit, buffer);
+        if port.outgoing.is_full() {
+            let _ = port.outgoing.flush(&port.socket);
+        }
     }
 }
 
@@ -522,13 +542,13 @@ fn cut(partial: &mut HashMap<u32, Vec<u8>>, client: u32, bytes: &[u8]) -> Vec<Ve
 }
 
 /// A device: no streams of the server's, small windows, no datagrams, no probing for a larger MTU.
-fn transport() -> TransportConfig {
+fn transport(window_bytes: u32) -> TransportConfig {
     let mut transport = TransportConfig::default();
     transport
         .max_concurrent_bidi_streams(VarInt::from_u32(0))
         .max_concurrent_uni_streams(VarInt::from_u32(0))
-        .stream_receive_window(VarInt::from_u32(WINDOW_BYTES))
-        .receive_window(VarInt::from_u32(WINDOW_BYTES))
+        .stream_receive_window(VarInt::from_u32(window_bytes))
+        .receive_window(VarInt::from_u32(window_bytes))
         .datagram_receive_buffer_size(None)
         .mtu_discovery_config(None)
         .max_idle_timeout(None::<IdleTimeout>);

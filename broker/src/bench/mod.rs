@@ -1,9 +1,42 @@
-//! Load for MQTT brokers: many clients in one process.
+//! Load for MQTT brokers, this one or any other: many clients in one thread.
 
 mod awake;
+mod cids;
+mod connects;
+mod crowd;
+mod draw;
+mod engine;
 mod fleet;
 mod frames;
+mod layers;
+mod layout;
+mod options;
+mod picture;
+mod pinger;
+mod port;
+mod process;
+mod publishers;
+mod record;
+mod report;
+mod run;
+mod scale;
+mod session;
 mod sleeper;
+mod source;
+mod tally;
+mod wait;
 
 pub use awake::Plan;
+pub use crowd::{Crowd, CrowdOptions};
+pub use draw::{Choice, DrawError, QosMix, Random, Sizes};
+pub use engine::{Carrier, Engine};
 pub use fleet::{Counts, Fleet, FleetOptions};
+pub use layout::{Layout, Pattern, Shape};
+pub use options::{Load, Options, OptionsError};
+pub use picture::picture;
+pub use process::{Usage, ephemeral_ports, listener_of, raise_descriptor_limit};
+pub use record::{Kind, Percentiles, Phase, Recorder, Sample, Spent};
+pub use report::Report;
+pub use run::{BenchError, Progress, run};
+pub use session::{Incoming, Listener, Session};
+pub use source::{Sources, SourcesError};

@@ -17,6 +17,8 @@ const FIRST_NUMBER: u32 = 1 << 20;
 const CONTROL: u64 = 0;
 /// PINGREQ (MQTT 5.0 §3.12).
 const PINGREQ: [u8; 2] = [0xc0, 0];
+/// DISCONNECT without an error (MQTT 5.0 §3.14).
+const DISCONNECT: [u8; 2] = [0xe0, 0];
 
 /// A connection ID of the server's.
 #[derive(Clone, Copy, Debug, Default)]
@@ -101,6 +103,15 @@ impl Sleeper {
         self.pinging = true;
         let mut payload = Vec::with_capacity(16);
         frames::push_stream(&mut payload, CONTROL, self.sent.into(), &PINGREQ);
+        self.seal(&payload, packet);
+    }
+
+    /// The packet with which it disconnects: DISCONNECT (MQTT 5.0 §3.14), and CONNECTION_CLOSE (RFC 9000 §19.19) without
+    /// an error.
+    pub(super) fn leave(&mut self, packet: &mut Vec<u8>) {
+        let mut payload = Vec::with_capacity(16);
+        frames::push_stream(&mut payload, CONTROL, self.sent.into(), &DISCONNECT);
+        payload.extend_from_slice(&[0x1d, 0, 0]);
         self.seal(&payload, packet);
     }
 

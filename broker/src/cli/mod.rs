@@ -5,6 +5,7 @@
 pub mod client;
 pub mod pubsub;
 
+mod bench;
 mod check;
 mod ctl;
 mod dev;
@@ -13,6 +14,7 @@ mod logging;
 mod passwd;
 mod reload;
 mod run;
+mod server_args;
 mod show;
 mod status;
 mod store;
@@ -42,6 +44,7 @@ pub fn main() -> ExitCode {
         Command::Passwd(args) => finish(passwd::passwd(*args)),
         Command::Pub(args) => pubsub::run_pub(*args),
         Command::Sub(args) => pubsub::run_sub(*args),
+        Command::Bench(args) => bench::bench(&args),
     }
 }
 
@@ -74,6 +77,7 @@ Run it for good:
 Talk to a broker, this one or another:
   headgate sub -L quic://localhost/a/# -v --cafile ca.pem
   headgate pub -L mqtt://localhost/a/b -m hello
+  headgate bench p2p -L mqtt://localhost --rate 10000      how fast is it?
 
 Exit codes: 0 done; 1 it did not work; 2 the command line or the configuration is wrong; of pub and
 sub also 3 the server refuses, 27 timed out.";
@@ -91,6 +95,7 @@ enum Command {
     Passwd(Box<passwd::PasswdArgs>),
     Pub(Box<pubsub::PubArgs>),
     Sub(Box<pubsub::SubArgs>),
+    Bench(Box<bench::BenchArgs>),
 }
 
 /// Why a command ends without having done its work.

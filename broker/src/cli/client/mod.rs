@@ -13,6 +13,7 @@ mod tls;
 mod transport;
 
 pub(crate) use error::named;
+pub(in crate::cli) use tls::config_with;
 
 pub use error::ClientError;
 pub use lanes::Beside;

@@ -54,6 +54,16 @@ pub(super) fn config(
     let mut provider = ring::default_provider();
     // A server that doesn't have it takes the share of X25519 that goes with it.
     provider.kx_groups.insert(0, X25519_MLKEM768);
+    config_with(provider, options, versions, protocol)
+}
+
+/// The same with what somebody else takes for cryptography.
+pub(in crate::cli) fn config_with(
+    provider: CryptoProvider,
+    options: &TlsOptions,
+    versions: &[&'static SupportedProtocolVersion],
+    protocol: &str,
+) -> Result<ClientConfig, ClientError> {
     let provider = Arc::new(provider);
     let builder = ClientConfig::builder_with_provider(provider.clone())
         .with_protocol_versions(versions)

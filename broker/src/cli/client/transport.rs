@@ -50,6 +50,19 @@ impl Transport {
     /// # Errors
     /// The host has no address, none of them answers, or its certificate isn't trusted.
     pub async fn connect(target: &Target, options: &TlsOptions) -> Result<Self, ClientError> {
+        let (transport, _) = Self::connect_to(target, options, |_| true).await?;
+        Ok(transport)
+    }
+
+    /// Connects to the first of the host's addresses that is of use and answers, and says which it is.
+    ///
+    /// # Errors
+    /// The host has no such address, none of them answers, or its certificate isn't trusted.
+    pub async fn connect_to(
+        target: &Target,
+        options: &TlsOptions,
+        is_of_use: impl Fn(&SocketAddr) -> bool,
+    ) -> Result<(Self, SocketAddr), ClientError> {
         let resolve = |source| ClientError::Resolve {
             host: target.host.clone(),
             source,
@@ -57,7 +70,7 @@ impl Transport {
         let found = lookup_host((target.host.as_str(), target.port))
             .await
             .map_err(resolve)?;
-        let addresses: Vec<SocketAddr> = found.collect();
+        let addresses: Vec<SocketAddr> = found.filter(is_of_use).collect();
         let mut failure = resolve(io::ErrorKind::NotFound.into());
         for address in addresses {
             let opened = match target.scheme {
@@ -65,7 +78,7 @@ impl Transport {
                 _ => over_tcp(address, target, options).await,
             };
             match opened {
-                Ok(transport) => return Ok(transport),
+                Ok(transport) => return Ok((transport, address)),
                 Err(error) => failure = error,
             }
         }
@@ -101,7 +114,7 @@ impl Transport {
 
     /// Closes after everything that was written has arrived, as far as can be known within
     /// two seconds.
-    pub(super) async fn close(mut self) {
+    pub(in crate::cli) async fn close(mut self) {
         // The peer may be gone already; there is nobody to tell then.
         let _ = timeout(CLOSE_WAIT_MAX, self.drain()).await;
         if let Self::Quic {

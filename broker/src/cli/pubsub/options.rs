@@ -1,9 +1,10 @@
 //! The flags that `pub` and `sub` have in common.
 
 use super::{Failure, properties::Properties};
-use crate::cli::client::{Beside, Identity, QuicOptions, Scheme, Target, TlsOptions, Trust, Url};
+use crate::cli::client::{Beside, QuicOptions, Scheme, Target, TlsOptions};
+use crate::cli::server_args::{ServerArgs, VersionArg};
 use bytes::Bytes;
-use clap::{ArgAction, Args, ValueEnum};
+use clap::{ArgAction, Args};
 use headgate_codec::{Connect, QoS, Text, Version, Will};
 use std::{path::PathBuf, time::Duration};
 
@@ -13,30 +14,8 @@ const CONNECT_WAIT_MAX: Duration = Duration::from_secs(10);
 /// Where to connect, as whom, and what to say in CONNECT.
 #[derive(Debug, Args)]
 pub struct ConnectionArgs {
-    /// Server, as a name or an address
-    #[arg(
-        short = 'h',
-        long,
-        default_value = "localhost",
-        help_heading = "Connection"
-    )]
-    host: String,
-    /// Port; 1883, with TLS 8883, with QUIC 14567, if it isn't given
-    #[arg(short, long, help_heading = "Connection", value_parser = clap::value_parser!(u16).range(1..))]
-    port: Option<u16>,
-    /// Server and topic in one: mqtt://[user[:password]@]host[:port]/topic, or the same with mqtts (TLS), ws, wss
-    /// (WebSocket) or quic
-    #[arg(
-        short = 'L',
-        long,
-        value_name = "URL",
-        help_heading = "Connection",
-        conflicts_with_all = ["host", "port", "quic"]
-    )]
-    url: Option<Url>,
-    /// Connect over QUIC to --host
-    #[arg(long, help_heading = "Connection")]
-    quic: bool,
+    #[command(flatten)]
+    server: ServerArgs,
     /// Over QUIC: send CONNECT and what follows as 0-RTT data (RFC 9001 §4.6), which the server answers after one round
     /// trip. It takes a session ticket; a connection that is made first, and for nothing else, gets one
     #[arg(long = "0rtt", help_heading = "Connection")]
@@ -61,48 +40,9 @@ pub struct ConnectionArgs {
     /// Over QUIC: send, or receive, messages with QoS 0 in datagrams, where they fit into one (5.0). They may get lost
     #[arg(long, help_heading = "Connection")]
     datagram: bool,
-    /// Connect over TLS (unless --quic or -L says what else) and trust the certificates of this PEM file instead of the
-    /// system's
-    #[arg(
-        long,
-        value_name = "FILE",
-        help_heading = "Connection",
-        conflicts_with = "insecure"
-    )]
-    cafile: Option<PathBuf>,
-    /// Don't verify the server's certificate: anybody could be at the other end
-    #[arg(long, help_heading = "Connection")]
-    insecure: bool,
-    /// Show the server this certificate (PEM), if it asks for one
-    #[arg(
-        long,
-        value_name = "FILE",
-        help_heading = "Connection",
-        requires = "key"
-    )]
-    cert: Option<PathBuf>,
-    /// Private key of --cert (PEM)
-    #[arg(
-        long,
-        value_name = "FILE",
-        help_heading = "Connection",
-        requires = "cert"
-    )]
-    key: Option<PathBuf>,
     /// Client Identifier; the server chooses one if it isn't given
     #[arg(short, long, value_name = "ID", help_heading = "Connection")]
     id: Option<String>,
-    /// User Name
-    #[arg(short, long, help_heading = "Connection")]
-    username: Option<String>,
-    /// Password
-    #[arg(
-        short = 'P',
-        long = "pw",
-        value_name = "PASSWORD",
-        help_heading = "Connection"
-    )]
-    password: Option<String>,
     /// Keep Alive, seconds; 0 = off
     #[arg(
         short,
@@ -176,17 +116,6 @@ pub struct ConnectionArgs {
     help: Option<bool>,
 }
 
-/// Protocol Version by mosquitto's names.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum VersionArg {
-    #[value(alias = "31")]
-    Mqttv31,
-    #[value(alias = "311")]
-    Mqttv311,
-    #[value(alias = "5")]
-    Mqttv5,
-}
-
 impl ConnectionArgs {
     /// How long the whole command may take.
     pub(super) fn timeout(&self) -> Option<Duration> {
@@ -200,69 +129,30 @@ impl ConnectionArgs {
     }
 
     pub(super) fn version(&self) -> Version {
-        match self.protocol_version {
-            VersionArg::Mqttv31 => Version::V31,
-            VersionArg::Mqttv311 => Version::V311,
-            VersionArg::Mqttv5 => Version::V5,
-        }
+        self.protocol_version.version()
     }
 
     /// The topic of the URL.
     pub(super) fn topic(&self) -> Option<&str> {
-        self.url.as_ref()?.topic.as_deref()
+        self.server.topic()
     }
 
     pub(super) fn target(&self) -> Target {
-        if let Some(url) = &self.url {
-            return url.target.clone();
-        }
-        let scheme = match self.quic {
-            true => Scheme::Quic,
-            false if self.speaks_of_tls() => Scheme::Mqtts,
-            false => Scheme::Mqtt,
-        };
-        let port = self.port.unwrap_or(scheme.default_port());
-        Target {
-            scheme,
-            host: self.host.clone(),
-            port,
-        }
-    }
-
-    fn speaks_of_tls(&self) -> bool {
-        self.cafile.is_some() || self.insecure || self.cert.is_some()
+        self.server.target()
     }
 
     /// Whom to trust, and what to show; says so if everybody is trusted.
     pub(super) fn tls(&self) -> Result<TlsOptions, Failure> {
-        let scheme = self.target().scheme;
-        if self.speaks_of_tls() && !scheme.is_encrypted() {
-            let text = format!(
-                "--cafile, --insecure and --cert go with mqtts://, wss:// and quic://; {}:// has \
-                 no certificates",
-                scheme.name()
-            );
-            return Err(Failure::Usage(text));
-        }
+        let (trust, identity) = self.server.trust().map_err(Failure::Usage)?;
         let quic = QuicOptions {
             early_data: self.early_data,
             resume_file: self.resume_file.clone(),
             qlog: self.qlog.clone(),
         };
-        if quic != QuicOptions::default() && scheme != Scheme::Quic {
+        if quic != QuicOptions::default() && self.target().scheme != Scheme::Quic {
             let text = "--0rtt, --resume-file and --qlog go with --quic and quic://";
             return Err(Failure::Usage(text.into()));
         }
-        let trust = match &self.cafile {
-            _ if self.insecure => {
-                eprintln!("warning: --insecure: the server's certificate is not verified");
-                Trust::Anyone
-            }
-            Some(file) => Trust::File(file.clone()),
-            None => Trust::System,
-        };
-        let identity = self.cert.clone().zip(self.key.clone());
-        let identity = identity.map(|(certificate, key)| Identity { certificate, key });
         Ok(TlsOptions {
             trust,
             identity,
@@ -300,15 +190,7 @@ impl ConnectionArgs {
     /// The CONNECT. `kind` (pub, sub) goes into the Client Identifier where one is needed.
     pub(super) fn connect(&self, kind: &str, given: &Properties) -> Result<Connect, Failure> {
         let version = self.version();
-        let url = self.url.as_ref();
-        let user_name = self
-            .username
-            .as_deref()
-            .or(url.and_then(|u| u.user_name.as_deref()));
-        let password = self
-            .password
-            .as_deref()
-            .or(url.and_then(|u| u.password.as_deref()));
+        let (user_name, password) = (self.server.user_name(), self.server.password());
         if password.is_some() && user_name.is_none() && version != Version::V5 {
             return Err(Failure::Usage(
                 "-P needs -u; only -V mqttv5 allows a password alone".into(),

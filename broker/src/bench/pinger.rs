@@ -1,0 +1,105 @@
+//! Keep Alive of all clients: PINGREQs, spread evenly.
+
+use super::{
+    engine::Engine,
+    record::Kind,
+    session::Listener,
+    tally::{State, Tally},
+};
+use std::{collections::VecDeque, time::Duration};
+
+/// A client pings after this share of its Keep Alive.
+const SHARE: f64 = 0.8;
+/// When a client that sleeps sends a PINGREQ again that wasn't answered.
+const AGAIN: Duration = Duration::from_secs(2);
+/// After how many it takes its connection for lost.
+const TRIES_MAX: u8 = 10;
+
+/// When who pings.
+pub(super) struct Pinger {
+    /// Between two pings of all clients together, ns; 0 = nobody pings.
+    period_ns: f64,
+    clients: u32,
+    /// Pings that have been due.
+    due: u64,
+    /// PINGREQs of clients that sleep: when they are looked at, ns after the run began, and how often they were sent.
+    waiting: VecDeque<(u64, u32, u8)>,
+}
+
+impl Pinger {
+    pub(super) fn new(keep_alive_s: u16, clients: u32) -> Self {
+        let period_ns = f64::from(keep_alive_s) * SHARE * 1e9 / f64::from(clients.max(1));
+        Self {
+            period_ns,
+            clients,
+            due: 0,
+            waiting: VecDeque::new(),
+        }
+    }
+
+    /// How long nobody has to ping.
+    pub(super) fn quiet(&self, now_ns: u64) -> Duration {
+        if self.period_ns == 0.0 {
+            return Duration::MAX;
+        }
+        Duration::from_nanos(self.due_ns(self.due).saturating_sub(now_ns))
+    }
+
+    /// Lets those ping whose turn it is.
+    pub(super) fn ping(&mut self, now_ns: u64, engine: &mut Engine, tally: &mut Tally) {
+        if self.period_ns == 0.0 {
+            return;
+        }
+        while self.due_ns(self.due) <= now_ns {
+            let due_ns = self.due_ns(self.due);
+            let client = (self.due % u64::from(self.clients)) as u32;
+            self.due += 1;
+            // One that was not answered is not joined by another.
+            let may = tally.states[client as usize] == State::Ready
+                && !tally.pinged.contains_key(&client);
+            if may && engine.ping(client) {
+                tally.pinged.insert(client, due_ns);
+                tally.recorder.offered(Kind::Ping, 1);
+                if engine.is_pinging(client) {
+                    self.waiting
+                        .push_back((now_ns + AGAIN.as_nanos() as u64, client, 1));
+                }
+            }
+        }
+        while let Some((at_ns, client, tries)) = self.waiting.front().copied()
+            && at_ns <= now_ns
+        {
+            self.waiting.pop_front();
+            if !tally.pinged.contains_key(&client) || !engine.is_pinging(client) {
+                continue;
+            }
+            if tries == TRIES_MAX {
+                engine.cut(client);
+                tally.lost(client, "no answer to PINGREQ");
+                continue;
+            }
+            engine.ping(client);
+            let next = now_ns + AGAIN.as_nanos() as u64;
+            self.waiting.push_back((next, client, tries + 1));
+        }
+    }
+
+    /// When the nth ping is due, ns after the run began.
+    fn due_ns(&self, number: u64) -> u64 {
+        (number as f64 * self.period_ns) as u64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_client_pings_within_its_keep_alive() {
+        let pinger = Pinger::new(60, 1_000);
+        assert_eq!(pinger.due_ns(0), 0);
+        assert_eq!(pinger.due_ns(1_000), 48_000_000_000);
+        assert_eq!(pinger.quiet(0), Duration::ZERO);
+        assert_eq!(Pinger::new(0, 5).quiet(0), Duration::MAX);
+    }
+}
