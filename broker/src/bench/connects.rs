@@ -128,6 +128,11 @@ impl Connects {
         self.begun == self.total() && self.again.is_empty()
     }
 
+    /// Whether somebody is due who has not begun.
+    pub(super) fn is_behind(&self) -> bool {
+        self.begun < self.offered
+    }
+
     /// Whether some are not due yet.
     pub(super) fn is_waiting(&self) -> bool {
         self.offered < self.total()
@@ -159,7 +164,7 @@ mod tests {
         let recorder = Recorder::new(None, Duration::from_secs(1));
         (
             Connects::new(&options, 0..10, 1_000),
-            Tally::new(recorder, 0, 10, 0),
+            Tally::new(recorder, 0, (10, 0), false),
         )
     }
 
@@ -172,6 +177,7 @@ mod tests {
         assert_eq!(connects.quiet(1_000), Duration::from_millis(1));
         // 3 ms later; they were due one after the other.
         assert_eq!(connects.offer(3_001_000), 3);
+        assert!(connects.is_behind());
         let next = connects.next(3_001_000);
         assert_eq!(next, Some((1, 1_001_000)));
         assert!(connects.is_waiting() && !connects.is_over());

@@ -104,7 +104,11 @@ impl Crowd {
                 .map_err(|_| io::Error::other("the system gives no random bytes"))?;
             layers.web_socket = Some(Box::new(WebSocket::new(key)));
         }
-        layers.begin(&options.server_name);
+        let (name, port) = (&options.server_name, options.server.port());
+        layers.begin(&match name.contains(':') {
+            true => format!("[{name}]:{port}"),
+            false => format!("{name}:{port}"),
+        });
         let interest = Interest::READABLE | Interest::WRITABLE;
         let registry = self.poll.registry();
         registry.register(&mut stream, Token(client as usize), interest)?;

@@ -75,10 +75,11 @@ impl Engine {
             .is_some()
     }
 
-    /// Whether a PINGREQ of a client that sleeps has not been answered.
-    pub fn is_pinging(&self, client: u32) -> bool {
+    /// Sends the PINGREQ of a client that sleeps again; `false`: it doesn't sleep, and what carries it sends again by
+    /// itself.
+    pub fn ping_again(&mut self, client: u32) -> bool {
         match self {
-            Self::Fleet(fleet) => fleet.is_pinging(client),
+            Self::Fleet(fleet) => fleet.ping(client),
             Self::Crowd(_) => false,
         }
     }

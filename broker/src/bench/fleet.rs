@@ -345,10 +345,9 @@ impl Fleet {
                 for packet in packets {
                     match packet.first().map(|first| first >> 4) {
                         Some(13) => {
-                            if sleeper.answered() {
-                                counts.pongs += 1;
-                                listener.pong(client);
-                            }
+                            counts.pongs += u64::from(sleeper.answered());
+                            // Also to a PINGREQ that it sent awake.
+                            listener.pong(client);
                         }
                         Some(3) => {
                             if let Some(message) = Incoming::of(&packet, version) {

@@ -13,15 +13,15 @@ const PANEL_HEIGHT: f64 = 170.0;
 /// Between the plots, px.
 const PANEL_GAP: f64 = 56.0;
 /// Above the first plot, px: the title, and the phases' names.
-const TOP: f64 = 84.0;
+const TOP: f64 = 104.0;
 /// Left of the plots, px: what the marks are called.
 const LEFT: f64 = 84.0;
 /// Right of the plots, px.
 const RIGHT: f64 = 24.0;
 /// Points of a line, at most.
 const POINTS_MAX: usize = 400;
-/// A phase that is narrower than this is not named, px.
-const NAMED_WIDTH_MIN: f64 = 44.0;
+/// Of a letter, on average, px: a phase that is narrower than its name is not named.
+const NAME_WIDTH: f64 = 6.6;
 
 /// Colours that people who don't see all of them tell apart (Okabe, Ito).
 const BLUE: &str = "#0072b2";
@@ -103,8 +103,7 @@ fn panels() -> [Panel<'static>; 3] {
 /// Draws a run. What is timed and counted is said for each phase.
 pub fn picture(title: &str, phases: &[Phase], samples: &[Sample]) -> String {
     let height = TOP + 3.0 * PANEL_HEIGHT + 2.0 * PANEL_GAP + 48.0;
-    let from = phases.first().map_or(0.0, |phase| phase.from_s);
-    let last = samples.last().map_or(from, |sample| sample.at_s);
+    let (from, last) = (0.0, samples.last().map_or(0.0, |sample| sample.at_s));
     let to = phases.last().map_or(last, |phase| phase.to_s.max(last));
     let mut svg = Svg(format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" width=\"{WIDTH}\" \
@@ -115,7 +114,7 @@ pub fn picture(title: &str, phases: &[Phase], samples: &[Sample]) -> String {
     svg.text(
         (LEFT, 26.0),
         "start",
-        "font-size=\"16\" font-weight=\"bold\"",
+        "font-size=\"14\" font-weight=\"bold\"",
         title,
     );
     let x = Scale::between(from, to);
@@ -161,7 +160,7 @@ impl Svg {
     /// A band, with what is done in it, and what is timed.
     fn phase(&mut self, phase: &Phase, number: usize, (from, to): (f64, f64), height: f64) {
         let fill = ["#f4f6f8", "#ffffff"][number % 2];
-        let (top, width) = (TOP - 40.0, to - from);
+        let (top, width) = (TOP - 62.0, to - from);
         let _ = writeln!(
             self.0,
             "<rect x=\"{from:.1}\" y=\"{top:.1}\" width=\"{width:.1}\" height=\"{:.1}\" fill=\"{fill}\"/>",
@@ -172,11 +171,11 @@ impl Svg {
             Kind::Ping => "pings",
             Kind::Delivery => "deliveries",
         };
-        if width >= NAMED_WIDTH_MIN {
+        if width >= NAME_WIDTH * phase.name.chars().count().max(of.len()) as f64 {
             let middle = (from + to) / 2.0;
-            self.text((middle, TOP - 25.0), "middle", "", &phase.name);
+            self.text((middle, TOP - 46.0), "middle", "", &phase.name);
             let style = "font-size=\"10\" fill=\"#555555\"";
-            self.text((middle, TOP - 11.0), "middle", style, of);
+            self.text((middle, TOP - 32.0), "middle", style, of);
         }
     }
 

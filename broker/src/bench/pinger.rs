@@ -3,7 +3,6 @@
 use super::{
     engine::Engine,
     record::Kind,
-    session::Listener,
     tally::{State, Tally},
 };
 use std::{collections::VecDeque, time::Duration};
@@ -12,7 +11,7 @@ use std::{collections::VecDeque, time::Duration};
 const SHARE: f64 = 0.8;
 /// When a client that sleeps sends a PINGREQ again that wasn't answered.
 const AGAIN: Duration = Duration::from_secs(2);
-/// After how many it takes its connection for lost.
+/// How often, at most: the server ends the connection then, by itself.
 const TRIES_MAX: u8 = 10;
 
 /// When who pings.
@@ -35,6 +34,17 @@ impl Pinger {
             due: 0,
             waiting: VecDeque::new(),
         }
+    }
+
+    /// The server wants a shorter Keep Alive, seconds; 0 = none.
+    pub(super) fn shorten(&mut self, keep_alive_s: u16, now_ns: u64) {
+        let other = Self::new(keep_alive_s, self.clients).period_ns;
+        if self.period_ns == 0.0 || other == 0.0 || other >= self.period_ns {
+            return;
+        }
+        self.period_ns = other;
+        // Goes on where it is, without making up for what would have been due.
+        self.due = (now_ns as f64 / other) as u64;
     }
 
     /// How long nobody has to ping.
@@ -60,27 +70,21 @@ impl Pinger {
             if may && engine.ping(client) {
                 tally.pinged.insert(client, due_ns);
                 tally.recorder.offered(Kind::Ping, 1);
-                if engine.is_pinging(client) {
-                    self.waiting
-                        .push_back((now_ns + AGAIN.as_nanos() as u64, client, 1));
-                }
+                let again_ns = now_ns + AGAIN.as_nanos() as u64;
+                self.waiting.push_back((again_ns, client, 1));
             }
         }
         while let Some((at_ns, client, tries)) = self.waiting.front().copied()
             && at_ns <= now_ns
         {
             self.waiting.pop_front();
-            if !tally.pinged.contains_key(&client) || !engine.is_pinging(client) {
+            // Whoever doesn't sleep needs no help, and is given as long.
+            if !tally.pinged.contains_key(&client) || tries == TRIES_MAX {
                 continue;
             }
-            if tries == TRIES_MAX {
-                engine.cut(client);
-                tally.lost(client, "no answer to PINGREQ");
-                continue;
-            }
-            engine.ping(client);
-            let next = now_ns + AGAIN.as_nanos() as u64;
-            self.waiting.push_back((next, client, tries + 1));
+            engine.ping_again(client);
+            let again_ns = now_ns + AGAIN.as_nanos() as u64;
+            self.waiting.push_back((again_ns, client, tries + 1));
         }
     }
 
@@ -101,5 +105,16 @@ mod tests {
         assert_eq!(pinger.due_ns(1_000), 48_000_000_000);
         assert_eq!(pinger.quiet(0), Duration::ZERO);
         assert_eq!(Pinger::new(0, 5).quiet(0), Duration::MAX);
+    }
+
+    #[test]
+    fn the_server_may_ask_for_more_pings_and_never_for_less() {
+        let mut pinger = Pinger::new(60, 1_000);
+        pinger.shorten(600, 0);
+        assert_eq!(pinger.period_ns, 48e6);
+        pinger.shorten(6, 10_000_000_000);
+        assert_eq!(pinger.period_ns, 4.8e6);
+        let wait = pinger.quiet(10_000_000_000);
+        assert!(wait <= Duration::from_micros(4_800), "{wait:?}");
     }
 }

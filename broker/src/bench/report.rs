@@ -15,6 +15,11 @@ const FORMAT: &str = "headgate-bench-1";
 /// Messages that leave so much later than they were due make the generator a part of what is measured, µs.
 const LATENESS_US_MAX: f64 = 5_000.0;
 
+/// CPU times are in steps of 10 ms; of less than this, nothing is derived, seconds.
+const CPU_S_MIN: f64 = 0.05;
+/// Memory comes in pages; it isn't divided among fewer clients.
+const CLIENTS_MIN: u64 = 100;
+
 /// A run.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
@@ -131,7 +136,7 @@ pub struct Messages {
     pub published_bytes: u64,
     /// Payloads that came, bytes.
     pub delivered_bytes: u64,
-    /// Deliveries a second while there was load.
+    /// Deliveries a second while messages were published.
     pub delivered_per_s: f64,
     /// From when a message was due until a subscriber had it; saturated, from when it was given to the connection.
     pub latency: Option<Percentiles>,
@@ -145,9 +150,10 @@ pub struct Messages {
 pub struct Broker {
     /// The process.
     pub pid: u32,
-    /// How much more of its memory was resident after the clients had connected and it had come to rest, for each, bytes.
+    /// How much more of its memory was resident after the clients had connected and it had come to rest, for each, bytes;
+    /// `None` with fewer than 100 clients. What it had free before makes this less.
     pub resident_bytes_per_client: Option<f64>,
-    /// CPU time for one connect, µs.
+    /// CPU time for one connect, µs; here and below `None` if it was less than 50 ms in all.
     pub cpu_us_per_connect: Option<f64>,
     /// CPU time for one ping, in the phases without messages, µs.
     pub cpu_us_per_ping: Option<f64>,
@@ -292,7 +298,7 @@ impl Report {
         }
     }
 
-    /// A few lines for a terminal.
+    /// A few lines for a terminal, without the failures.
     pub fn text(&self) -> String {
         let mut text = String::new();
         let mut line = |name: &str, what: String| {
@@ -344,9 +350,6 @@ impl Report {
         }
         for warning in &self.warnings {
             line("warning", warning.clone());
-        }
-        for failure in &self.failures {
-            line("FAILED", failure.clone());
         }
         text
     }
@@ -403,10 +406,10 @@ impl Setup {
 impl Messages {
     fn of(tally: &Tally, publishers: &Publishers) -> Self {
         let (sent, came) = (&publishers.sent, &tally.came);
-        let phases = tally.recorder.phases().iter();
-        let load: Vec<_> = phases.filter(|phase| phase.of == Kind::Delivery).collect();
-        let seconds: f64 = load.iter().map(|phase| phase.to_s - phase.from_s).sum();
-        let done: u64 = load.iter().map(|phase| phase.done).sum();
+        // The first of them has the load, the second waits for the rest.
+        let mut phases = tally.recorder.phases().iter();
+        let load = phases.find(|phase| phase.of == Kind::Delivery);
+        let (done, seconds) = load.map_or((0, 0.0), |p| (p.done, p.to_s - p.from_s));
         Self {
             offered: sent.offered,
             published: sent.messages,
@@ -444,7 +447,9 @@ impl Messages {
 
 impl Broker {
     fn of(pid: u32, phases: &[Phase]) -> Self {
-        let ratio = |cpu_s: f64, count: u64| (count > 0).then(|| cpu_s * 1e6 / count as f64);
+        let ratio = |cpu_s: f64, count: u64| {
+            (count > 0 && cpu_s >= CPU_S_MIN).then(|| cpu_s * 1e6 / count as f64)
+        };
         let spent = |of: Kind| {
             let phases = phases.iter().filter(|phase| phase.of == of);
             phases.fold((0.0, 0), |(cpu_s, done), phase| {
@@ -462,14 +467,14 @@ impl Broker {
         let resident = phases.first().and_then(|first| {
             let before = first.broker?.resident_bytes_before;
             let after = rested.unwrap_or(first).broker?.resident_bytes_after;
-            (first.done > 0).then(|| (after - before) as f64 / first.done as f64)
+            (first.done >= CLIENTS_MIN).then(|| (after - before) as f64 / first.done as f64)
         });
         Self {
             pid,
             resident_bytes_per_client: resident,
             cpu_us_per_connect,
             cpu_us_per_ping,
-            deliveries_per_cpu_s: (cpu_s > 0.0).then(|| deliveries as f64 / cpu_s),
+            deliveries_per_cpu_s: (cpu_s >= CPU_S_MIN).then(|| deliveries as f64 / cpu_s),
         }
     }
 
@@ -519,7 +524,7 @@ mod tests {
         let layout = Layout::new(options.shape, 9, &mut random);
         let mut recorder = Recorder::new(Some(std::process::id()), Duration::from_secs(1));
         recorder.begin("connect", Kind::Connect, 0);
-        let mut tally = Tally::new(recorder, 9, 2, 1);
+        let mut tally = Tally::new(recorder, 9, (2, 1), false);
         for client in 0..2 {
             tally.begun(
                 client,
@@ -553,7 +558,7 @@ mod tests {
         assert!(lossy.warnings[1].starts_with("2 messages that were due never left"));
         let failed = report("1");
         assert_eq!(failed.failures[1], "5 deliveries with QoS 1 did not come");
-        assert!(!failed.is_success() && failed.text().contains("FAILED"));
+        assert!(!failed.is_success());
     }
 
     #[test]
@@ -566,6 +571,6 @@ mod tests {
         assert_eq!(json["messages"]["exactly_once"], false);
         assert_eq!(json["phases"][0]["of"], "connect");
         assert_eq!(json["series"][0]["clients"], 1);
-        assert!(json["broker"]["cpu_us_per_connect"].is_number());
+        assert!(json["broker"]["pid"].is_number());
     }
 }

@@ -25,6 +25,8 @@ const WAIT_HELD_UP: Duration = Duration::from_millis(1);
 const PROGRESS: Duration = Duration::from_millis(100);
 /// When nobody has come through for so long, nobody is waited for any more.
 const HOPELESS: Duration = Duration::from_secs(60);
+/// Clients that begin to connect between two turns: those that are on their way are served meanwhile.
+const BEGUN_PER_TURN: u32 = 32;
 /// Clients that leave between two turns.
 const LEAVE_AT_ONCE: u32 = 64;
 
@@ -73,7 +75,12 @@ pub fn run(
     let mut run = Run {
         options,
         engine,
-        tally: Tally::new(recorder, tag, clients, options.shape.publishers),
+        tally: Tally::new(
+            recorder,
+            tag,
+            (clients, options.shape.publishers),
+            matches!(options.load, Load::Window(_)),
+        ),
         publishers,
         pinger: Pinger::new(options.keep_alive_s, clients),
         layout,
@@ -129,7 +136,7 @@ impl Run<'_> {
 
     /// Connects clients; how many came through.
     fn connect(&mut self, name: &str, clients: Range<u32>) -> Result<u64, BenchError> {
-        let before = self.tally.ready;
+        let before = self.tally.came_through;
         let total = u64::from(clients.end - clients.start);
         self.progress.begin(name, total);
         let now_ns = self.tally.recorder.now_ns();
@@ -140,16 +147,15 @@ impl Run<'_> {
             let offered = connects.offer(now_ns);
             self.tally.recorder.offered(Kind::Connect, offered);
             connects.failed(&mut self.tally, (now_ns, &mut self.random));
-            while self.tally.connecting.len() < self.options.at_once as usize
-                && let Some((client, due_ns)) = connects.next(now_ns)
-            {
-                self.begin(
-                    client,
-                    Begun {
-                        due_ns,
-                        at_ns: now_ns,
-                    },
-                )?;
+            for _ in 0..BEGUN_PER_TURN {
+                if self.tally.connecting.len() >= self.options.at_once as usize {
+                    break;
+                }
+                let Some((client, due_ns)) = connects.next(now_ns) else {
+                    break;
+                };
+                let at_ns = now_ns;
+                self.begin(client, Begun { due_ns, at_ns })?;
             }
             for client in connects.overdue(&self.tally, now_ns) {
                 self.engine.cut(client);
@@ -157,10 +163,14 @@ impl Run<'_> {
                 let why = format!("not connected within {seconds} s");
                 self.tally.lost(client, &why);
             }
-            self.step(connects.quiet(now_ns))?;
-            let ready = self.tally.ready.saturating_sub(before);
-            if ready > came {
-                (came, moved_ns) = (ready, self.tally.recorder.now_ns());
+            let has_room = self.tally.connecting.len() < self.options.at_once as usize;
+            self.step(match has_room && connects.is_behind() {
+                true => Duration::ZERO,
+                false => connects.quiet(now_ns),
+            })?;
+            if self.tally.came_through - before > came {
+                came = self.tally.came_through - before;
+                moved_ns = self.tally.recorder.now_ns();
             }
             let is_hopeless = now_ns.saturating_sub(moved_ns) > HOPELESS.as_nanos() as u64;
             let is_over = connects.is_over() && self.tally.connecting.is_empty();
@@ -174,9 +184,8 @@ impl Run<'_> {
             });
         }
         self.give_up_connecting();
-        let ready = self.tally.ready.saturating_sub(before);
-        self.progress.end(&format!("{ready} of {total} connected"));
-        Ok(ready)
+        self.progress.end(&format!("{came} of {total} connected"));
+        Ok(came)
     }
 
     fn begin(&mut self, client: u32, begun: Begun) -> Result<(), BenchError> {
@@ -240,10 +249,10 @@ impl Run<'_> {
     }
 
     fn publish(&mut self) -> Result<(), BenchError> {
-        let name = self.options.shape.pattern.to_string();
+        let name = "publish";
         self.tally
             .recorder
-            .begin(&name, Kind::Delivery, self.tally.ready);
+            .begin(name, Kind::Delivery, self.tally.ready);
         self.progress
             .begin(&name, self.options.duration.as_millis() as u64);
         let start_ns = self.tally.recorder.now_ns();
@@ -299,6 +308,8 @@ impl Run<'_> {
 
     /// Waits for what is missing, as long as something comes.
     fn drain(&mut self) -> Result<(), BenchError> {
+        let ready = self.tally.ready;
+        self.tally.recorder.begin("drain", Kind::Delivery, ready);
         self.progress.begin("drain", self.missing());
         let (all, mut moved_ns) = (self.missing(), self.tally.recorder.now_ns());
         let mut before = all;
@@ -381,6 +392,9 @@ impl Run<'_> {
     /// One turn of the clients, with their PINGREQs.
     fn step(&mut self, wait: Duration) -> Result<(), BenchError> {
         let now_ns = self.tally.recorder.now_ns();
+        if let Some(seconds) = self.tally.keep_alive_s.take() {
+            self.pinger.shorten(seconds, now_ns);
+        }
         self.pinger.ping(now_ns, &mut self.engine, &mut self.tally);
         let wait = wait
             .min(WAIT_MAX)

@@ -22,6 +22,8 @@ pub trait Listener {
     fn message(&mut self, _client: u32, _message: &Incoming<'_>) {}
     /// The server has completed a QoS 1 or 2 message of the client; `false`: it has refused it.
     fn completed(&mut self, _client: u32, _accepted: bool) {}
+    /// The server asks for another Keep Alive than CONNECT has, seconds; 0 = none \[MQTT-3.1.2-21\].
+    fn keep_alive(&mut self, _seconds: u16) {}
     /// A PINGRESP.
     fn pong(&mut self, _client: u32) {}
     /// The client is refused, or has lost its connection; why.
@@ -298,6 +300,9 @@ impl Session {
                 }
                 let theirs = connack.properties.receive_maximum.unwrap_or(u16::MAX);
                 self.receive_maximum = theirs.min(IN_FLIGHT_MAX);
+                if let Some(seconds) = connack.properties.server_keep_alive_s {
+                    listener.keep_alive(seconds);
+                }
                 let subscribe = std::mem::take(&mut self.subscribe);
                 self.output.extend_from_slice(&subscribe);
                 self.stage = Stage::Subscribing;

@@ -95,7 +95,12 @@ pub(super) struct Tally {
     pub(super) connecting: HashMap<u32, Begun>,
     /// When PINGREQs that aren't answered were due, ns after the run began.
     pub(super) pinged: HashMap<u32, u64>,
+    /// Clients that are connected.
     pub(super) ready: u64,
+    /// How often a client has come through so far.
+    pub(super) came_through: u64,
+    /// A Keep Alive that the server has asked for, seconds, until it is looked at.
+    pub(super) keep_alive_s: Option<u16>,
     /// Clients that didn't come through since this was looked at.
     pub(super) failed: Vec<u32>,
     /// Clients that had come through, and were lost.
@@ -105,6 +110,7 @@ pub(super) struct Tally {
     pub(super) came: Came,
     /// Deliveries of each publisher's messages that have not come.
     pub(super) outstanding: Vec<u64>,
+    wakes: bool,
     /// Publishers that may have room again.
     pub(super) woken: Vec<u32>,
     /// The first client that publishes.
@@ -114,7 +120,13 @@ pub(super) struct Tally {
 }
 
 impl Tally {
-    pub(super) fn new(recorder: Recorder, tag: u32, clients: u32, publishers: u32) -> Self {
+    /// `wakes`: publishers are told when something of theirs has come.
+    pub(super) fn new(
+        recorder: Recorder,
+        tag: u32,
+        (clients, publishers): (u32, u32),
+        wakes: bool,
+    ) -> Self {
         Self {
             recorder,
             now_ns: 0,
@@ -123,11 +135,14 @@ impl Tally {
             connecting: HashMap::new(),
             pinged: HashMap::new(),
             ready: 0,
+            came_through: 0,
+            keep_alive_s: None,
             failed: Vec::new(),
             lost: 0,
             reasons: BTreeMap::new(),
             came: Came::default(),
             outstanding: vec![0; publishers as usize],
+            wakes,
             woken: Vec::new(),
             first_publisher: clients - publishers,
             moved_ns: 0,
@@ -163,6 +178,7 @@ impl Listener for Tally {
     fn ready(&mut self, client: u32) {
         self.states[client as usize] = State::Ready;
         self.ready += 1;
+        self.came_through += 1;
         if let Some(begun) = self.connecting.remove(&client) {
             let latency_ns = self.now_ns.saturating_sub(begun.due_ns);
             self.recorder.done(Kind::Connect, latency_ns);
@@ -183,7 +199,9 @@ impl Listener for Tally {
             .done(Kind::Delivery, self.now_ns.saturating_sub(head.due_ns));
         if let Some(outstanding) = self.outstanding.get_mut(head.publisher as usize) {
             *outstanding = outstanding.saturating_sub(1);
-            self.woken.push(head.publisher);
+            if self.wakes {
+                self.woken.push(head.publisher);
+            }
         }
     }
 
@@ -193,7 +211,14 @@ impl Listener for Tally {
             true => self.came.completed += 1,
             false => self.came.refused += 1,
         }
-        self.woken.push(client.saturating_sub(self.first_publisher));
+        if self.wakes {
+            self.woken.push(client.saturating_sub(self.first_publisher));
+        }
+    }
+
+    fn keep_alive(&mut self, seconds: u16) {
+        let asked = self.keep_alive_s.unwrap_or(seconds);
+        self.keep_alive_s = Some(asked.min(seconds));
     }
 
     fn pong(&mut self, client: u32) {
@@ -240,7 +265,7 @@ mod tests {
     #[test]
     fn a_client_is_counted_where_it_is() {
         let recorder = Recorder::new(None, Duration::from_secs(1));
-        let mut tally = Tally::new(recorder, 1, 3, 1);
+        let mut tally = Tally::new(recorder, 1, (3, 1), true);
         let begun = Begun {
             due_ns: 0,
             at_ns: 0,

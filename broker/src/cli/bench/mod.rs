@@ -115,15 +115,15 @@ fn run(args: &BenchArgs) -> Result<bool, Failure> {
         let picture = bench::picture(&title, &report.phases, &report.series);
         svg.write(&picture)?;
     }
-    match json {
-        Some(json) => {
-            let text = serde_json::to_string_pretty(&report);
-            let text = text.map_err(|error| Failure::System(error.to_string()))?;
-            json.write(&(text + "\n"))?;
-        }
-        None => say(&report.text()),
+    if json.as_ref().is_none_or(|json| json.file.is_some()) {
+        say(&report.text());
     }
-    for failure in report.failures.iter().filter(|_| args.json.is_some()) {
+    if let Some(json) = json {
+        let text = serde_json::to_string_pretty(&report);
+        let text = text.map_err(|error| Failure::System(error.to_string()))?;
+        json.write(&(text + "\n"))?;
+    }
+    for failure in &report.failures {
         eprintln!("FAILED: {failure}");
     }
     Ok(report.is_success())
@@ -132,14 +132,14 @@ fn run(args: &BenchArgs) -> Result<bool, Failure> {
 fn title(report: &Report) -> String {
     let setup = &report.setup;
     let mut parts = vec![format!("{} · {}", setup.pattern, setup.target)];
-    let mut part = |count: u32, what: &str| {
-        if count > 0 {
-            parts.push(format!("{count} {what}"));
-        }
+    let mut part = |count: u32, what: &str| match count {
+        0 => {}
+        1 => parts.push(format!("1 {what}")),
+        _ => parts.push(format!("{count} {what}s")),
     };
-    part(setup.clients, "clients");
-    part(setup.publishers, "publishers");
-    part(setup.subscribers, "subscribers");
+    part(setup.clients, "client");
+    part(setup.publishers, "publisher");
+    part(setup.subscribers, "subscriber");
     parts.extend(setup.rate_per_s.map(|rate| format!("{rate} messages/s")));
     parts.extend(setup.window.map(|window| format!("window {window}")));
     if setup.publishers > 0 {

@@ -23,6 +23,10 @@ const MANY: u32 = 10;
 const TOPICS: u32 = 100;
 /// Messages a second, if nothing is said.
 const RATE: f64 = 1_000.0;
+/// The shortest time between two samples, if nothing is said.
+const INTERVAL_MIN: Duration = Duration::from_millis(100);
+/// The longest time between two samples, if nothing is said.
+const INTERVAL_MAX: Duration = Duration::from_secs(1);
 /// Before a client of `storm` tries again, if nothing is said.
 const STORM_RETRY: Duration = Duration::from_secs(1);
 
@@ -91,7 +95,7 @@ pub struct BenchArgs {
     /// Clients that get messages [default: 1 with fan-in, as many as publishers with p2p; else 10]
     #[arg(long, value_name = "COUNT", help_heading = "Clients")]
     subscribers: Option<u32>,
-    /// Topic Filters of a client of idle and storm, or of a subscriber of mixed [default: 1]
+    /// Topic Filters of a client of idle and storm [default: 1], or of a subscriber of mixed [default: 10]
     #[arg(long, value_name = "COUNT", help_heading = "Clients")]
     subscriptions: Option<u32>,
     /// Connects a second; without it, as fast as the broker takes them
@@ -173,9 +177,15 @@ pub struct BenchArgs {
     /// Draw latency, throughput and memory over time, as SVG
     #[arg(long, value_name = "FILE", help_heading = "Report")]
     pub(super) svg: Option<PathBuf>,
-    /// Time between two samples of the report, seconds; a sample takes about 200 bytes
-    #[arg(long, default_value = "1", value_parser = seconds, value_name = "SECONDS", help_heading = "Report")]
-    interval: Duration,
+    /// Time between two samples of the report, seconds; a sample takes about 200 bytes [default: a fiftieth of
+    /// --duration, 0.1 at least and 1 at most]
+    #[arg(
+        long,
+        value_parser = seconds,
+        value_name = "SECONDS",
+        help_heading = "Report"
+    )]
+    interval: Option<Duration>,
     /// Don't show how far it is
     #[arg(long, help_heading = "Report")]
     quiet: bool,
@@ -244,7 +254,9 @@ impl BenchArgs {
                 Pattern::Storm => self.storms.unwrap_or(1),
                 _ => self.storms.unwrap_or(0),
             },
-            interval: self.interval,
+            interval: self
+                .interval
+                .unwrap_or_else(|| (self.duration / 50).clamp(INTERVAL_MIN, INTERVAL_MAX)),
             broker: self.pid,
             seed: self.seed.unwrap_or_else(|| {
                 // Short enough to be typed again.
@@ -292,6 +304,7 @@ impl BenchArgs {
             Pattern::FanOut => (MANY, 1),
             Pattern::Mixed => (MANY, MANY),
         };
+        let topics = self.topics.unwrap_or(if is_mixed { TOPICS } else { 0 });
         Ok(Shape {
             pattern,
             idle: self.clients.unwrap_or(match pattern.is_idle() {
@@ -300,8 +313,11 @@ impl BenchArgs {
             }),
             subscribers: self.subscribers.unwrap_or(subscribers),
             publishers: self.publishers.unwrap_or(publishers),
-            topics: self.topics.unwrap_or(if is_mixed { TOPICS } else { 0 }),
-            subscriptions: self.subscriptions.unwrap_or(1),
+            topics,
+            subscriptions: self.subscriptions.unwrap_or(match is_mixed {
+                true => MANY.min(topics),
+                false => 1,
+            }),
             choice: self.topic_choice.unwrap_or(Choice::Uniform),
         })
     }
