@@ -34,7 +34,7 @@ pub use fleet::{Counts, Fleet, FleetOptions};
 pub use layout::{Layout, Pattern, Shape};
 pub use options::{Load, Options, OptionsError};
 pub use picture::picture;
-pub use process::{Usage, ephemeral_ports, listener_of, raise_descriptor_limit};
+pub use process::{Usage, cpu_in, ephemeral_ports, listener_of, raise_descriptor_limit};
 pub use record::{Kind, Percentiles, Phase, Recorder, Sample, Spent};
 pub use report::Report;
 pub use run::{BenchError, Progress, run};

@@ -11,7 +11,7 @@ use std::{
 /// CPU time and memory of one process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
-    /// utime + stime of all its threads, ended ones too (proc(5), fields 14 and 15 of `stat`).
+    /// CPU time of all its threads, ended ones too.
     pub cpu: Duration,
     /// Resident memory, bytes (`VmRSS`).
     pub resident_bytes: i64,
@@ -26,24 +26,24 @@ impl Usage {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
         let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
         let missing = || io::Error::other(format!("/proc/{pid} tells no CPU time and memory"));
-        // The second field is the command in parentheses and may hold anything.
-        let (_, fields) = stat.rsplit_once(')').ok_or_else(missing)?;
-        let mut times = fields
-            .split_whitespace()
-            .skip(14 - 3)
-            .map(str::parse::<u64>);
-        let (Some(Ok(user)), Some(Ok(system))) = (times.next(), times.next()) else {
-            return Err(missing());
-        };
         let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
         let kilobytes = resident.and_then(|text| text.trim().trim_end_matches(" kB").parse().ok());
         let kilobytes: i64 = kilobytes.ok_or_else(missing)?;
         Ok(Self {
-            // USER_HZ is 100 on every architecture that Linux shows to programs today.
-            cpu: Duration::from_millis((user + system) * 10),
+            cpu: cpu_in(&stat).ok_or_else(missing)?,
             resident_bytes: kilobytes * 1_024,
         })
     }
+}
+
+/// utime + stime in a file `stat`, of a process or of a thread (proc(5), fields 14 and 15).
+pub fn cpu_in(stat: &str) -> Option<Duration> {
+    // The second field is the command in parentheses and may hold anything.
+    let (_, fields) = stat.rsplit_once(')')?;
+    let mut times = fields.split_whitespace().skip(14 - 3);
+    let mut ticks = || times.next()?.parse::<u64>().ok();
+    // USER_HZ is 100 on every architecture that Linux shows to programs today.
+    Some(Duration::from_millis((ticks()? + ticks()?) * 10))
 }
 
 impl Sub for Usage {

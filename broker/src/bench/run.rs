@@ -120,7 +120,7 @@ impl Run<'_> {
         let clients = self.layout.clients();
         self.tally.recorder.begin("connect", Kind::Connect, 0);
         let connected = self.connect("connect", 0..clients)?;
-        self.never_came += u64::from(clients) - connected;
+        self.never_came += u64::from(clients).saturating_sub(connected);
         self.rest("settle", self.options.settle)?;
         if self.options.load == Load::None {
             self.rest("hold", self.options.duration)?;
@@ -254,7 +254,7 @@ impl Run<'_> {
             .recorder
             .begin(name, Kind::Delivery, self.tally.ready);
         self.progress
-            .begin(&name, self.options.duration.as_millis() as u64);
+            .begin(name, self.options.duration.as_millis() as u64);
         let start_ns = self.tally.recorder.now_ns();
         let end_ns = start_ns + self.options.duration.as_nanos() as u64;
         self.publishers.start(start_ns);
@@ -272,7 +272,7 @@ impl Run<'_> {
                     .min(Duration::from_nanos(end_ns - now_ns)),
             )?;
             let line = self.line();
-            self.show((now_ns - start_ns) / 1_000_000, || line());
+            self.show((now_ns - start_ns) / 1_000_000, line);
         }
         self.publishers.stop();
         let what = (self.line())();
@@ -365,7 +365,7 @@ impl Run<'_> {
             seconds: (self.tally.recorder.now_ns() - start_ns) as f64 / 1e9,
             failed_attempts: self.refusals() - refused,
         });
-        self.never_came += u64::from(idle) - back;
+        self.never_came += u64::from(idle).saturating_sub(back);
         self.rest(&format!("after storm {number}"), self.options.settle)
     }
 

@@ -4,12 +4,14 @@ use std::fs;
 use std::ops::Sub;
 use std::time::Duration;
 
+use headgate::bench;
+
 /// CPU time and memory of one process.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Usage {
-    /// utime + stime of all its threads, ended ones too (proc(5), fields 14 and 15 of `stat`).
+    /// CPU time of all its threads, ended ones too.
     pub cpu: Duration,
-    /// Resident memory, bytes (`VmRSS`).
+    /// Resident memory, bytes.
     pub resident_bytes: i64,
 }
 
@@ -19,18 +21,11 @@ impl Usage {
     /// # Panics
     /// When there is no such process.
     pub fn of(pid: u32) -> Self {
-        let read = |file: &str| {
-            let path = format!("/proc/{pid}/{file}");
-            fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"))
-        };
-        let cpu = cpu_in(&read("stat"));
-        let status = read("status");
-        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        let kilobytes =
-            resident.and_then(|text| text.trim().trim_end_matches(" kB").parse::<i64>().ok());
+        let usage = bench::Usage::of(pid);
+        let usage = usage.unwrap_or_else(|error| panic!("process {pid}: {error}"));
         Self {
-            cpu,
-            resident_bytes: kilobytes.expect("a live process has VmRSS") * 1024,
+            cpu: usage.cpu,
+            resident_bytes: usage.resident_bytes,
         }
     }
 }
@@ -48,22 +43,11 @@ pub fn threads(pid: u32, prefix: &str) -> Vec<Duration> {
         .filter_map(|task| {
             let read = |file| fs::read_to_string(task.path().join(file)).ok();
             let name = read("comm").filter(|name| name.starts_with(prefix))?;
-            Some((name, cpu_in(&read("stat")?)))
+            Some((name, bench::cpu_in(&read("stat")?)?))
         })
         .collect();
     threads.sort();
     threads.into_iter().map(|(_, cpu)| cpu).collect()
-}
-
-/// utime + stime in a file `stat` (proc(5)).
-fn cpu_in(stat: &str) -> Duration {
-    // The second field is the command in parentheses and may hold anything.
-    let (_, fields) = stat.rsplit_once(')').expect("stat has a command");
-    let field = |number: usize| fields.split_whitespace().nth(number - 3);
-    let ticks = |number| field(number).and_then(|text| text.parse::<u64>().ok());
-    let ticks = ticks(14).zip(ticks(15)).map(|(user, system)| user + system);
-    // USER_HZ is 100 on every architecture that Linux shows to programs today.
-    Duration::from_millis(ticks.expect("stat has CPU times") * 10)
 }
 
 impl Sub for Usage {
@@ -74,22 +58,5 @@ impl Sub for Usage {
             cpu: self.cpu - before.cpu,
             resident_bytes: self.resident_bytes - before.resident_bytes,
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sees_this_process_work() {
-        let before = Usage::of(std::process::id());
-        let memory = std::hint::black_box(vec![1_u8; 64 << 20]);
-        let spent = Usage::of(std::process::id()) - before;
-        assert!(
-            spent.resident_bytes >= 60 << 20,
-            "{spent:?} {}",
-            memory.len()
-        );
     }
 }
