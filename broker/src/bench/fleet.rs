@@ -3,8 +3,9 @@
 use super::{
     awake::{Awake, Plan},
     cids::{CID_LEN, NumberedCids, Owners, owner_of},
+    incoming::Incoming,
     port::{self, Port},
-    session::{Incoming, Listener, Session},
+    session::{Listener, Session},
     sleeper::{ServerCid, Sleeper},
     wait::wait_for,
 };
@@ -343,20 +344,7 @@ impl Fleet {
                     packets.extend(cut(partial, client, bytes));
                 });
                 for packet in packets {
-                    match packet.first().map(|first| first >> 4) {
-                        Some(13) => {
-                            counts.pongs += u64::from(sleeper.answered());
-                            // Also to a PINGREQ that it sent awake.
-                            listener.pong(client);
-                        }
-                        Some(3) => {
-                            if let Some(message) = Incoming::of(&packet, version) {
-                                listener.message(client, &message);
-                            }
-                        }
-                        // What else a server says to one that only listens, it says by closing the connection too.
-                        _ => {}
-                    }
+                    hear(&packet, (client, version), sleeper, (counts, listener));
                 }
                 counts.key_updates += u64::from(brought.is_updated);
                 counts.unreadable += u64::from(!brought.is_authentic);
@@ -507,6 +495,29 @@ impl<F: FnMut(u32, &[u8])> Listener for Reader<F> {
 struct Deaf;
 
 impl Listener for Deaf {}
+
+/// Takes an MQTT packet for a client that sleeps. What else a server says to one that only listens, it says by closing the
+/// connection too.
+fn hear(
+    packet: &[u8],
+    (client, version): (u32, Version),
+    sleeper: &mut Sleeper,
+    (counts, listener): (&mut Counts, &mut impl Listener),
+) {
+    match packet.first().map(|first| first >> 4) {
+        Some(13) => {
+            counts.pongs += u64::from(sleeper.answered());
+            // Also to a PINGREQ that it sent awake.
+            listener.pong(client);
+        }
+        Some(3) => {
+            if let Some(message) = Incoming::of(packet, version) {
+                listener.message(client, &message);
+            }
+        }
+        _ => {}
+    }
+}
 
 /// Lets a connection send what it has.
 fn transmit(client: &mut Awake, now: Instant, (port, buffer): (&mut Port, &mut Vec<u8>)) {

@@ -1,5 +1,6 @@
 //! The MQTT of one client: bytes in, bytes out. What carries them is the engine's.
 
+use super::incoming::Incoming;
 use bytes::{Buf, Bytes, BytesMut};
 use headgate_codec::{
     Connect, Packet, PacketId, Publish, QoS, ReasonCode, Subscribe, SubscriptionOptions, Text,
@@ -28,63 +29,6 @@ pub trait Listener {
     fn pong(&mut self, _client: u32) {}
     /// The client is refused, or has lost its connection; why.
     fn lost(&mut self, _client: u32, _why: &str) {}
-}
-
-/// A PUBLISH from the server.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Incoming<'a> {
-    /// All of it.
-    pub packet: &'a [u8],
-    /// The application message.
-    pub payload: &'a [u8],
-    packet_id: Option<PacketId>,
-}
-
-impl<'a> Incoming<'a> {
-    /// Finds the parts of a whole PUBLISH; `None` if it is none.
-    pub fn of(packet: &'a [u8], version: Version) -> Option<Self> {
-        let first = *packet.first()?;
-        if first >> 4 != 3 {
-            return None;
-        }
-        let mut rest = packet.get(1..)?;
-        varint(&mut rest)?;
-        let topic = rest.split_off(..2)?;
-        let length = u16::from_be_bytes(topic.try_into().ok()?);
-        rest.split_off(..usize::from(length))?;
-        let mut packet_id = None;
-        if first & 0x06 != 0 {
-            let id = rest.split_off(..2)?;
-            packet_id = Some(PacketId::new(u16::from_be_bytes(id.try_into().ok()?))?);
-        }
-        if version == Version::V5 {
-            let length = varint(&mut rest)?;
-            rest.split_off(..length)?;
-        }
-        Some(Self {
-            packet,
-            payload: rest,
-            packet_id,
-        })
-    }
-
-    /// Its QoS, as a number.
-    pub fn qos(&self) -> u8 {
-        self.packet[0] >> 1 & 0x03
-    }
-}
-
-/// A Variable Byte Integer (MQTT 5.0 §1.5.5), taken from the front.
-fn varint(from: &mut &[u8]) -> Option<usize> {
-    let mut value = 0;
-    for place in 0..4 {
-        let byte = *from.split_off_first()?;
-        value |= usize::from(byte & 0x7f) << (7 * place);
-        if byte & 0x80 == 0 {
-            return Some(value);
-        }
-    }
-    None
 }
 
 /// How far a client is.
@@ -336,7 +280,7 @@ impl Session {
     ) -> Result<(), String> {
         let message = Incoming::of(packet, self.version);
         let message = message.ok_or("a PUBLISH that is none")?;
-        match (message.qos(), message.packet_id) {
+        match (message.qos(), message.packet_id()) {
             (1, Some(id)) => self.acknowledge(0x40, id.get()),
             (2, Some(id)) => {
                 self.acknowledge(0x50, id.get());

@@ -1,8 +1,9 @@
 //! What the clients of a run have done and heard.
 
 use super::{
+    incoming::Incoming,
     record::{Kind, Recorder},
-    session::{Incoming, Listener},
+    session::Listener,
 };
 use std::collections::{BTreeMap, HashMap};
 
