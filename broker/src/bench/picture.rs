@@ -44,7 +44,8 @@ struct Line<'a> {
 struct Panel<'a> {
     title: &'a str,
     lines: Vec<Line<'a>>,
-    is_logarithmic: bool,
+    /// From the lowest and the highest value.
+    scale: fn(f64, f64) -> Scale,
     mark: fn(f64) -> String,
 }
 
@@ -68,7 +69,10 @@ fn panels() -> [Panel<'static>; 3] {
                 latency("p99", GREEN, |s| s.p99_us),
                 latency("p50", BLUE, |s| s.p50_us),
             ],
-            is_logarithmic: true,
+            scale: |low, high| match high > 0.0 {
+                true => Scale::logarithmic(low, high),
+                false => Scale::logarithmic(1.0, 1_000.0),
+            },
             mark: scale::time,
         },
         Panel {
@@ -80,7 +84,7 @@ fn panels() -> [Panel<'static>; 3] {
                 },
                 line("done", BLUE, |s| Some(s.done_per_s)),
             ],
-            is_logarithmic: false,
+            scale: |_, high| Scale::linear(high),
             mark: scale::count,
         },
         Panel {
@@ -94,7 +98,7 @@ fn panels() -> [Panel<'static>; 3] {
                     Some(s.generator_resident_bytes as f64 / 1_048_576.0)
                 }),
             ],
-            is_logarithmic: false,
+            scale: |_, high| Scale::mebibytes(high),
             mark: scale::mebibytes,
         },
     ]
@@ -193,11 +197,7 @@ impl Svg {
         let (low, high) = values().fold((f64::MAX, 0.0_f64), |(low, high), value| {
             (low.min(value), high.max(value))
         });
-        let scale = match panel.is_logarithmic {
-            true if high > 0.0 => Scale::logarithmic(low, high),
-            true => Scale::logarithmic(1.0, 1_000.0),
-            false => Scale::linear(high),
-        };
+        let scale = (panel.scale)(low, high);
         let bottom = top + PANEL_HEIGHT;
         let y = |value: f64| bottom - scale.place(value) * PANEL_HEIGHT;
         for mark in scale.marks() {

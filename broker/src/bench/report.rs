@@ -151,7 +151,7 @@ pub struct Broker {
     /// The process.
     pub pid: u32,
     /// How much more of its memory was resident after the clients had connected and it had come to rest, for each, bytes;
-    /// `None` with fewer than 100 clients. What it had free before makes this less.
+    /// `None` with fewer than 100 clients, or when it had so much free before. What it had free makes this less.
     pub resident_bytes_per_client: Option<f64>,
     /// CPU time for one connect, µs; here and below `None` if it was less than 50 ms in all.
     pub cpu_us_per_connect: Option<f64>,
@@ -390,7 +390,8 @@ impl Broker {
         let resident = phases.first().and_then(|first| {
             let before = first.broker?.resident_bytes_before;
             let after = rested.unwrap_or(first).broker?.resident_bytes_after;
-            (first.done >= CLIENTS_MIN).then(|| (after - before) as f64 / first.done as f64)
+            let is_known = first.done >= CLIENTS_MIN && after > before;
+            is_known.then(|| (after - before) as f64 / first.done as f64)
         });
         Self {
             pid,

@@ -5,6 +5,8 @@
 pub(super) struct Scale {
     low: f64,
     high: f64,
+    /// What marks are round numbers of.
+    unit: f64,
     is_logarithmic: bool,
 }
 
@@ -16,7 +18,19 @@ impl Scale {
         Self {
             low: 0.0,
             high: (high / step).ceil() * step,
+            unit: 1.0,
             is_logarithmic: false,
+        }
+    }
+
+    /// From 0 to what `high` MiB need, with marks at round numbers of MiB, or of GiB if there are any.
+    pub(super) fn mebibytes(high: f64) -> Self {
+        let unit = if high >= 1_024.0 { 1_024.0 } else { 1.0 };
+        let scale = Self::linear(high / unit);
+        Self {
+            high: scale.high * unit,
+            unit,
+            ..scale
         }
     }
 
@@ -25,6 +39,7 @@ impl Scale {
         Self {
             low,
             high: if high > low { high } else { low + 1.0 },
+            unit: 1.0,
             is_logarithmic: false,
         }
     }
@@ -36,6 +51,7 @@ impl Scale {
         Self {
             low,
             high,
+            unit: 1.0,
             is_logarithmic: true,
         }
     }
@@ -55,7 +71,7 @@ impl Scale {
             let decades = (self.high / self.low).log10().round() as i32;
             return (0..=decades).map(|n| self.low * 10_f64.powi(n)).collect();
         }
-        let step = step(self.high - self.low, 4.0);
+        let step = step((self.high - self.low) / self.unit, 4.0) * self.unit;
         let first = (self.low / step - 1e-9).ceil();
         let last = (self.high / step + 1e-9).floor();
         (0..=(last - first) as u32)
@@ -128,6 +144,16 @@ mod tests {
             [0.0, 4.0, 8.0, 9.0].map(|v| scale.place(v)),
             [0.0, 0.5, 1.0, 1.0]
         );
+    }
+
+    #[test]
+    fn memory_has_marks_at_round_numbers_of_its_unit() {
+        let names = |high| {
+            let marks = Scale::mebibytes(high).marks();
+            marks.into_iter().map(mebibytes).collect::<Vec<_>>()
+        };
+        assert_eq!(names(30.0), ["0 MiB", "10 MiB", "20 MiB", "30 MiB"]);
+        assert_eq!(names(14_000.0), ["0 MiB", "5 GiB", "10 GiB", "15 GiB"]);
     }
 
     #[test]

@@ -481,7 +481,7 @@ mod tests {
             }
             let wanted = ["qos 0 payload", "qos 1 payload", "qos 2 payload", "pong"];
             assert_eq!(heard.0, wanted, "cut at {size}");
-            // Not decoded by the codec, which takes what clients send: PUBACK, PUBREC twice, PUBCOMP.
+            // PUBACK, PUBREC twice, PUBCOMP.
             let wanted = [0x40, 2, 0, 5, 0x50, 2, 0, 6, 0x50, 2, 0, 6, 0x70, 2, 0, 6];
             assert_eq!(session.output[..], wanted);
             assert!(session.partial.is_empty() && session.unreleased.is_empty());
