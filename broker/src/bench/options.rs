@@ -10,6 +10,8 @@ use std::time::Duration;
 
 /// Clients of one run, at most.
 const CLIENTS_MAX: u64 = 10_000_000;
+/// Topic Filters of one client, at most: they are in one SUBSCRIBE.
+const SUBSCRIPTIONS_MAX: u32 = 1_000;
 
 /// When messages are published.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -96,6 +98,11 @@ impl Options {
         if clients == 0 || clients > CLIENTS_MAX {
             return refuse(format!(
                 "{clients} clients; 1 to {CLIENTS_MAX} are possible"
+            ));
+        }
+        if subscriptions > SUBSCRIPTIONS_MAX {
+            return refuse(format!(
+                "--subscriptions are {SUBSCRIPTIONS_MAX} at most, which is one SUBSCRIBE"
             ));
         }
         let has_load = self.load != Load::None;

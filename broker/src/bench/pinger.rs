@@ -113,7 +113,7 @@ mod tests {
         pinger.shorten(600, 0);
         assert_eq!(pinger.period_ns, 48e6);
         pinger.shorten(6, 10_000_000_000);
-        assert_eq!(pinger.period_ns, 4.8e6);
+        assert!((pinger.period_ns - 4.8e6).abs() < 1.0);
         let wait = pinger.quiet(10_000_000_000);
         assert!(wait <= Duration::from_micros(4_800), "{wait:?}");
     }

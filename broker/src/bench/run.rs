@@ -144,9 +144,9 @@ impl Run<'_> {
         let (mut came, mut moved_ns) = (0, now_ns);
         loop {
             let now_ns = self.tally.recorder.now_ns();
-            let offered = connects.offer(now_ns);
-            self.tally.recorder.offered(Kind::Connect, offered);
+            let due = connects.offer(now_ns);
             connects.failed(&mut self.tally, (now_ns, &mut self.random));
+            let mut begun = 0;
             for _ in 0..BEGUN_PER_TURN {
                 if self.tally.connecting.len() >= self.options.at_once as usize {
                     break;
@@ -156,7 +156,11 @@ impl Run<'_> {
                 };
                 let at_ns = now_ns;
                 self.begin(client, Begun { due_ns, at_ns })?;
+                begun += 1;
             }
+            // Without a ramp, a client is offered when there is room for it.
+            let offered = self.options.ramp.map_or(begun, |_| due);
+            self.tally.recorder.offered(Kind::Connect, offered);
             for client in connects.overdue(&self.tally, now_ns) {
                 self.engine.cut(client);
                 let seconds = self.options.connect_timeout.as_secs_f64();

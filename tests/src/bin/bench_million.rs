@@ -92,7 +92,8 @@ impl Listener for Log {
     }
 
     fn pong(&mut self, client: u32) {
-        let latency_ns = self.now_ns - self.pinged_ns[client as usize];
+        let pinged_ns = self.pinged_ns[client as usize];
+        let latency_ns = self.now_ns.saturating_sub(pinged_ns);
         self.recorder.done(Kind::Ping, latency_ns);
     }
 
