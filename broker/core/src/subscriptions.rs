@@ -164,7 +164,8 @@ fn encoded(subscription: Subscription<'_>) -> Vec<u8> {
     let mut entry = Vec::with_capacity(HEADER_BYTES + 8 + filter.len());
     entry.extend_from_slice(&len.to_le_bytes());
     entry.push(options.0);
-    entry.push(u8::from(id != 0) * HAS_ID | u8::from(group != 0) * HAS_GROUP);
+    let flag = |is_there: bool, flag: u8| if is_there { flag } else { 0 };
+    entry.push(flag(id != 0, HAS_ID) | flag(group != 0, HAS_GROUP));
     for number in [id, group].into_iter().filter(|number| *number != 0) {
         entry.extend_from_slice(&number.to_le_bytes());
     }
