@@ -80,7 +80,7 @@ impl Row {
 ///
 /// # Panics
 /// If they can't be written as JSON: never, they are names and finite numbers.
-pub fn print(rows: &[Row]) {
+pub fn print<R: Serialize>(rows: &[R]) {
     println!(
         "{}",
         serde_json::to_string_pretty(rows).expect("rows are plain data")

@@ -14,6 +14,7 @@ pub mod lossy;
 pub mod mounts;
 pub mod netns;
 pub mod packets;
+pub mod peers;
 pub mod quic_client;
 pub mod readdress;
 pub mod relay;

@@ -3,6 +3,8 @@
 //! Each program `bench_*` of the tests crate prints an array of figures on standard output and its progress on standard
 //! error.
 
+mod peers;
+
 use std::fs;
 use std::process::{Command, ExitCode, Stdio};
 
@@ -16,7 +18,8 @@ use crate::{build_ebpf, paths, shell};
 /// What `cargo xtask bench` takes.
 #[derive(clap::Args)]
 pub struct Options {
-    /// Which programs to run, without `bench_` in front; all of them if none is named
+    /// Which programs to run, without `bench_` in front; all of them if none is named, but `peers`, which installs other
+    /// brokers and runs for a quarter of an hour
     names: Vec<String>,
     /// Sessions of the program `million` [default: 1,000,000 where it is named, which takes 20 GiB and a quarter of an
     /// hour, and 20,000 among all]
@@ -56,8 +59,17 @@ const COLUMNS: [&str; 5] = ["name", "value", "unit", "bar", "met"];
 /// says so.
 pub fn run(options: &Options) -> Result<ExitCode> {
     let programs = select(&available()?, &options.names)?;
+    if options.names.is_empty() {
+        eprintln!(
+            "not among all: {}, which installs other brokers: name it",
+            peers::PROGRAM
+        );
+    }
     for line in setup::kernel_part()? {
         eprintln!("missing: {line}");
+    }
+    if programs.iter().any(|program| program == peers::PROGRAM) {
+        peers::install();
     }
     if let Ok(toolchain) = ebpf::find() {
         eprintln!("{}", build_ebpf::build(&toolchain)?);
@@ -129,8 +141,11 @@ fn select(available: &[String], wanted: &[String]) -> Result<Vec<String>> {
             available.join(", ")
         );
     }
-    let all = if wanted.is_empty() { available } else { wanted };
-    Ok(all.to_vec())
+    if !wanted.is_empty() {
+        return Ok(wanted.to_vec());
+    }
+    let all = available.iter().filter(|name| *name != peers::PROGRAM);
+    Ok(all.cloned().collect())
 }
 
 fn measure(program: &str, sizes: &[(&str, Option<u32>)]) -> Result<Vec<Value>> {
@@ -145,6 +160,7 @@ fn measure(program: &str, sizes: &[(&str, Option<u32>)]) -> Result<Vec<Value>> {
         .current_dir(paths::root())
         // What was built with it: a program would build another one, with other features.
         .env(BINARY, paths::target().join("release/headgate"))
+        .env(peers::FOLDER, paths::peers())
         .stdin(Stdio::null())
         .stderr(Stdio::inherit())
         .output()
@@ -285,9 +301,11 @@ deny_list_ns              7  ns        -  -
 
     #[test]
     fn an_unknown_name_lists_the_known_ones() {
-        let known = ["quic".to_owned(), "xdp".to_owned()];
+        let known = ["peers", "quic", "xdp"].map(str::to_owned);
         let error = select(&known, &["tcp".to_owned()]).expect_err("there is no tcp");
         assert!(error.to_string().contains("quic, xdp"), "{error}");
-        assert_eq!(select(&known, &[]).expect("all"), known);
+        assert_eq!(select(&known, &[]).expect("all"), known[1..]);
+        let peers = ["peers".to_owned()];
+        assert_eq!(select(&known, &peers).expect("named"), peers);
     }
 }

@@ -26,6 +26,11 @@ pub fn tools() -> PathBuf {
     target().join("tools")
 }
 
+/// Other brokers, which `cargo xtask bench peers` compares with.
+pub fn peers() -> PathBuf {
+    target().join("peers")
+}
+
 /// The Python environment with the clients that are written in Python.
 pub fn venv() -> PathBuf {
     target().join("venv")

@@ -18,8 +18,7 @@ use headgate_codec::{Connect, Packet, PacketId, QoS, ReasonCode, Version};
 use headgate_tests::bench::{self, Row};
 use headgate_tests::broker::{Broker, Settings, binary};
 use headgate_tests::load::client::publish_qos1;
-use headgate_tests::load::crowd::MemberRef;
-use headgate_tests::load::{Carrier, Crowd, Mosquitto, Usage};
+use headgate_tests::load::{Carrier, ClientRef, Crowd, Mosquitto, Usage};
 use headgate_tests::tcp_client::{TcpClient, connect};
 use tempfile::TempDir;
 
@@ -125,8 +124,8 @@ struct Side {
 
 struct Pair {
     topic: String,
-    publisher: MemberRef,
-    subscriber: MemberRef,
+    publisher: ClientRef,
+    subscriber: ClientRef,
     published: u64,
 }
 

@@ -32,7 +32,7 @@ const UNSHIELDED_PATIENCE: Duration = Duration::from_secs(2);
 fn main() {
     if let Some(reason) = netns::available().and_then(|()| kernel_available()).err() {
         eprintln!("bench_flood: {reason}");
-        bench::print(&[]);
+        bench::print::<Row>(&[]);
         return;
     }
     let (mut rows, in_kernel_ns) = shielded();

@@ -11,8 +11,7 @@ use headgate_codec::{PacketId, QoS};
 use headgate_tests::bench::{self, Row};
 use headgate_tests::broker::Broker;
 use headgate_tests::load::client::{publish, publish_qos1};
-use headgate_tests::load::crowd::MemberRef;
-use headgate_tests::load::{Carrier, Crowd, Mosquitto, Usage};
+use headgate_tests::load::{Carrier, ClientRef, Crowd, Mosquitto, Usage};
 
 /// Windows per figure and broker; the best counts.
 const WINDOWS: usize = 4;
@@ -128,7 +127,7 @@ struct Side {
     pid: u32,
     load: Load,
     crowd: Crowd,
-    publisher: MemberRef,
+    publisher: ClientRef,
     published: u64,
     best: f64,
 }

@@ -29,7 +29,7 @@ const LISTED: u32 = 10_000;
 fn main() {
     if let Some(reason) = why_not() {
         eprintln!("bench_xdp: {reason}");
-        bench::print(&[]);
+        bench::print::<Row>(&[]);
         return;
     }
     let mut bench = Bench::new();

@@ -8,7 +8,7 @@ use bytes::{Bytes, BytesMut};
 use headgate::net::tls::X25519_MLKEM768;
 use headgate_codec::{
     Connect, ConnectProperties, Packet, PacketId, Publish, QoS, Subscribe, SubscriptionOptions,
-    Text, Version, encode,
+    Text, Version, decode, encode,
 };
 use quinn_proto::crypto::rustls::QuicClientConfig;
 use quinn_proto::{ClientConfig, Endpoint, EndpointConfig, IdleTimeout, TransportConfig, VarInt};
@@ -16,6 +16,8 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::crypto::{CryptoProvider, SupportedKxGroup, ring::kx_group::X25519};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{DigitallySignedStruct, SignatureScheme};
+
+use super::tickets::{self, FullHandshakes};
 
 /// How clients present themselves: TLS and transport parameters.
 #[derive(Clone, Debug)]
@@ -34,7 +36,8 @@ impl Profile {
         Self::device_of(tls_with(X25519_MLKEM768))
     }
 
-    fn device_of(tls: rustls::ClientConfig) -> Self {
+    /// A device with this TLS.
+    pub fn device_of(tls: rustls::ClientConfig) -> Self {
         let mut transport = TransportConfig::default();
         let idle = IdleTimeout::try_from(Duration::from_secs(300)).expect("five minutes fit");
         transport
@@ -83,8 +86,8 @@ pub fn first_initials(count: usize) -> Vec<Vec<u8>> {
     (0..count).map(|_| initial()).collect()
 }
 
-/// TLS 1.3 with X25519 only, ALPN `mqtt`. The broker's certificate isn't looked at: that is the client's work, and the
-/// broker is what is measured.
+/// TLS 1.3 with X25519 only, ALPN `mqtt`, without resumption. The broker's certificate isn't looked at: that is the client's
+/// work, and the broker is what is measured.
 pub(super) fn tls() -> rustls::ClientConfig {
     tls_with(X25519)
 }
@@ -93,35 +96,49 @@ pub(super) fn tls() -> rustls::ClientConfig {
 fn tls_with(group: &'static dyn SupportedKxGroup) -> rustls::ClientConfig {
     let mut provider = rustls::crypto::ring::default_provider();
     provider.kx_groups = vec![group];
-    tls_of(provider)
+    tls_of(provider, FullHandshakes::default())
 }
 
-/// The same with AES-128-GCM alone, without resumption: for clients that fall asleep.
+/// X25519 and AES-128-GCM alone, without resumption: for clients that fall asleep.
 pub fn tls_of_one_suite() -> rustls::ClientConfig {
     let mut provider = rustls::crypto::ring::default_provider();
     provider.kx_groups = vec![X25519];
     let suite = rustls::CipherSuite::TLS13_AES_128_GCM_SHA256;
     provider.cipher_suites.retain(|of| of.suite() == suite);
-    let mut tls = tls_of(provider);
-    tls.resumption = rustls::client::Resumption::disabled();
-    tls
+    tls_of(provider, FullHandshakes::default())
 }
 
-fn tls_of(provider: CryptoProvider) -> rustls::ClientConfig {
+/// X25519, with a count of handshakes that were full; `resumes` sessions, or never.
+pub fn tls_counted(resumes: bool) -> (rustls::ClientConfig, FullHandshakes) {
+    let mut provider = rustls::crypto::ring::default_provider();
+    provider.kx_groups = vec![X25519];
+    let full = FullHandshakes::default();
+    let mut config = tls_of(provider, full.clone());
+    if resumes {
+        config.resumption = tickets::resumption();
+    }
+    (config, full)
+}
+
+fn tls_of(provider: CryptoProvider, full: FullHandshakes) -> rustls::ClientConfig {
     let provider = Arc::new(provider);
     let mut config = rustls::ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_protocol_versions(&[&rustls::version::TLS13])
         .expect("the provider has TLS 1.3")
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Unverified(provider)))
+        .with_custom_certificate_verifier(Arc::new(Unverified { provider, full }))
         .with_no_client_auth();
     config.alpn_protocols = vec![b"mqtt".to_vec()];
+    config.resumption = rustls::client::Resumption::disabled();
     config
 }
 
 /// Believes every certificate.
 #[derive(Debug)]
-struct Unverified(Arc<CryptoProvider>);
+struct Unverified {
+    provider: Arc<CryptoProvider>,
+    full: FullHandshakes,
+}
 
 impl ServerCertVerifier for Unverified {
     fn verify_server_cert(
@@ -132,6 +149,7 @@ impl ServerCertVerifier for Unverified {
         _: &[u8],
         _: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
+        self.full.add();
         Ok(ServerCertVerified::assertion())
     }
 
@@ -154,7 +172,9 @@ impl ServerCertVerifier for Unverified {
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
+        self.provider
+            .signature_verification_algorithms
+            .supported_schemes()
     }
 }
 
@@ -192,19 +212,16 @@ pub(super) fn subscribe(filters: &[String], qos: QoS) -> Bytes {
 
 /// PUBLISH with QoS 0.
 pub fn publish(topic: &str, payload: &[u8]) -> Bytes {
-    publish_with(topic, payload, None)
+    publish_with(topic, payload, QoS::AtMostOnce, None)
 }
 
 /// PUBLISH with QoS 1.
 pub fn publish_qos1(topic: &str, payload: &[u8], packet_id: PacketId) -> Bytes {
-    publish_with(topic, payload, Some(packet_id))
+    publish_with(topic, payload, QoS::AtLeastOnce, Some(packet_id))
 }
 
-fn publish_with(topic: &str, payload: &[u8], packet_id: Option<PacketId>) -> Bytes {
-    let qos = match packet_id {
-        None => QoS::AtMostOnce,
-        Some(_) => QoS::AtLeastOnce,
-    };
+/// PUBLISH with any QoS; all but 0 have a Packet Identifier.
+pub fn publish_with(topic: &str, payload: &[u8], qos: QoS, packet_id: Option<PacketId>) -> Bytes {
     bytes_of(&Packet::Publish(Publish {
         dup: false,
         qos,
@@ -226,17 +243,35 @@ fn bytes_of(packet: &Packet) -> Bytes {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Reply {
     ConnAck {
-        accepted: bool,
+        reason: u8,
+        receive_maximum: Option<u16>,
     },
     SubAck {
         accepted: bool,
     },
     Publish {
+        qos: u8,
         /// Of a PUBLISH with QoS 1 or 2, as it came.
         packet_id: Option<[u8; 2]>,
     },
-    PubAck,
-    Other,
+    PubAck {
+        reason: u8,
+    },
+    PubRec {
+        reason: u8,
+        packet_id: [u8; 2],
+    },
+    PubRel {
+        packet_id: [u8; 2],
+    },
+    PubComp {
+        reason: u8,
+    },
+    Disconnect {
+        reason: u8,
+    },
+    /// Anything else; its packet type.
+    Other(u8),
 }
 
 /// Cuts a stream into packets, reading only as much of them as the load needs.
@@ -267,24 +302,49 @@ fn cut_all<'a>(mut bytes: &'a [u8], reply: &mut impl FnMut(Reply)) -> &'a [u8] {
         let Some((packet, rest)) = bytes.split_at_checked(length) else {
             break;
         };
-        reply(match packet[0] >> 4 {
-            // The reason code follows the flags.
-            2 => Reply::ConnAck {
-                accepted: packet.get(3) == Some(&0),
-            },
-            // One reason code per filter, at the end.
-            9 => Reply::SubAck {
-                accepted: packet.last().is_some_and(|&reason| reason < 0x80),
-            },
-            3 => Reply::Publish {
-                packet_id: packet_id(packet),
-            },
-            4 => Reply::PubAck,
-            _ => Reply::Other,
-        });
+        reply(read(packet));
         bytes = rest;
     }
     bytes
+}
+
+fn read(packet: &[u8]) -> Reply {
+    // Of acknowledgements: Packet Identifier and Reason Code, which may be left out for success.
+    let reason = packet.get(4).copied().unwrap_or(0);
+    let acknowledged = || packet.get(2..4).and_then(|id| id.try_into().ok());
+    match packet[0] >> 4 {
+        2 => connack(packet),
+        3 => Reply::Publish {
+            qos: packet[0] >> 1 & 3,
+            packet_id: packet_id(packet),
+        },
+        4 => Reply::PubAck { reason },
+        5 => acknowledged().map_or(Reply::Other(5), |packet_id| Reply::PubRec {
+            reason,
+            packet_id,
+        }),
+        6 => acknowledged().map_or(Reply::Other(6), |packet_id| Reply::PubRel { packet_id }),
+        7 => Reply::PubComp { reason },
+        // One reason code per filter, at the end.
+        9 => Reply::SubAck {
+            accepted: packet.last().is_some_and(|&reason| reason < 0x80),
+        },
+        14 => Reply::Disconnect {
+            reason: packet.get(2).copied().unwrap_or(0),
+        },
+        other => Reply::Other(other),
+    }
+}
+
+fn connack(packet: &[u8]) -> Reply {
+    let mut bytes = Bytes::copy_from_slice(packet);
+    match decode(&mut bytes, Some(Version::V5), u32::MAX) {
+        Ok(Some(Packet::ConnAck(ack))) => Reply::ConnAck {
+            reason: ack.reason.0,
+            receive_maximum: ack.properties.receive_maximum,
+        },
+        _ => Reply::Other(2),
+    }
 }
 
 /// The Packet Identifier of a PUBLISH: behind the fixed header and the Topic Name.
@@ -321,7 +381,13 @@ mod tests {
             let mut count = 0;
             for chunk in stream.chunks(size) {
                 cutter.cut(chunk, |reply| {
-                    count += u32::from(matches!(reply, Reply::Publish { packet_id: None }))
+                    count += u32::from(matches!(
+                        reply,
+                        Reply::Publish {
+                            packet_id: None,
+                            ..
+                        }
+                    ))
                 });
             }
             assert_eq!((count, cutter.partial.len()), (3, 0), "cut at {size}");

@@ -12,10 +12,13 @@ use rustls::{ClientConfig, ClientConnection};
 use tungstenite::protocol::frame::FrameHeader;
 use tungstenite::protocol::frame::coding::{Data, OpCode};
 
-use super::client::{self, Cutter, Reply};
+use super::client;
+use super::session::{ClientRef, Counts, Plan, Progress, Session};
 
 /// What a socket is read into at a time, bytes.
 const READ_BYTES: usize = 64 * 1024;
+/// DISCONNECT without a Reason Code: normal disconnection.
+const DISCONNECT: [u8; 2] = [0xe0, 0];
 
 /// What carries MQTT.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,26 +38,13 @@ pub struct Crowd {
     tls: Arc<ClientConfig>,
     poll: Poll,
     events: Events,
-    members: Vec<Member>,
+    members: Vec<Option<Member>>,
+    /// Places of members that are gone.
+    free: Vec<usize>,
     buffer: Vec<u8>,
     counts: Counts,
     expiry_s: Option<u32>,
 }
-
-/// What has happened so far.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Counts {
-    /// Sessions that are connected and have their subscriptions.
-    pub ready: usize,
-    /// PUBLISH packets that came in.
-    pub deliveries: u64,
-    /// PUBLISH packets with QoS 1 that the broker has acknowledged.
-    pub acknowledged: u64,
-}
-
-/// One client of a [`Crowd`].
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct MemberRef(usize);
 
 struct Member {
     stream: TcpStream,
@@ -63,19 +53,6 @@ struct Member {
     session: Session,
     /// For the socket, or for TLS.
     unsent: Vec<u8>,
-}
-
-/// The MQTT of a client.
-struct Session {
-    id: String,
-    filters: Vec<String>,
-    qos: QoS,
-    cutter: Cutter,
-    deliveries: u64,
-    acknowledged: u64,
-    expiry_s: Option<u32>,
-    /// Packets for the broker.
-    output: Vec<u8>,
 }
 
 #[derive(Default)]
@@ -98,6 +75,7 @@ impl Crowd {
             poll: Poll::new().expect("an epoll"),
             events: Events::with_capacity(1024),
             members: Vec::new(),
+            free: Vec::new(),
             buffer: vec![0; READ_BYTES],
             counts: Counts::default(),
             expiry_s: None,
@@ -111,37 +89,67 @@ impl Crowd {
         self
     }
 
+    /// Its members use this TLS.
+    #[must_use]
+    pub fn with_tls(mut self, tls: ClientConfig) -> Self {
+        self.tls = Arc::new(tls);
+        self
+    }
+
     /// What has happened so far.
     pub fn counts(&self) -> Counts {
         self.counts
     }
 
-    /// PUBLISH packets that came to one member.
-    pub fn deliveries(&self, member: MemberRef) -> u64 {
-        self.members[member.0].session.deliveries
+    /// How far one member has come; `None` when it is gone.
+    pub fn progress(&self, member: ClientRef) -> Option<Progress> {
+        let member = self.members[member.0].as_ref();
+        member.map(|member| member.session.progress)
     }
 
-    /// PUBLISH packets with QoS 1 of one member that the broker has acknowledged.
-    pub fn acknowledged(&self, member: MemberRef) -> u64 {
-        self.members[member.0].session.acknowledged
+    /// PUBLISH packets that came to one member; 0 when it is gone.
+    pub fn deliveries(&self, member: ClientRef) -> u64 {
+        self.progress(member).map_or(0, |of| of.deliveries)
     }
 
-    /// Begins to connect a client that subscribes to `filters` with `qos`. PUBLISH packets with QoS 1 are acknowledged.
+    /// PUBLISH packets with QoS 1 or 2 of one member that the broker has taken over; 0 when it is gone.
+    pub fn acknowledged(&self, member: ClientRef) -> u64 {
+        self.progress(member).map_or(0, |of| of.acknowledged)
+    }
+
+    /// Begins to connect a client that subscribes to `filters` with `qos`. PUBLISH packets are acknowledged as their QoS
+    /// asks for.
     ///
     /// # Panics
     /// When the broker doesn't listen.
-    pub fn connect(&mut self, id: String, filters: Vec<String>, qos: QoS) -> MemberRef {
-        let socket = std::net::TcpStream::connect(self.server).expect("the broker listens");
-        socket.set_nonblocking(true).expect("it is a socket");
-        socket.set_nodelay(true).expect("it is a socket");
+    pub fn connect(&mut self, id: String, filters: Vec<String>, qos: QoS) -> ClientRef {
+        let expiry_s = self.expiry_s;
+        let plan = Plan {
+            id,
+            filters,
+            qos,
+            expiry_s,
+        };
+        self.try_connect(plan).expect("the broker listens")
+    }
+
+    /// The same.
+    ///
+    /// # Errors
+    /// When the broker doesn't listen.
+    ///
+    /// # Panics
+    /// When TLS refuses to begin: never.
+    pub fn try_connect(&mut self, plan: Plan) -> io::Result<ClientRef> {
+        let socket = std::net::TcpStream::connect(self.server)?;
+        socket.set_nonblocking(true)?;
+        socket.set_nodelay(true)?;
         let mut stream = TcpStream::from_std(socket);
-        let place = self.members.len();
+        let place = self.free.pop().unwrap_or(self.members.len());
         let interest = Interest::READABLE | Interest::WRITABLE;
-        let registered = self
-            .poll
+        self.poll
             .registry()
-            .register(&mut stream, Token(place), interest);
-        registered.expect("it is a socket");
+            .register(&mut stream, Token(place), interest)?;
         let tls = (self.carrier == Carrier::Tls).then(|| {
             let name = "localhost".try_into().expect("a name");
             let tls = ClientConnection::new(Arc::clone(&self.tls), name);
@@ -150,30 +158,25 @@ impl Crowd {
             tls
         });
         let web_socket = (self.carrier == Carrier::WebSocket).then(WebSocket::default);
-        let mut session = Session {
-            id,
-            filters,
-            qos,
-            cutter: Cutter::default(),
-            deliveries: 0,
-            acknowledged: 0,
-            expiry_s: self.expiry_s,
-            output: Vec::new(),
-        };
+        let mut session = Session::new(plan);
         let mut unsent = Vec::new();
         match web_socket {
             Some(_) => unsent.extend_from_slice(UPGRADE.as_bytes()),
             None => session.begin(),
         }
-        self.members.push(Member {
+        let mut member = Member {
             stream,
             tls,
             web_socket,
             session,
             unsent,
-        });
-        self.members[place].flush();
-        MemberRef(place)
+        };
+        member.flush().map_err(io::Error::other)?;
+        if place == self.members.len() {
+            self.members.push(None);
+        }
+        self.members[place] = Some(member);
+        Ok(ClientRef(place))
     }
 
     /// Connects `count` clients, never more than `at_once` at the same time, and waits until all are ready.
@@ -183,7 +186,7 @@ impl Crowd {
         at_once: usize,
         qos: QoS,
         plan: impl Fn(usize) -> (String, Vec<String>),
-    ) -> Vec<MemberRef> {
+    ) -> Vec<ClientRef> {
         let before = self.counts.ready;
         let mut members = Vec::with_capacity(count);
         while self.counts.ready - before < count {
@@ -197,10 +200,37 @@ impl Crowd {
     }
 
     /// Sends packets of a member.
-    pub fn send(&mut self, member: MemberRef, packets: &[u8]) {
-        let member = &mut self.members[member.0];
-        member.session.output.extend_from_slice(packets);
-        member.flush();
+    ///
+    /// # Panics
+    /// When it has lost its connection.
+    pub fn send(&mut self, member: ClientRef, packets: &[u8]) {
+        self.try_send(member, packets)
+            .unwrap_or_else(|error| panic!("{error}"));
+    }
+
+    /// The same.
+    ///
+    /// # Errors
+    /// When it has lost its connection.
+    pub fn try_send(&mut self, member: ClientRef, packets: &[u8]) -> Result<(), String> {
+        match &mut self.members[member.0] {
+            None => Err("the client is gone".to_owned()),
+            Some(member) => {
+                member.session.output.extend_from_slice(packets);
+                member.flush()
+            }
+        }
+    }
+
+    /// Sends DISCONNECT and closes the connection.
+    pub fn close(&mut self, member: ClientRef) {
+        if let Some(mut leaving) = self.members[member.0].take() {
+            leaving.session.output.extend_from_slice(&DISCONNECT);
+            // A connection that is lost is closed as well.
+            let _ = leaving.flush();
+            self.free.push(member.0);
+            self.counts.gone += 1;
+        }
     }
 
     /// Waits until there is something to do, at most `wait`, and does it.
@@ -208,15 +238,30 @@ impl Crowd {
     /// # Panics
     /// When a client loses its connection, or gets what it didn't ask for.
     pub fn turn(&mut self, wait: Duration) {
+        self.try_turn(wait)
+            .unwrap_or_else(|error| panic!("{error}"));
+    }
+
+    /// The same.
+    ///
+    /// # Errors
+    /// A client has lost its connection, or got what it didn't ask for.
+    ///
+    /// # Panics
+    /// When the kernel's epoll fails.
+    pub fn try_turn(&mut self, wait: Duration) -> Result<(), String> {
         if let Err(error) = self.poll.poll(&mut self.events, Some(wait)) {
             assert_eq!(error.kind(), ErrorKind::Interrupted, "poll: {error}");
-            return;
+            return Ok(());
         }
         for event in &self.events {
-            let member = &mut self.members[event.token().0];
-            member.read(&mut self.buffer, &mut self.counts);
-            member.flush();
+            // What is left of a place's last member, or for the next one, which then finds nothing to read.
+            if let Some(member) = &mut self.members[event.token().0] {
+                member.read(&mut self.buffer, &mut self.counts)?;
+                member.flush()?;
+            }
         }
+        Ok(())
     }
 }
 
@@ -225,62 +270,15 @@ const UPGRADE: &str = "GET /mqtt HTTP/1.1\r\nHost: localhost\r\nUpgrade: websock
     Connection: Upgrade\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
     Sec-WebSocket-Version: 13\r\nSec-WebSocket-Protocol: mqtt\r\n\r\n";
 
-impl Session {
-    fn begin(&mut self) {
-        self.output
-            .extend_from_slice(&client::connect(&self.id, self.expiry_s));
-    }
-
-    /// Takes bytes of the broker.
-    fn take(&mut self, bytes: &[u8], counts: &mut Counts) {
-        let Self {
-            id,
-            filters,
-            qos,
-            cutter,
-            deliveries,
-            acknowledged,
-            output,
-            expiry_s: _,
-        } = self;
-        cutter.cut(bytes, |reply| match reply {
-            Reply::Publish { packet_id } => {
-                *deliveries += 1;
-                counts.deliveries += 1;
-                if let Some([high, low]) = packet_id {
-                    // PUBACK without a Reason Code: success (MQTT 5.0 §3.4.2.1).
-                    output.extend_from_slice(&[0x40, 2, high, low]);
-                }
-            }
-            Reply::PubAck => {
-                *acknowledged += 1;
-                counts.acknowledged += 1;
-            }
-            Reply::ConnAck { accepted } => {
-                assert!(accepted, "{id} is refused");
-                match filters.is_empty() {
-                    true => counts.ready += 1,
-                    false => output.extend_from_slice(&client::subscribe(filters, *qos)),
-                }
-            }
-            Reply::SubAck { accepted } => {
-                assert!(accepted, "{id}'s subscription is refused");
-                counts.ready += 1;
-            }
-            Reply::Other => panic!("{id} got what it didn't ask for"),
-        });
-    }
-}
-
 impl Member {
-    fn read(&mut self, buffer: &mut [u8], counts: &mut Counts) {
+    fn read(&mut self, buffer: &mut [u8], counts: &mut Counts) -> Result<(), String> {
         loop {
             let length = match self.stream.read(buffer) {
-                Ok(0) => panic!("{} has lost its connection", self.session.id),
+                Ok(0) => return Err(format!("{} has lost its connection", self.id())),
                 Ok(length) => length,
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-                Err(error) => panic!("{}: {error}", self.session.id),
+                Err(error) => return Err(format!("{}: {error}", self.id())),
             };
             match &mut self.tls {
                 None => receive(
@@ -288,24 +286,31 @@ impl Member {
                     &mut self.session,
                     &buffer[..length],
                     counts,
-                ),
+                )?,
                 Some(tls) => {
                     let mut wire = &buffer[..length];
                     let mut plain = Vec::new();
                     while !wire.is_empty() {
                         tls.read_tls(&mut wire).expect("it is memory");
-                        tls.process_new_packets().expect("the broker speaks TLS");
+                        let processed = tls.process_new_packets();
+                        processed.map_err(|error| format!("{}: {error}", self.session.plan.id))?;
                         let end = tls.reader().read_to_end(&mut plain);
-                        assert!(is_more_to_come(&end), "{}: {end:?}", self.session.id);
+                        if !is_more_to_come(&end) {
+                            return Err(format!("{}: {end:?}", self.session.plan.id));
+                        }
                     }
-                    receive(&mut self.web_socket, &mut self.session, &plain, counts);
+                    receive(&mut self.web_socket, &mut self.session, &plain, counts)?;
                 }
             }
         }
     }
 
+    fn id(&self) -> &str {
+        &self.session.plan.id
+    }
+
     /// Sends what there is, as far as the socket takes it.
-    fn flush(&mut self) {
+    fn flush(&mut self) -> Result<(), String> {
         let output = &mut self.session.output;
         match &mut self.web_socket {
             None => self.unsent.append(output),
@@ -316,19 +321,20 @@ impl Member {
             Some(_) => {}
         }
         let Some(tls) = &mut self.tls else {
-            let written = write_some(&mut self.stream, &self.unsent);
+            let written = write_some(&mut self.stream, &self.unsent)?;
             self.unsent.drain(..written);
-            return;
+            return Ok(());
         };
         tls.writer().write_all(&self.unsent).expect("it is memory");
         self.unsent.clear();
         while tls.wants_write() {
             match tls.write_tls(&mut self.stream) {
                 Ok(_) => {}
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return,
-                Err(error) => panic!("{}: {error}", self.session.id),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
+                Err(error) => return Err(format!("{}: {error}", self.id())),
             }
         }
+        Ok(())
     }
 }
 
@@ -338,10 +344,9 @@ fn receive(
     session: &mut Session,
     bytes: &[u8],
     counts: &mut Counts,
-) {
+) -> Result<(), String> {
     let Some(web_socket) = web_socket else {
-        session.take(bytes, counts);
-        return;
+        return session.take(bytes, counts);
     };
     web_socket.pending.extend_from_slice(bytes);
     if !web_socket.is_open {
@@ -349,13 +354,11 @@ fn receive(
             .pending
             .windows(4)
             .position(|four| four == b"\r\n\r\n");
-        let Some(end) = end else { return };
+        let Some(end) = end else { return Ok(()) };
         let answer = String::from_utf8_lossy(&web_socket.pending[..end]);
-        assert!(
-            answer.starts_with("HTTP/1.1 101 "),
-            "{}: {answer}",
-            session.id
-        );
+        if !answer.starts_with("HTTP/1.1 101 ") {
+            return Err(format!("{}: {answer}", session.plan.id));
+        }
         web_socket.pending.drain(..end + 4);
         web_socket.is_open = true;
         session.begin();
@@ -373,12 +376,13 @@ fn receive(
             break;
         };
         match header.opcode {
-            OpCode::Data(Data::Binary | Data::Continue) => session.take(payload, counts),
-            other => panic!("{} got a frame that it didn't ask for: {other}", session.id),
+            OpCode::Data(Data::Binary | Data::Continue) => session.take(payload, counts)?,
+            other => return Err(format!("{} got a frame: {other}", session.plan.id)),
         }
         at = to;
     }
     web_socket.pending.drain(..at);
+    Ok(())
 }
 
 /// A client's frame. The mask is zero: XOR with it costs the broker what any other does, and this side nothing.
@@ -394,17 +398,17 @@ fn masked(payload: &[u8], to: &mut Vec<u8>) {
     to.extend_from_slice(payload);
 }
 
-fn write_some(stream: &mut TcpStream, bytes: &[u8]) -> usize {
+fn write_some(stream: &mut TcpStream, bytes: &[u8]) -> Result<usize, String> {
     let mut written = 0;
     while written < bytes.len() {
         match stream.write(&bytes[written..]) {
             Ok(length) => written += length,
             Err(error) if error.kind() == ErrorKind::WouldBlock => break,
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) => panic!("the broker has closed a connection: {error}"),
+            Err(error) => return Err(format!("the broker has closed a connection: {error}")),
         }
     }
-    written
+    Ok(written)
 }
 
 /// rustls says so with an error when all that came was read.

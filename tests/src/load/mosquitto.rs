@@ -1,35 +1,26 @@
 //! Debian's mosquitto, to be compared with.
 
 use std::fmt::Write;
-use std::fs::{self, File};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::fs;
+use std::net::SocketAddr;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::thread;
-use std::time::{Duration, Instant};
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
-use tempfile::TempDir;
+use nix::sys::signal::Signal;
 
 use super::Carrier;
+use super::daemon::{self, Daemon};
 use crate::broker::certificate;
 
-/// How long a start may take.
-const START_TIMEOUT: Duration = Duration::from_secs(30);
-/// How often is looked whether it has started.
-const POLL_INTERVAL: Duration = Duration::from_millis(20);
-
-/// Names of its files.
+/// Name of its configuration file.
 const CONFIGURATION: &str = "mosquitto.conf";
-const LOG: &str = "log.txt";
+/// Messages in flight per session: as many as headgate allows by default.
+const INFLIGHT: u16 = 256;
 
 /// A running mosquitto with a listener for each transport that it was built with. It is killed when this is dropped.
 #[derive(Debug)]
 pub struct Mosquitto {
-    child: Child,
+    daemon: Daemon,
     listeners: Vec<(Carrier, SocketAddr)>,
-    folder: TempDir,
 }
 
 impl Mosquitto {
@@ -42,11 +33,24 @@ impl Mosquitto {
     /// # Panics
     /// When it doesn't start though it is installed.
     pub fn start() -> Result<Self, String> {
+        Self::start_with_inflight(INFLIGHT)
+    }
+
+    /// The same with another number of messages in flight per session.
+    ///
+    /// # Errors
+    /// Why it can't be had here.
+    ///
+    /// # Panics
+    /// When it doesn't start though it is installed.
+    pub fn start_with_inflight(inflight: u16) -> Result<Self, String> {
+        let more = format!("persistence false\nmax_inflight_messages {inflight}\n");
         let all = [Carrier::Tcp, Carrier::Tls, Carrier::WebSocket];
-        match Self::try_start(&all) {
+        match Self::try_start(&all, &more) {
             // Not every build has WebSocket.
             Err(log) if log.to_lowercase().contains("websockets") => {
-                Ok(Self::try_start(&all[..2]).unwrap_or_else(|log| panic!("mosquitto: {log}")))
+                let without = Self::try_start(&all[..2], &more);
+                Ok(without.unwrap_or_else(|log| panic!("mosquitto: {log}")))
             }
             Err(log) if log.starts_with("mosquitto is not installed") => Err(log),
             started => Ok(started.unwrap_or_else(|log| panic!("mosquitto: {log}"))),
@@ -58,10 +62,9 @@ impl Mosquitto {
     /// # Errors
     /// Why it can't be had here.
     pub fn start_persistent() -> Result<Self, String> {
-        Self::try_start_with(
-            &[Carrier::Tcp],
-            "persistence true\nautosave_interval 3600\n",
-        )
+        let more =
+            format!("persistence true\nautosave_interval 3600\nmax_inflight_messages {INFLIGHT}\n");
+        Self::try_start(&[Carrier::Tcp], &more)
     }
 
     /// Ends it with a signal, and waits until it has ended.
@@ -69,10 +72,7 @@ impl Mosquitto {
     /// # Panics
     /// When it can't be waited for.
     pub fn stop(&mut self, signal: Signal) {
-        let pid = Pid::from_raw(i32::try_from(self.pid()).expect("process ids are small"));
-        // It may have ended already.
-        let _ = kill(pid, signal);
-        self.child.wait().expect("it is our child");
+        self.daemon.stop(signal);
     }
 
     /// Starts it again after it has ended, as it was.
@@ -80,14 +80,19 @@ impl Mosquitto {
     /// # Panics
     /// When it doesn't start.
     pub fn restart(&mut self) {
-        self.child = spawn(self.folder.path()).expect("it started before");
-        self.wait_until_ready()
+        self.daemon
+            .restart()
             .unwrap_or_else(|log| panic!("mosquitto did not start again: {log}"));
     }
 
     /// The process.
     pub fn pid(&self) -> u32 {
-        self.child.id()
+        self.daemon.pid()
+    }
+
+    /// Whether it still runs.
+    pub fn is_running(&mut self) -> bool {
+        self.daemon.is_running()
     }
 
     /// Where it listens for clients of `carrier`; `None` if it can't.
@@ -96,81 +101,29 @@ impl Mosquitto {
         listeners.find_map(|(own, address)| (*own == carrier).then_some(*address))
     }
 
-    fn try_start(carriers: &[Carrier]) -> Result<Self, String> {
-        Self::try_start_with(carriers, "persistence false\n")
-    }
-
-    fn try_start_with(carriers: &[Carrier], persistence: &str) -> Result<Self, String> {
-        let folder = tempfile::Builder::new()
-            .prefix("headgate-mosquitto-")
-            .tempdir()
-            .expect("a folder for mosquitto");
+    fn try_start(carriers: &[Carrier], more: &str) -> Result<Self, String> {
+        let folder = daemon::folder("mosquitto");
         certificate::write(folder.path());
-        let listeners: Vec<_> = carriers.iter().map(|own| (*own, free_address())).collect();
-        let mut text = configuration(&listeners, folder.path());
-        text.insert_str(0, persistence);
-        text.insert_str(
-            0,
-            &format!("persistence_location {}/\n", folder.path().display()),
-        );
-        fs::write(folder.path().join(CONFIGURATION), text).expect("writing a file");
-        let child = spawn(folder.path())?;
-        let mut started = Self {
-            child,
-            listeners,
-            folder,
-        };
-        started.wait_until_ready()?;
-        Ok(started)
-    }
-
-    fn wait_until_ready(&mut self) -> Result<(), String> {
-        let log = || fs::read_to_string(self.folder.path().join(LOG)).unwrap_or_default();
-        let deadline = Instant::now() + START_TIMEOUT;
-        while !self.is_ready() {
-            let ended = self.child.try_wait().expect("it is our child");
-            if let Some(status) = ended {
-                // setpriv's answer to a program that doesn't exist.
-                return Err(match status.code() {
-                    Some(127) => format!("mosquitto is not installed: {}", log()),
-                    _ => log(),
-                });
-            }
-            if Instant::now() > deadline {
-                return Err(log());
-            }
-            thread::sleep(POLL_INTERVAL);
-        }
-        Ok(())
-    }
-
-    fn is_ready(&self) -> bool {
-        self.listeners
+        let listeners: Vec<_> = carriers
             .iter()
-            .all(|(_, address)| TcpStream::connect(address).is_ok())
+            .map(|own| (*own, daemon::free_address()))
+            .collect();
+        let file = folder.path().join(CONFIGURATION);
+        let location = folder.path().display();
+        let text = configuration(&listeners, folder.path());
+        fs::write(
+            &file,
+            format!("persistence_location {location}/\n{more}{text}"),
+        )
+        .expect("writing a file");
+        let command = ["mosquitto", "-c"].map(str::to_owned).into_iter();
+        let command = command.chain([file.display().to_string()]).collect();
+        let addresses = listeners.iter().map(|(_, address)| *address).collect();
+        Ok(Self {
+            daemon: Daemon::start(folder, command, addresses)?,
+            listeners,
+        })
     }
-}
-
-impl Drop for Mosquitto {
-    fn drop(&mut self) {
-        // It may have ended already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// Starts the process, with the configuration in `folder` and its log there. It ends with the thread that started it.
-fn spawn(folder: &Path) -> Result<Child, String> {
-    let out = File::create(folder.join(LOG)).expect("creating the log");
-    Command::new("setpriv")
-        .args(["--pdeathsig", "KILL", "mosquitto", "-c"])
-        .arg(folder.join(CONFIGURATION))
-        .env("PATH", path_with_sbin())
-        .stdin(Stdio::null())
-        .stdout(out.try_clone().expect("a second handle of the log"))
-        .stderr(out)
-        .spawn()
-        .map_err(|error| format!("mosquitto is not installed: {error}"))
 }
 
 fn configuration(listeners: &[(Carrier, SocketAddr)], folder: &Path) -> String {
@@ -180,8 +133,7 @@ fn configuration(listeners: &[(Carrier, SocketAddr)], folder: &Path) -> String {
         log_dest stderr\n\
         sys_interval 0\n\
         set_tcp_nodelay true\n\
-        max_queued_messages 100000\n\
-        max_inflight_messages 256\n"
+        max_queued_messages 100000\n"
         .to_owned();
     for (carrier, address) in listeners {
         let (port, ip) = (address.port(), address.ip());
@@ -199,15 +151,4 @@ fn configuration(listeners: &[(Carrier, SocketAddr)], folder: &Path) -> String {
         }
     }
     text
-}
-
-/// Debian puts it where a user's search path doesn't look.
-fn path_with_sbin() -> String {
-    format!("{}:/usr/sbin", std::env::var("PATH").unwrap_or_default())
-}
-
-fn free_address() -> SocketAddr {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
-        .and_then(|listener| listener.local_addr())
-        .expect("a free port")
 }

@@ -17,7 +17,8 @@ use quinn_proto::{
     VarInt, WriteError,
 };
 
-use super::client::{self, Cutter, Profile, Reply};
+use super::client::Profile;
+use super::session::{ClientRef, Counts, Plan, Progress, Session};
 
 /// Receive calls in a turn.
 const RECEIVES_PER_TURN: usize = 8;
@@ -44,35 +45,16 @@ struct Port {
     outgoing: SendBatch,
 }
 
-/// What has happened so far.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Counts {
-    /// Sessions that are connected and have their subscriptions.
-    pub ready: usize,
-    /// Connections of which nothing is left.
-    pub gone: usize,
-    /// PUBLISH packets that came in.
-    pub deliveries: u64,
-}
-
 #[derive(Debug)]
 struct Client {
     connection: Connection,
-    id: String,
-    filters: Vec<String>,
+    session: Session,
     control: Option<StreamId>,
-    cutter: Cutter,
     unsent: VecDeque<Bytes>,
     /// The earliest of its timers in the heap.
     timer: Option<Instant>,
-    deliveries: u64,
-    ready: bool,
     leaving: bool,
 }
-
-/// One client of a [`Swarm`].
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct ClientRef(usize);
 
 impl Swarm {
     /// A swarm without clients, for the broker at `server`. All clients share one socket.
@@ -117,11 +99,24 @@ impl Swarm {
         self.counts
     }
 
-    /// Begins to connect a client that subscribes to `filters`.
+    /// Begins to connect a client that subscribes to `filters` with QoS 0.
     ///
     /// # Panics
     /// When quinn-proto refuses to.
     pub fn connect(&mut self, id: String, filters: Vec<String>) -> ClientRef {
+        self.connect_as(Plan {
+            id,
+            filters,
+            qos: QoS::AtMostOnce,
+            expiry_s: None,
+        })
+    }
+
+    /// Begins to connect a client.
+    ///
+    /// # Panics
+    /// When quinn-proto refuses to.
+    pub fn connect_as(&mut self, plan: Plan) -> ClientRef {
         let now = Instant::now();
         let config = self.profile.config.clone();
         let (handle, connection) = self
@@ -133,14 +128,10 @@ impl Swarm {
         }
         self.clients[handle.0] = Some(Client {
             connection,
-            id,
-            filters,
+            session: Session::new(plan),
             control: None,
-            cutter: Cutter::default(),
             unsent: VecDeque::new(),
             timer: None,
-            deliveries: 0,
-            ready: false,
             leaving: false,
         });
         self.touched.push(handle.0);
@@ -178,11 +169,10 @@ impl Swarm {
         self.touched.push(client.0);
     }
 
-    /// PUBLISH packets that came to one client.
-    pub fn deliveries(&self, client: ClientRef) -> u64 {
-        self.clients[client.0]
-            .as_ref()
-            .map_or(0, |state| state.deliveries)
+    /// How far one client has come; `None` when it is gone.
+    pub fn progress(&self, client: ClientRef) -> Option<Progress> {
+        let client = self.clients[client.0].as_ref();
+        client.map(|client| client.session.progress)
     }
 
     /// Ends a connection at once (DISCONNECT isn't sent; the session has no will).
@@ -197,7 +187,19 @@ impl Swarm {
     }
 
     /// Waits until there is something to do, at most `wait`, and does it.
+    ///
+    /// # Panics
+    /// When a client loses its connection, or gets what it didn't ask for.
     pub fn turn(&mut self, wait: Duration) {
+        self.try_turn(wait)
+            .unwrap_or_else(|error| panic!("{error}"));
+    }
+
+    /// The same.
+    ///
+    /// # Errors
+    /// A client has lost its connection, or got what it didn't ask for.
+    pub fn try_turn(&mut self, wait: Duration) -> Result<(), String> {
         let wait = if self.touched.is_empty() {
             wait
         } else {
@@ -229,12 +231,13 @@ impl Swarm {
         touched.sort_unstable();
         touched.dedup();
         for index in touched.drain(..) {
-            self.drive(index, now);
+            self.drive(index, now)?;
         }
         self.touched = touched;
         for port in &mut self.ports {
             port.flush();
         }
+        Ok(())
     }
 
     /// Waits for the sockets and timers; which sockets have something.
@@ -292,26 +295,22 @@ impl Swarm {
     }
 
     /// Takes what the connection has to say and lets it send.
-    fn drive(&mut self, index: usize, now: Instant) {
+    fn drive(&mut self, index: usize, now: Instant) -> Result<(), String> {
         let Some(client) = self.clients[index].as_mut() else {
-            return;
+            return Ok(());
         };
         while let Some(event) = client.connection.poll() {
             match event {
-                Event::Connected => client.start(),
-                Event::Stream(_) => {}
-                Event::ConnectionLost { reason } => {
-                    assert!(
-                        client.leaving,
-                        "{} lost its connection: {reason}",
-                        client.id
-                    );
+                Event::Connected => client.start()?,
+                Event::ConnectionLost { reason } if !client.leaving => {
+                    let id = &client.session.plan.id;
+                    return Err(format!("{id} lost its connection: {reason}"));
                 }
                 _ => {}
             }
         }
-        client.read(&mut self.counts);
-        client.write();
+        client.read(&mut self.counts)?;
+        client.write()?;
         let ports = self.ports.len();
         let port = &mut self.ports[index % ports];
         loop {
@@ -336,7 +335,7 @@ impl Swarm {
         if client.connection.is_drained() {
             self.clients[index] = None;
             self.counts.gone += 1;
-            return;
+            return Ok(());
         }
         let due = client.connection.poll_timeout();
         if let Some(at) = due
@@ -345,6 +344,7 @@ impl Swarm {
             client.timer = Some(at);
             self.timers.push(Reverse((at, index)));
         }
+        Ok(())
     }
 }
 
@@ -359,54 +359,39 @@ impl Port {
 }
 
 impl Client {
-    fn start(&mut self) {
+    fn start(&mut self) -> Result<(), String> {
         self.control = self.connection.streams().open(Dir::Bi);
-        assert!(self.control.is_some(), "the broker allows a control stream");
-        self.unsent.push_back(client::connect(&self.id, None));
-        if !self.filters.is_empty() {
-            self.unsent
-                .push_back(client::subscribe(&self.filters, QoS::AtMostOnce));
+        if self.control.is_none() {
+            return Err("the broker allows no control stream".to_owned());
         }
+        self.session.begin();
+        Ok(())
     }
 
-    fn read(&mut self, counts: &mut Counts) {
-        let Some(control) = self.control else { return };
-        let Self {
-            connection,
-            cutter,
-            id,
-            filters,
-            deliveries,
-            ready,
-            ..
-        } = self;
-        let mut stream = connection.recv_stream(control);
+    fn read(&mut self, counts: &mut Counts) -> Result<(), String> {
+        let Some(control) = self.control else {
+            return Ok(());
+        };
+        let mut stream = self.connection.recv_stream(control);
         let Ok(mut chunks) = stream.read(true) else {
-            return;
+            return Ok(());
         };
         while let Ok(Some(chunk)) = chunks.next(usize::MAX) {
-            cutter.cut(&chunk.bytes, |reply| match reply {
-                Reply::Publish { .. } => {
-                    *deliveries += 1;
-                    counts.deliveries += 1;
-                }
-                Reply::ConnAck { accepted } | Reply::SubAck { accepted } => {
-                    assert!(accepted, "{id} is refused: {reply:?}");
-                    let last = matches!(reply, Reply::SubAck { .. }) || filters.is_empty();
-                    if last && !*ready {
-                        *ready = true;
-                        counts.ready += 1;
-                    }
-                }
-                Reply::PubAck | Reply::Other => panic!("{id} got what it didn't ask for"),
-            });
+            self.session.take(&chunk.bytes, counts)?;
         }
         // What it says of window updates is done by the poll_transmit that follows.
         let _ = chunks.finalize();
+        Ok(())
     }
 
-    fn write(&mut self) {
-        let Some(control) = self.control else { return };
+    fn write(&mut self) -> Result<(), String> {
+        let Some(control) = self.control else {
+            return Ok(());
+        };
+        if !self.session.output.is_empty() {
+            let output = std::mem::take(&mut self.session.output);
+            self.unsent.push_back(output.into());
+        }
         while let Some(bytes) = self.unsent.front_mut() {
             match self.connection.send_stream(control).write(bytes) {
                 Ok(written) => {
@@ -415,12 +400,11 @@ impl Client {
                         self.unsent.pop_front();
                     }
                 }
-                Err(WriteError::Blocked) => return,
-                Err(error) => {
-                    assert!(self.leaving, "{}: {error}", self.id);
-                    return;
-                }
+                Err(WriteError::Blocked) => break,
+                Err(_) if self.leaving => break,
+                Err(error) => return Err(format!("{}: {error}", self.session.plan.id)),
             }
         }
+        Ok(())
     }
 }

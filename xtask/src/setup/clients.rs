@@ -13,7 +13,7 @@ use super::packages::{self, Package};
 use crate::{paths, shell};
 
 /// The release of mqttv5-cli that the tests drive over QUIC.
-const MQTTV5_CLI: &str = "0.29.10";
+pub const MQTTV5_CLI: &str = "0.29.10";
 
 /// A Python that can make environments, and that the clients still support.
 const PYTHON_CHECK: &str = "import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))";
@@ -83,8 +83,17 @@ fn python_clients() -> Result<()> {
     let requirements = paths::root().join("tests/clients/requirements.txt");
     let wanted = fs::read_to_string(&requirements)?;
     let venv = paths::venv();
+    let what = "aioquic and paho-mqtt: MQTT clients that are not ours";
+    python_packages(&venv, &wanted, what)
+}
+
+/// Makes a Python environment with the packages that `requirements` names, one a line, if it isn't there.
+///
+/// # Errors
+/// There is no Python, or pip can't do it.
+pub fn python_packages(venv: &Path, requirements: &str, what: &str) -> Result<()> {
     let installed = venv.join("headgate-requirements.txt");
-    if fs::read_to_string(&installed).is_ok_and(|text| text == wanted)
+    if fs::read_to_string(&installed).is_ok_and(|text| text == requirements)
         && starts(&venv.join("bin/python"))
     {
         return Ok(());
@@ -92,60 +101,81 @@ fn python_clients() -> Result<()> {
     let Some(python) = find_python() else {
         anyhow::bail!("there is no Python 3.10 with venv")
     };
-    println!(
-        "setup: installing aioquic and paho-mqtt into {}: MQTT clients that are not ours",
-        shown(&venv)
-    );
+    eprintln!("setup: installing into {}: {what}", shown(venv));
     let mut make = Command::new(python);
-    make.args(["-m", "venv", "--clear"]).arg(&venv);
+    make.args(["-m", "venv", "--clear"]).arg(venv);
     shell::must("venv", "python3 -m venv", &mut make)?;
     let mut pip = Command::new(venv.join("bin/python"));
-    pip.args([
-        "-m",
-        "pip",
-        "install",
-        "--disable-pip-version-check",
-        "--requirement",
-    ])
-    .arg(&requirements);
+    let install = ["-m", "pip", "install", "--disable-pip-version-check"];
+    let packages = requirements.lines().filter(|line| !line.is_empty());
+    pip.args(install).args(packages);
     let done = shell::must("pip", "pip install", &mut pip)?;
-    fs::write(&installed, wanted)?;
-    println!("  installed ({})", shell::seconds(done.took));
+    fs::write(&installed, requirements)?;
+    eprintln!("  installed ({})", shell::seconds(done.took));
     Ok(())
 }
 
 fn mqttv5_cli() -> Result<()> {
-    let root = paths::tools();
-    let program = root.join("bin/mqttv5");
-    let version = shell::output(Command::new(&program).arg("--version")).unwrap_or_default();
-    if version.split_whitespace().any(|word| word == MQTTV5_CLI) {
-        return Ok(());
+    let what = Crate {
+        name: "mqttv5-cli",
+        program: "mqttv5",
+        version: MQTTV5_CLI,
+        // Because it is run for a few messages.
+        optimized: false,
+        why: "MQTT over QUIC by a client that is not ours",
+    };
+    what.install(&paths::tools())
+}
+
+/// A program of crates.io.
+pub struct Crate {
+    /// The package.
+    pub name: &'static str,
+    /// Its program.
+    pub program: &'static str,
+    /// The release.
+    pub version: &'static str,
+    /// Whether it has to be fast.
+    pub optimized: bool,
+    /// What it is for.
+    pub why: &'static str,
+}
+
+impl Crate {
+    /// Compiles it into `root/bin`, if that release isn't there.
+    ///
+    /// # Errors
+    /// It doesn't compile, or can't be fetched.
+    pub fn install(&self, root: &Path) -> Result<()> {
+        let (name, version) = (self.name, self.version);
+        let program = root.join("bin").join(self.program);
+        let found = shell::output(Command::new(&program).arg("--version")).unwrap_or_default();
+        if found.split_whitespace().any(|word| word == version) {
+            return Ok(());
+        }
+        eprintln!(
+            "setup: compiling {name} {version} into {}: {}",
+            shown(root),
+            self.why
+        );
+        let mut cargo = shell::clean_cargo(&paths::root());
+        if !self.optimized {
+            cargo
+                .env("CARGO_PROFILE_DEV_DEBUG", "0")
+                .arg("install")
+                .arg("--debug");
+        } else {
+            cargo.arg("install");
+        }
+        // Lock files of published programs name releases that are gone or that today's compiler refuses, hence no --locked.
+        cargo
+            .args([name, "--force", "--version", version, "--root"])
+            .arg(root);
+        let title = format!("cargo install {name} (a few minutes)");
+        let done = shell::must(name, &title, &mut cargo)?;
+        eprintln!("  installed ({})", shell::seconds(done.took));
+        Ok(())
     }
-    println!(
-        "setup: compiling mqttv5-cli {MQTTV5_CLI} into {}: MQTT over QUIC by a client that is not ours",
-        shown(&root)
-    );
-    let mut cargo = shell::clean_cargo(&paths::root());
-    // Unoptimized, because it is run for a few messages; its own lock file names releases that are gone, hence no --locked.
-    cargo
-        .env("CARGO_PROFILE_DEV_DEBUG", "0")
-        .args([
-            "install",
-            "mqttv5-cli",
-            "--debug",
-            "--force",
-            "--version",
-            MQTTV5_CLI,
-            "--root",
-        ])
-        .arg(&root);
-    let done = shell::must(
-        "mqttv5-cli",
-        "cargo install mqttv5-cli (a few minutes)",
-        &mut cargo,
-    )?;
-    println!("  installed ({})", shell::seconds(done.took));
-    Ok(())
 }
 
 fn starts(program: &Path) -> bool {

@@ -66,9 +66,9 @@ pub fn install(packages: &[Package]) -> Result<()> {
             names.join(" ")
         );
     }
-    println!("setup: installing from Debian:");
+    eprintln!("setup: installing from Debian:");
     for package in packages {
-        println!("  {:<20} {}", package.name, package.why);
+        eprintln!("  {:<20} {}", package.name, package.why);
     }
     if are_lists_stale() {
         update()?;
@@ -89,9 +89,9 @@ pub fn install(packages: &[Package]) -> Result<()> {
             "systemctl disable mosquitto.service",
             &mut disable,
         )?;
-        println!("  mosquitto.service is disabled: the tests start their own");
+        eprintln!("  mosquitto.service is disabled: the tests start their own");
     }
-    println!("  installed ({})", shell::seconds(first.took));
+    eprintln!("  installed ({})", shell::seconds(first.took));
     Ok(())
 }
 
@@ -132,7 +132,7 @@ fn apt_install(names: &[&str]) -> Command {
 }
 
 fn update() -> Result<()> {
-    println!("  fetching the package lists");
+    eprintln!("  fetching the package lists");
     shell::must("apt-update", "apt-get update", apt().arg("update"))?;
     Ok(())
 }
