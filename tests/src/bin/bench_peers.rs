@@ -4,7 +4,7 @@
 //!
 //! The table is written to `table.md` in the folder that the peers are in, too. `HEADGATE_BENCH_BRIEF` = short windows and small numbers, to see that everything works.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 
 use headgate_codec::QoS;
@@ -30,6 +30,8 @@ fn main() {
         effort: if brief { Effort::BRIEF } else { Effort::FULL },
         versions: BTreeMap::new(),
         absent: BTreeMap::new(),
+        reached: BTreeSet::new(),
+        unreachable: BTreeMap::new(),
         of_tcp: BTreeMap::new(),
         rows: Vec::new(),
     };
@@ -66,6 +68,10 @@ struct Run {
     /// What is installed.
     versions: BTreeMap<Kind, String>,
     absent: BTreeMap<Kind, String>,
+    /// Who has served clients over a transport.
+    reached: BTreeSet<(Kind, Transport)>,
+    /// Who has served none when first asked, and why: it isn't tried again.
+    unreachable: BTreeMap<(Kind, Transport), String>,
     /// Figures over TCP, by what was done.
     of_tcp: BTreeMap<String, Figure>,
     rows: Vec<PeersRow>,
@@ -143,18 +149,33 @@ impl Run {
         }
     }
 
+    fn start(&self, kind: Kind, transport: Transport) -> Result<Peer, String> {
+        match self.unreachable.get(&(kind, transport)) {
+            Some(reason) => Err(reason.clone()),
+            None => Peer::start(kind, transport),
+        }
+    }
+
     fn measure(
-        &self,
+        &mut self,
         name: &str,
         transport: Transport,
         begin: impl Fn(Peer) -> Result<Windows, String>,
     ) -> Figure {
         let mut figure = self.figure();
         let mut sides = Vec::new();
-        for kind in self.versions.keys() {
-            match Peer::start(*kind, transport).and_then(&begin) {
-                Ok(windows) => sides.push((*kind, windows, Vec::new())),
-                Err(reason) => drop(figure.outcomes.insert(*kind, Err(reason))),
+        for kind in self.versions.keys().copied().collect::<Vec<_>>() {
+            match self.start(kind, transport).and_then(&begin) {
+                Ok(windows) => {
+                    self.reached.insert((kind, transport));
+                    sides.push((kind, windows, Vec::new()));
+                }
+                Err(reason) => {
+                    if !self.reached.contains(&(kind, transport)) {
+                        self.unreachable.insert((kind, transport), reason.clone());
+                    }
+                    figure.outcomes.insert(kind, Err(reason));
+                }
             }
         }
         // The first windows are for warming up.
@@ -196,7 +217,8 @@ impl Run {
         }
         let mut figure = self.figure();
         for kind in self.versions.keys() {
-            let outcome = Peer::start(*kind, transport)
+            let outcome = self
+                .start(*kind, transport)
                 .and_then(|mut peer| idle_bytes(&mut peer, transport, self.effort));
             figure.outcomes.insert(*kind, outcome);
         }
@@ -242,7 +264,8 @@ impl Run {
         transport: Transport,
         subscriptions: usize,
     ) -> (Outcome, Outcome) {
-        let forest = Peer::start(kind, transport)
+        let forest = self
+            .start(kind, transport)
             .and_then(|peer| Forest::new(peer, transport, subscriptions));
         let mut forest = match forest {
             Ok(forest) => forest,

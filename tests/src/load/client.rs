@@ -270,6 +270,8 @@ pub(super) enum Reply {
     Disconnect {
         reason: u8,
     },
+    /// Of this packet type, but not as the standard has it.
+    Malformed(u8),
     /// Anything else; its packet type.
     Other(u8),
 }
@@ -279,30 +281,41 @@ pub(super) enum Reply {
 pub(super) struct Cutter {
     /// The beginning of a packet whose end hasn't come.
     partial: Vec<u8>,
+    /// A PUBLISH has come, and was well-formed.
+    is_checked: bool,
 }
 
 impl Cutter {
     pub fn cut(&mut self, chunk: &[u8], mut reply: impl FnMut(Reply)) {
         if self.partial.is_empty() {
-            let rest = cut_all(chunk, &mut reply);
+            let rest = cut_all(chunk, &mut self.is_checked, &mut reply);
             self.partial.extend_from_slice(rest);
             return;
         }
-        let mut partial = std::mem::take(&mut self.partial);
-        partial.extend_from_slice(chunk);
-        let rest = cut_all(&partial, &mut reply).len();
-        partial.drain(..partial.len() - rest);
-        self.partial = partial;
+        self.partial.extend_from_slice(chunk);
+        let rest = cut_all(&self.partial, &mut self.is_checked, &mut reply).len();
+        self.partial.drain(..self.partial.len() - rest);
     }
 }
 
 /// Returns what is left: less than a packet.
-fn cut_all<'a>(mut bytes: &'a [u8], reply: &mut impl FnMut(Reply)) -> &'a [u8] {
+fn cut_all<'a>(
+    mut bytes: &'a [u8],
+    is_checked: &mut bool,
+    reply: &mut impl FnMut(Reply),
+) -> &'a [u8] {
     while let Ok(Some(length)) = headgate_codec::frame_len(bytes, u32::MAX) {
         let Some((packet, rest)) = bytes.split_at_checked(length) else {
             break;
         };
-        reply(read(packet));
+        let read = read(packet);
+        if matches!(read, Reply::Publish { .. }) && !*is_checked {
+            *is_checked = true;
+            if !is_well_formed(packet) {
+                reply(Reply::Malformed(packet[0] >> 4));
+            }
+        }
+        reply(read);
         bytes = rest;
     }
     bytes
@@ -319,11 +332,11 @@ fn read(packet: &[u8]) -> Reply {
             packet_id: packet_id(packet),
         },
         4 => Reply::PubAck { reason },
-        5 => acknowledged().map_or(Reply::Other(5), |packet_id| Reply::PubRec {
+        5 => acknowledged().map_or(Reply::Malformed(5), |packet_id| Reply::PubRec {
             reason,
             packet_id,
         }),
-        6 => acknowledged().map_or(Reply::Other(6), |packet_id| Reply::PubRel { packet_id }),
+        6 => acknowledged().map_or(Reply::Malformed(6), |packet_id| Reply::PubRel { packet_id }),
         7 => Reply::PubComp { reason },
         // One reason code per filter, at the end.
         9 => Reply::SubAck {
@@ -338,13 +351,21 @@ fn read(packet: &[u8]) -> Reply {
 
 fn connack(packet: &[u8]) -> Reply {
     let mut bytes = Bytes::copy_from_slice(packet);
-    match decode(&mut bytes, Some(Version::V5), u32::MAX) {
-        Ok(Some(Packet::ConnAck(ack))) => Reply::ConnAck {
-            reason: ack.reason.0,
-            receive_maximum: ack.properties.receive_maximum,
-        },
-        _ => Reply::Other(2),
+    let ack = match decode(&mut bytes, Some(Version::V5), u32::MAX) {
+        Ok(Some(Packet::ConnAck(ack))) => Some(ack),
+        // Not every broker keeps to the letter in its properties (mqttd: Maximum QoS 2). The Reason Code follows the flags.
+        _ => None,
+    };
+    Reply::ConnAck {
+        reason: packet.get(3).copied().unwrap_or(0xff),
+        receive_maximum: ack.and_then(|ack| ack.properties.receive_maximum),
     }
+}
+
+/// The first PUBLISH is read as a client has to, so that no broker is measured that sends something else.
+fn is_well_formed(publish: &[u8]) -> bool {
+    let mut bytes = Bytes::copy_from_slice(publish);
+    matches!(decode(&mut bytes, Some(Version::V5), u32::MAX), Ok(Some(_)))
 }
 
 /// The Packet Identifier of a PUBLISH: behind the fixed header and the Topic Name.
@@ -370,6 +391,16 @@ mod tests {
             assert_eq!(packet_id(&packet), Some([0x12, 0x34]), "{length}");
             assert_eq!(packet_id(&publish("a/b", &vec![0; length])), None);
         }
+    }
+
+    #[test]
+    fn a_first_publish_that_no_client_can_read_is_told() {
+        // QoS 1 without a Packet Identifier.
+        let mut cutter = Cutter::default();
+        let mut replies = Vec::new();
+        let bytes = b"\x32\x0b\x00\x03a/b\x00hello";
+        cutter.cut(bytes, |reply| replies.push(reply));
+        assert_eq!(replies[0], Reply::Malformed(3));
     }
 
     #[test]

@@ -127,6 +127,9 @@ impl Session {
                 self.subscribe(counts);
             }
             Reply::SubAck { accepted: true } => self.subscribe(counts),
+            Reply::Malformed(kind) => {
+                return Err(format!("it sends malformed packets of type {kind}"));
+            }
             refused => return Err(format!("{} got {refused:?}", self.plan.id)),
         }
         Ok(())

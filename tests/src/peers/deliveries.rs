@@ -17,9 +17,9 @@ const CONNECT_PATIENCE: Duration = Duration::from_secs(15);
 /// Clients that connect at the same time.
 const AT_ONCE: usize = 16;
 /// Who delivers nothing for so long has lost what is missing.
-const STALL: Duration = Duration::from_millis(700);
+const STALL: Duration = Duration::from_secs(3);
 /// How long the rest of a window may take to come.
-const DRAIN_MAX: Duration = Duration::from_secs(3);
+const DRAIN_MAX: Duration = Duration::from_secs(10);
 
 /// Who sends to whom.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
