@@ -1,85 +1,85 @@
 //! The table for people, in Markdown.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use super::Kind;
 use super::figures::PeersRow;
 
-/// All rows side by side; below them, why some have no value.
+/// All rows side by side; below them, where their bars come from, and why some brokers have no value.
 pub fn markdown(rows: &[PeersRow], versions: &BTreeMap<Kind, String>) -> String {
     let mut text = String::from("| work |");
     for kind in Kind::ALL {
         let version = versions.get(&kind).map_or("", |version| version.as_str());
-        text.push_str(&format!(" {kind} {version}").trim_end().to_owned());
+        text.push_str(format!(" {kind} {version}").trim_end());
         text.push_str(" |");
     }
     text.push_str(" × mosquitto | × best peer | bar | met |\n|---|");
     text.push_str(&"--:|".repeat(Kind::ALL.len() + 3));
     text.push_str("---|\n");
-    let mut reasons = Reasons::default();
+    let mut notes = Notes::default();
     for row in rows {
-        line(row, &mut reasons, &mut text);
+        line(row, &mut notes, &mut text);
     }
-    text.push_str(&reasons.list());
+    text.push_str(&notes.list());
     text
 }
 
-fn line(row: &PeersRow, reasons: &mut Reasons, text: &mut String) {
-    let mut cells = vec![
-        format!("{}, {}", row.row.name, row.row.unit),
-        number(row.row.value),
-    ];
+fn line(row: &PeersRow, notes: &mut Notes, text: &mut String) {
+    let mut cells = vec![format!("`{}`", row.row.name), number(row.row.value)];
     for kind in Kind::ALL.into_iter().filter(|kind| *kind != Kind::Headgate) {
         cells.push(match row.peers.get(kind.name()) {
             Some(value) => number(*value),
             None => match row.without.get(kind.name()) {
-                Some(reason) => format!("– {}", reasons.mark(kind, reason)),
-                None => "–".to_owned(),
+                Some(reason) => format!("– {}", notes.mark(format!("{kind}: {reason}"))),
+                None => NOTHING.to_owned(),
             },
         });
     }
-    let ratio = |ratio: Option<f64>| ratio.map_or("–".to_owned(), |ratio| format!("{ratio:.2}"));
+    let ratio =
+        |ratio: Option<f64>| ratio.map_or(NOTHING.to_owned(), |ratio| format!("{ratio:.2}"));
     cells.push(ratio(row.times_mosquitto));
     cells.push(ratio(row.times_best_peer));
-    cells.push(row.row.bar.map_or("–".to_owned(), number));
+    cells.push(match (row.row.bar, &row.bar_origin) {
+        (Some(bar), Some(origin)) => {
+            format!("{} {}", number(bar), notes.mark(format!("bar: {origin}")))
+        }
+        _ => NOTHING.to_owned(),
+    });
     cells.push(match (row.row.bar, row.row.met) {
-        (None, _) => "–".to_owned(),
+        (None, _) => NOTHING.to_owned(),
         (Some(_), true) => "yes".to_owned(),
         (Some(_), false) => "**no**".to_owned(),
     });
     writeln!(text, "| {} |", cells.join(" | ")).expect("it is memory");
 }
 
-/// Reasons, each with a letter.
-#[derive(Default)]
-struct Reasons {
-    known: Vec<(Kind, String)>,
-    shown: BTreeSet<usize>,
-}
+/// What stands in a cell without a value.
+const NOTHING: &str = "–";
 
-impl Reasons {
-    fn mark(&mut self, kind: Kind, reason: &str) -> String {
-        let reason = (kind, reason.to_owned());
-        let at = self.known.iter().position(|known| *known == reason);
+/// What stands below the table, each with a number.
+#[derive(Default)]
+struct Notes(Vec<String>);
+
+impl Notes {
+    fn mark(&mut self, note: String) -> String {
+        let at = self.0.iter().position(|known| *known == note);
         let at = at.unwrap_or_else(|| {
-            self.known.push(reason);
-            self.known.len() - 1
+            self.0.push(note);
+            self.0.len() - 1
         });
-        self.shown.insert(at);
         format!("({})", at + 1)
     }
 
     fn list(&self) -> String {
-        let mut text = String::new();
-        for at in &self.shown {
-            let (kind, reason) = &self.known[*at];
-            text.push_str(&format!("\n({}) {kind}: {reason}", at + 1));
+        let notes = self.0.iter().enumerate();
+        let notes: Vec<String> = notes
+            .map(|(at, note)| format!("({}) {note}", at + 1))
+            .collect();
+        if notes.is_empty() {
+            return String::new();
         }
-        if !text.is_empty() {
-            text.push('\n');
-        }
-        text
+        format!("\n{}\n", notes.join(" · "))
     }
 }
 
@@ -106,7 +106,7 @@ fn number(value: f64) -> String {
 mod tests {
     use super::*;
     use crate::peers::Figure;
-    use crate::peers::figures::Direction;
+    use crate::peers::figures::{Bar, Direction};
 
     #[test]
     fn numbers_have_three_digits() {
@@ -129,7 +129,12 @@ mod tests {
         figure.outcomes.insert(Kind::Headgate, Ok(2_000.0));
         figure.outcomes.insert(Kind::Mosquitto, Ok(1_000.0));
         figure.outcomes.insert(Kind::Mqttd, slow());
-        let row = PeersRow::new("x", &figure, "1/s", Direction::Up, None);
+        let bar = Bar {
+            value: 1_000.0,
+            exceed: true,
+            origin: "mosquitto".to_owned(),
+        };
+        let row = PeersRow::new("x", &figure, "1/s", Direction::Up, Some(bar));
         let versions = BTreeMap::from([(Kind::Mosquitto, "2.0.11".to_owned())]);
         let text = markdown(&[row.clone(), row], &versions);
         let lines: Vec<&str> = text.lines().collect();
@@ -137,8 +142,8 @@ mod tests {
             lines[0].contains("| headgate | mosquitto 2.0.11 | rumqttd |"),
             "{text}"
         );
-        let row = "| x, 1/s | 2,000 | 1,000 | – | – | – (1) | 2.00 | 2.00 | – | – |";
+        let row = "| `x` | 2,000 | 1,000 | – | – | – (1) | 2.00 | 2.00 | 1,000 (2) | yes |";
         assert_eq!(lines[2..4], [row, row]);
-        assert_eq!(lines[4..], ["", "(1) mqttd: is slow"]);
+        assert_eq!(lines[4..], ["", "(1) mqttd: is slow · (2) bar: mosquitto"]);
     }
 }
