@@ -460,7 +460,7 @@ impl Worker {
         let (Some(quic), Some((recv, socket))) = (&mut self.quic, &mut self.recv) else {
             return false;
         };
-        let alone = self.mesh.workers() == 1;
+        let (alone, full) = (self.mesh.workers() == 1, recv.messages_max());
         let received = recv.recv(socket, |datagram| {
             self.metrics.datagrams_received.inc();
             let route = self.router.route(datagram.data);
@@ -499,9 +499,11 @@ impl Worker {
         quic.deliver(&mut self.conns, clock);
         self.accepted(clock);
         match received {
-            Ok(0) => self.udp_readable = false,
-            Ok(_) => return true,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.udp_readable = false,
+            // A batch that isn't full has emptied the socket: what comes later is a new event of the poll.
+            Ok(messages) => {
+                self.udp_readable = messages == full;
+                return messages > 0;
+            }
             Err(error) => tracing::debug!(%error, "UDP receive failed"),
         }
         false

@@ -68,7 +68,7 @@ impl Worker {
                     }) = self.conns.at(index)
                     {
                         let ended = event.is_read_closed() || event.is_error();
-                        link.ready(event.is_readable() || ended, event.is_writable() || ended);
+                        link.ready(event.is_readable(), event.is_writable(), ended);
                         self.conns.schedule(index);
                     }
                 }

@@ -32,6 +32,8 @@ pub struct TcpLink {
     pub(super) transport: Transport,
     pub(super) readable: bool,
     pub(super) writable: bool,
+    /// The poll has said that the peer sends nothing more: what is there is read to the end.
+    pub(super) ended: bool,
     /// Our side is shut; the peer has until then to shut its own.
     pub(super) linger: Option<Instant>,
     /// `None` for plain TCP.
@@ -44,10 +46,11 @@ impl TcpLink {
         self.transport
     }
 
-    /// The poll has said what can be done.
-    pub fn ready(&mut self, readable: bool, writable: bool) {
-        self.readable |= readable;
-        self.writable |= writable;
+    /// The poll has said what can be done; `ended`: the peer has shut its side, or the connection has failed.
+    pub fn ready(&mut self, readable: bool, writable: bool, ended: bool) {
+        self.readable |= readable || ended;
+        self.writable |= writable || ended;
+        self.ended |= ended;
     }
 
     /// Whether MQTT can flow: everything below it is set up.
@@ -140,7 +143,7 @@ impl TcpSide {
             return self.read_layers(link);
         }
         let wire = &mut self.buffers.wire;
-        let length = read_some(&mut link.stream, &mut link.readable, wire)?;
+        let length = read_some(&mut link.stream, &mut link.readable, link.ended, wire)?;
         Ok(length.map(|length| Bytes::copy_from_slice(&wire[..length])))
     }
 
@@ -163,7 +166,8 @@ impl TcpSide {
             buffers.wire[..early.len()].copy_from_slice(&early);
             early.len()
         } else {
-            match read_some(&mut link.stream, &mut link.readable, &mut buffers.wire)? {
+            let wire = &mut buffers.wire;
+            match read_some(&mut link.stream, &mut link.readable, link.ended, wire)? {
                 Some(length) => length,
                 None => return Ok(None),
             }
@@ -255,7 +259,7 @@ impl TcpSide {
     pub fn discard(&mut self, link: &mut TcpLink) -> Result<(), End> {
         let wire = &mut self.buffers.wire;
         for _ in 0..DISCARDS_PER_TURN {
-            if read_some(&mut link.stream, &mut link.readable, wire)?.is_none() {
+            if read_some(&mut link.stream, &mut link.readable, link.ended, wire)?.is_none() {
                 break;
             }
         }
@@ -264,15 +268,22 @@ impl TcpSide {
 }
 
 /// `Ok(None)` when nothing is there now.
+///
+/// A read that doesn't fill the buffer has emptied the socket: what comes later is a new event of the poll, so that asking
+/// once more is a system call saved. Only an end that the poll has already told comes without one.
 fn read_some(
     stream: &mut TcpStream,
     readable: &mut bool,
+    ended: bool,
     to: &mut [u8],
 ) -> Result<Option<usize>, End> {
     while *readable {
         match stream.read(to) {
             Ok(0) => return Err(End::Lost),
-            Ok(length) => return Ok(Some(length)),
+            Ok(length) => {
+                *readable = ended || length == to.len();
+                return Ok(Some(length));
+            }
             Err(error) if error.kind() == ErrorKind::WouldBlock => *readable = false,
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(_) => return Err(End::Lost),

@@ -206,6 +206,7 @@ fn link(stream: TcpStream, listening: &Listening, settings: &TcpSettings) -> Opt
         stream,
         transport: listening.transport,
         readable: true,
+        ended: false,
         writable: true,
         linger: None,
         layers: (!layers.is_empty()).then(|| Box::new(layers)),
