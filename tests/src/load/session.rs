@@ -128,7 +128,7 @@ impl Session {
             }
             Reply::SubAck { accepted: true } => self.subscribe(counts),
             Reply::Malformed(kind) => {
-                return Err(format!("it sends malformed packets of type {kind}"));
+                return Err(format!("it sends malformed packets (packet type {kind})"));
             }
             refused => return Err(format!("{} got {refused:?}", self.plan.id)),
         }

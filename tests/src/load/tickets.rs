@@ -75,7 +75,8 @@ impl ClientSessionStore for Tickets {
         });
     }
 
+    /// The newest: some brokers remember a few hundred sessions only.
     fn take_tls13_ticket(&self, _: &ServerName<'static>) -> Option<Tls13ClientSessionValue> {
-        self.with(VecDeque::pop_front)
+        self.with(VecDeque::pop_back)
     }
 }

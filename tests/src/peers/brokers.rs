@@ -1,7 +1,8 @@
 //! One adapter per broker: how it is started, where it listens, and what it can't do.
 //!
 //! All get limits that let the loads through: 1,000 messages in flight, queues that lose nothing of them, no persistence
-//! of sessions that end with their connection, nothing that turns away many clients of one address.
+//! of sessions that end with their connection, nothing that turns away many clients of one address. headgate has one worker, as
+//! mosquitto has one thread; `HEADGATE_BENCH_WORKERS` = more.
 
 use std::fmt;
 use std::fs;
@@ -18,6 +19,9 @@ use crate::load::{Carrier, Mosquitto};
 
 /// Names the folder that the peers are installed in; `cargo xtask bench peers` sets it.
 const FOLDER: &str = "HEADGATE_PEERS";
+
+/// Says how many workers headgate has.
+const WORKERS: &str = "HEADGATE_BENCH_WORKERS";
 
 /// PUBLISH packets with QoS 1 or 2 in flight per session, in each direction.
 const INFLIGHT: u16 = 1_000;
@@ -190,7 +194,7 @@ impl Peer {
 }
 
 fn headgate(transport: Transport) -> (Process, SocketAddr) {
-    let workers = std::env::var("HEADGATE_BENCH_WORKERS").unwrap_or_else(|_| "1".into());
+    let workers = std::env::var(WORKERS).unwrap_or_else(|_| "1".to_owned());
     let broker = Broker::start(&format!(
         "[node]\n\
          workers = {workers}\n\

@@ -338,7 +338,7 @@ impl Side {
     fn give_up(&mut self) {
         self.lost += self.all_in_flight();
         for number in 0..self.publishers.len() {
-            self.publishers[number].lost += self.in_flight(number);
+            self.publishers[number].lost += self.undelivered(number);
         }
     }
 
@@ -351,24 +351,26 @@ impl Side {
         self.published.saturating_sub(self.lost + delivered)
     }
 
-    /// Messages of one publisher that have not come all the way. Where subscribers get those of others too, that is what
-    /// the broker has not taken over.
+    /// Messages of one publisher that have not come all the way.
     fn in_flight(&self, number: usize) -> u64 {
-        let publisher = &self.publishers[number];
-        let arrived = match self.workload.shape {
-            Shape::Pairs => {
-                let progress = self.clients.progress(self.subscribers[number]);
-                let delivered = progress.map_or(0, |of| of.deliveries);
-                publisher
-                    .published
-                    .saturating_sub(publisher.lost + delivered)
-            }
-            Shape::ToOne | Shape::ToAll => 0,
-        };
-        arrived.max(self.unacknowledged(number))
+        self.undelivered(number).max(self.unacknowledged(number))
     }
 
-    /// PUBLISH packets with QoS 1 or 2 of one publisher that the broker has not taken over.
+    /// Messages of one publisher that its subscriber hasn't got. Who gets those of others too doesn't say whose they are.
+    fn undelivered(&self, number: usize) -> u64 {
+        if self.workload.shape != Shape::Pairs {
+            return 0;
+        }
+        let publisher = &self.publishers[number];
+        let progress = self.clients.progress(self.subscribers[number]);
+        let delivered = progress.map_or(0, |of| of.deliveries);
+        publisher
+            .published
+            .saturating_sub(publisher.lost + delivered)
+    }
+
+    /// PUBLISH packets with QoS 1 or 2 of one publisher that the broker has not taken over. They stay so, whatever was lost: more
+    /// than its Receive Maximum it may not be sent.
     fn unacknowledged(&self, number: usize) -> u64 {
         let publisher = &self.publishers[number];
         if publisher.message.packet_id_at.is_none() {
@@ -376,9 +378,7 @@ impl Side {
         }
         let progress = self.clients.progress(publisher.client);
         let acknowledged = progress.map_or(0, |of| of.acknowledged);
-        publisher
-            .published
-            .saturating_sub(publisher.lost + acknowledged)
+        publisher.published.saturating_sub(acknowledged)
     }
 
     /// Puts one message of a publisher on its way, if it may send one now.
