@@ -102,10 +102,7 @@ pub struct PeersRow {
 }
 
 impl PeersRow {
-    /// Makes a row of what was measured.
-    ///
-    /// # Panics
-    /// When headgate has no value: then there is no row.
+    /// Makes a row of what was measured. Where headgate couldn't do the work, its value is 0, and a bar is missed.
     pub fn new(
         name: &str,
         figure: &Figure,
@@ -113,8 +110,9 @@ impl PeersRow {
         direction: Direction,
         bar: Option<Bar>,
     ) -> Self {
-        let own = figure.value(Kind::Headgate).expect("headgate was measured");
-        let row = match (&bar, direction) {
+        let measured = figure.value(Kind::Headgate);
+        let own = measured.unwrap_or(0.0);
+        let mut row = match (&bar, direction) {
             (None, _) => Row::info(name, own.round(), unit),
             (Some(bar), Direction::Up) if bar.exceed => {
                 Row::above(name, own.round(), unit, bar.value.round())
@@ -127,11 +125,12 @@ impl PeersRow {
                 Row::at_most(name, own.round(), unit, bar.value.round())
             }
         };
+        row.met &= measured.is_some();
         let mut peers = BTreeMap::new();
         let mut without = BTreeMap::new();
         for (kind, outcome) in &figure.outcomes {
             match outcome {
-                _ if *kind == Kind::Headgate => {}
+                Ok(_) if *kind == Kind::Headgate => {}
                 Ok(value) => drop(peers.insert(kind.name(), value.round())),
                 Err(reason) => drop(without.insert(kind.name(), in_a_line(reason))),
             }
@@ -142,8 +141,10 @@ impl PeersRow {
             bar_origin: bar.map(|bar| bar.origin),
             peers,
             without,
-            times_mosquitto: figure.value(Kind::Mosquitto).map(times),
-            times_best_peer: figure.best_peer(direction).map(|(_, value)| times(value)),
+            times_mosquitto: measured.and(figure.value(Kind::Mosquitto)).map(times),
+            times_best_peer: measured
+                .and(figure.best_peer(direction))
+                .map(|(_, value)| times(value)),
         }
     }
 }
@@ -297,6 +298,19 @@ mod tests {
         assert_eq!(bar(None).map(|bar| bar.value.round()), Some(94_500.0));
         assert_eq!(bar(Some(&low)).map(|bar| bar.value.round()), Some(94_500.0));
         assert_eq!(bar(Some(&high)).map(|bar| bar.value), Some(130_000.0));
+    }
+
+    #[test]
+    fn work_that_headgate_cannot_do_misses_its_bar() {
+        let mut figure = figure(&[(Kind::Mosquitto, 600.0)]);
+        figure
+            .outcomes
+            .insert(Kind::Headgate, Err("is slow".to_owned()));
+        let bar = bar(Transport::Tcp, "x", Direction::Down, &figure, None);
+        let row = PeersRow::new("x", &figure, "B", Direction::Down, bar);
+        assert!(!row.row.met);
+        assert_eq!((row.row.value, row.times_mosquitto), (0.0, None));
+        assert_eq!(row.without["headgate"], "is slow");
     }
 
     #[test]

@@ -10,10 +10,14 @@ use crate::flood::Random;
 use crate::load::client::publish;
 use crate::load::{ClientRef, Clients, Plan, Usage};
 
-/// Sessions that share the subscriptions.
-const SESSIONS: usize = 100;
+/// Sessions that share the subscriptions, at least.
+const SESSIONS_MIN: usize = 100;
+/// Subscriptions of one session, at most: what headgate allows by default.
+const PER_SESSION_MAX: usize = 1_000;
+/// Sessions that subscribe at the same time.
+const AT_ONCE: usize = 100;
 /// How long subscribing may take.
-const SUBSCRIBE_PATIENCE: Duration = Duration::from_secs(20);
+const SUBSCRIBE_PATIENCE: Duration = Duration::from_secs(60);
 /// Publishes per second, each of which one subscription matches.
 const PUBLISHES_PER_S: u64 = 2_000;
 /// Messages that may be on their way: what a slow broker can't take isn't offered.
@@ -63,22 +67,23 @@ impl Forest {
     /// The broker refuses one, or is too slow.
     pub fn new(peer: Peer, transport: Transport, subscriptions: usize) -> Result<Self, String> {
         let before = Usage::of(peer.pid());
-        let mut clients = clients(&peer, transport, SESSIONS + 1);
-        let each = subscriptions / SESSIONS;
+        let sessions = (subscriptions / PER_SESSION_MAX).max(SESSIONS_MIN);
+        let mut clients = clients(&peer, transport, sessions + 1);
+        let each = subscriptions / sessions;
         let plan = |id, filters| Plan {
             id,
             filters,
             qos: QoS::AtMostOnce,
             expiry_s: None,
         };
-        let plans = (0..SESSIONS).map(|session| {
+        let plans = (0..sessions).map(|session| {
             let filters = session * each..(session + 1) * each;
             plan(
-                format!("subscriber-{session:03}"),
+                format!("subscriber-{session:04}"),
                 filters.map(filter).collect(),
             )
         });
-        clients.connect_within(plans.collect(), SESSIONS, SUBSCRIBE_PATIENCE)?;
+        clients.connect_within(plans.collect(), AT_ONCE, SUBSCRIBE_PATIENCE)?;
         let publisher = plan("publisher".to_owned(), Vec::new());
         let publisher = clients.connect_within(vec![publisher], 1, SUBSCRIBE_PATIENCE)?[0];
         let more = Usage::of(peer.pid()) - before;
