@@ -18,6 +18,9 @@ const PER_SESSION_MAX: usize = 1_000;
 const AT_ONCE: usize = 100;
 /// How long subscribing may take.
 const SUBSCRIBE_PATIENCE: Duration = Duration::from_secs(60);
+/// How long a broker may take to come to rest afterwards, and how long it is looked at whether it has.
+const SETTLE_MAX: Duration = Duration::from_secs(20);
+const SETTLE_ROUND: Duration = Duration::from_millis(500);
 /// Publishes per second, each of which one subscription matches.
 const PUBLISHES_PER_S: u64 = 2_000;
 /// Messages that may be on their way: what a slow broker can't take isn't offered.
@@ -86,6 +89,7 @@ impl Forest {
         clients.connect_within(plans.collect(), AT_ONCE, SUBSCRIBE_PATIENCE)?;
         let publisher = plan("publisher".to_owned(), Vec::new());
         let publisher = clients.connect_within(vec![publisher], 1, SUBSCRIBE_PATIENCE)?[0];
+        settle(&peer, clients.as_mut())?;
         let more = Usage::of(peer.pid()) - before;
         Ok(Self {
             bytes_each: more.resident_bytes as f64 / subscriptions as f64,
@@ -155,6 +159,22 @@ impl Forest {
         self.random.fill(&mut bytes);
         (u64::from_le_bytes(bytes) % self.subscriptions as u64) as usize
     }
+}
+
+/// Waits until the broker has done what the subscriptions have left it to do, as looking for retained messages.
+fn settle(peer: &Peer, clients: &mut dyn Clients) -> Result<(), String> {
+    let until = Instant::now() + SETTLE_MAX;
+    while Instant::now() < until {
+        let before = Usage::of(peer.pid()).cpu;
+        let round = Instant::now() + SETTLE_ROUND;
+        while Instant::now() < round {
+            clients.turn(Duration::from_millis(20))?;
+        }
+        if Usage::of(peer.pid()).cpu - before < SETTLE_ROUND / 20 {
+            break;
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]
