@@ -1,6 +1,10 @@
 //! Processes of this machine, from /proc: what they have spent, and who listens.
 
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::{
+    sys::resource::{Resource, getrlimit, setrlimit},
+    time::{clock_getcpuclockid, clock_gettime},
+    unistd::Pid,
+};
 use std::{
     fs, io,
     net::{IpAddr, SocketAddr, UdpSocket},
@@ -11,7 +15,7 @@ use std::{
 /// CPU time and memory of one process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
-    /// CPU time of all its threads, ended ones too.
+    /// CPU time of all its threads, ended ones too, to the nanosecond (clock_getcpuclockid(3)).
     pub cpu: Duration,
     /// Resident memory, bytes (`VmRSS`).
     pub resident_bytes: i64,
@@ -23,14 +27,15 @@ impl Usage {
     /// # Errors
     /// When there is no such process, or it has ended.
     pub fn of(pid: u32) -> io::Result<Self> {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+        let process = Pid::from_raw(i32::try_from(pid).map_err(io::Error::other)?);
+        let cpu = clock_gettime(clock_getcpuclockid(process)?)?;
         let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-        let missing = || io::Error::other(format!("/proc/{pid} tells no CPU time and memory"));
+        let missing = || io::Error::other(format!("/proc/{pid} tells no memory"));
         let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
         let kilobytes = resident.and_then(|text| text.trim().trim_end_matches(" kB").parse().ok());
         let kilobytes: i64 = kilobytes.ok_or_else(missing)?;
         Ok(Self {
-            cpu: cpu_in(&stat).ok_or_else(missing)?,
+            cpu: cpu.into(),
             resident_bytes: kilobytes * 1_024,
         })
     }

@@ -175,6 +175,11 @@ impl Swarm {
         client.map(|client| client.session.progress)
     }
 
+    /// PUBLISH packets that came to one client; 0 when it is gone.
+    pub fn deliveries(&self, client: ClientRef) -> u64 {
+        self.progress(client).map_or(0, |of| of.deliveries)
+    }
+
     /// Ends a connection at once (DISCONNECT isn't sent; the session has no will).
     pub fn close(&mut self, client: ClientRef) {
         if let Some(state) = self.clients[client.0].as_mut() {
