@@ -135,8 +135,10 @@ fn handshakes_per_second() {
         let burst = (0..4)
             .map(|_| endpoint.connect(broker.quic(), "localhost"))
             .collect::<Result<Vec<_>, _>>()?;
+        // They stay: an Initial that was repeated, and waited, would begin the handshake of one that is gone again.
+        let mut connections = Vec::new();
         for connecting in burst.into_iter().map(tokio::spawn) {
-            connecting.await??;
+            connections.push(connecting.await??);
         }
         assert!(
             refused(&broker, "handshakes_per_second") > before,
@@ -222,11 +224,9 @@ fn memory_limit() {
     }
     assert!(inside.len() > 50, "{} fit", inside.len());
     eventually("the count", || refused(&broker, "memory_limit") >= 20.0);
-    assert!(
-        broker
-            .status()
-            .contains("memory: new connections are refused")
-    );
+    // A slow machine may look when it has come to more than that.
+    let status = broker.status();
+    assert!(status.contains("overload    memory: "), "{status}");
     assert!(broker.log().contains("memory is short"));
     run(async {
         let endpoint = quic_from([127, 0, 0, 1])?;
@@ -236,7 +236,8 @@ fn memory_limit() {
         Ok(())
     });
     let said = exchange(&mut live);
-    assert!(said.contains(&"1".to_owned()), "{said:?}");
+    let is_short = |level: &String| ["1", "2", "3"].contains(&level.as_str());
+    assert!(said.iter().any(is_short), "{said:?}");
     let resident = broker.metrics().get("headgate_resident_memory_bytes");
     assert!(
         resident.is_some_and(|bytes| bytes <= limit as f64),
