@@ -1,6 +1,7 @@
 //! Starts the workers and supervises them: a worker that panics is restarted alone.
 
 mod affinity;
+mod background;
 mod ctl;
 mod durable;
 mod housekeeping;
@@ -31,9 +32,9 @@ use crate::{
     state_file::{self, StateError},
     store::{files::StoreError, metrics::StoreStatus},
 };
+use background::Background;
 use durable::Durable;
 use headgate_core::{Drain, Input, WorkerSlot};
-use housekeeping::Housekeeping;
 pub use load::{PrefixStatus, WorkerLoad};
 use serde::Serialize;
 use settings::TlsParts;
@@ -49,8 +50,7 @@ use std::{
     time::{Duration, Instant},
 };
 use supervisor::{Guards, Supervised, WorkerSockets, Workshop};
-use sys::{SysSource, SysThread};
-use watch::Watch;
+use sys::SysSource;
 
 /// Why the server did not start.
 #[derive(Debug, thiserror::Error)]
@@ -173,10 +173,10 @@ pub struct Server {
     workers: Vec<Supervised>,
     workshop: Arc<Workshop>,
     kernel: Arc<KernelPart>,
-    sys: Option<SysThread>,
+    sys: Option<Background>,
     keeper: Option<Keeper>,
-    housekeeping: Option<Housekeeping>,
-    watch: Option<Watch>,
+    housekeeping: Option<Background>,
+    watch: Option<Background>,
 }
 
 impl Server {
@@ -242,7 +242,7 @@ impl Server {
             workers.push(worker);
         }
         let sys = start_sys(&workshop, start, config.mqtt.sys_interval_s)?;
-        let housekeeping = Housekeeping::spawn(Arc::clone(&workshop), Arc::clone(&kernel));
+        let housekeeping = housekeeping::spawn(Arc::clone(&workshop), Arc::clone(&kernel));
         let housekeeping =
             Some(housekeeping.map_err(|source| ServerError::Worker { slot: 0, source })?);
         let watch = start_watch(&workshop, &config, start)?;
@@ -490,11 +490,11 @@ fn start_sys(
     workshop: &Workshop,
     start: Instant,
     interval_s: u32,
-) -> Result<Option<SysThread>, ServerError> {
+) -> Result<Option<Background>, ServerError> {
     if interval_s == 0 {
         return Ok(None);
     }
-    let thread = SysThread::spawn(sys_source(workshop, start), interval_s);
+    let thread = sys::spawn(sys_source(workshop, start), interval_s);
     thread
         .map(Some)
         .map_err(|source| ServerError::Worker { slot: 0, source })
@@ -515,13 +515,13 @@ fn start_watch(
     workshop: &Arc<Workshop>,
     config: &Config,
     start: Instant,
-) -> Result<Watch, ServerError> {
+) -> Result<Background, ServerError> {
     let overload = Arc::clone(workshop.admission.overload());
     workshop.metrics.register_overload(overload);
     let memory = MemoryWatch::new(config.limits.memory_limit, start);
     let has_sys = config.mqtt.sys_interval_s > 0;
     let sys = has_sys.then(|| sys_source(workshop, start));
-    let watch = Watch::spawn(Arc::clone(workshop), memory, sys);
+    let watch = watch::spawn(Arc::clone(workshop), memory, sys);
     watch.map_err(|source| ServerError::Worker { slot: 0, source })
 }
 

@@ -321,8 +321,8 @@ impl Session {
         cost
     }
 
-    /// The oldest are in the store: the message joins the queue's end there, and they go when they have been read
-    /// ([`Session::trim`]), which is asked for now. Until then the queue has up to twice what it may have.
+    /// The oldest are in the store: the message joins the queue's end there, and they go as soon as they have been read
+    /// ([`Session::trim`]). The read begins here; while it lasts the queue has up to twice what it may have.
     fn drop_stored(
         &mut self,
         env: &mut Env,

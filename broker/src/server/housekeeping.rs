@@ -1,13 +1,9 @@
 //! A thread that looks several times a second at what has changed or expired.
 
-use super::{shield::KernelPart, supervisor::Workshop};
+use super::{background::Background, shield::KernelPart, supervisor::Workshop};
 use std::{
     io,
-    sync::{
-        Arc,
-        mpsc::{self, RecvTimeoutError},
-    },
-    thread::JoinHandle,
+    sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -20,45 +16,21 @@ pub(super) fn unix_s() -> u64 {
     since.map_or(0, |since| since.as_secs())
 }
 
-/// The thread; dropping it ends it.
-pub(super) struct Housekeeping {
-    stop: Option<mpsc::Sender<()>>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Housekeeping {
-    /// Starts it.
-    pub fn spawn(workshop: Arc<Workshop>, kernel: Arc<KernelPart>) -> io::Result<Self> {
-        let (stop, stopped) = mpsc::channel();
-        let thread = std::thread::Builder::new()
-            .name("headgate-house".to_owned())
-            .spawn(move || {
-                let mut is_owing = false;
-                while stopped.recv_timeout(INTERVAL) == Err(RecvTimeoutError::Timeout) {
-                    follow_quotas(&workshop, &kernel, &mut is_owing);
-                    workshop.lists.sweep(unix_s());
-                    if let Err(error) = kernel.follow_lists(&workshop.lists) {
-                        tracing::warn!(%error, "the kernel doesn't take an entry of the lists");
-                    }
-                    save(&workshop);
-                }
-                // What was denied in the last moment is kept, too.
-                save(&workshop);
-            })?;
-        Ok(Self {
-            stop: Some(stop),
-            thread: Some(thread),
-        })
-    }
-}
-
-impl Drop for Housekeeping {
-    fn drop(&mut self) {
-        drop(self.stop.take());
-        if let Some(thread) = self.thread.take() {
-            let _ended = thread.join();
+/// Starts the thread.
+pub(super) fn spawn(workshop: Arc<Workshop>, kernel: Arc<KernelPart>) -> io::Result<Background> {
+    Background::spawn("headgate-house", move |pause| {
+        let mut is_owing = false;
+        while pause.wait(INTERVAL) {
+            follow_quotas(&workshop, &kernel, &mut is_owing);
+            workshop.lists.sweep(unix_s());
+            if let Err(error) = kernel.follow_lists(&workshop.lists) {
+                tracing::warn!(%error, "the kernel doesn't take an entry of the lists");
+            }
+            save(&workshop);
         }
-    }
+        // What was denied in the last moment is kept, too.
+        save(&workshop);
+    })
 }
 
 /// What somebody has written into the map `quotas` is in force in user space, too. `is_owing`: a worker was stuck, and

@@ -1,6 +1,7 @@
 //! The topics below `$SYS/broker`, by mosquitto's names: a thread reads the counters and gives worker 0 what has changed, to be
 //! published as retained messages.
 
+use super::background::Background;
 use crate::{
     mesh::Mesh,
     metrics::{Metrics, WorkerMetrics},
@@ -11,11 +12,7 @@ use headgate_core::{Input, Shared, WorkerSlot};
 use std::{
     collections::BTreeMap,
     io,
-    sync::{
-        Arc,
-        mpsc::{self, RecvTimeoutError},
-    },
-    thread::JoinHandle,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -46,48 +43,23 @@ impl SysSource {
     }
 }
 
-/// The thread; dropping it ends it.
-pub(super) struct SysThread {
-    stop: Option<mpsc::Sender<()>>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl SysThread {
-    /// Publishes every `interval_s` seconds.
-    pub fn spawn(source: SysSource, interval_s: u32) -> io::Result<Self> {
-        let (stop, stopped) = mpsc::channel();
-        let interval = Duration::from_secs(u64::from(interval_s));
-        let thread = std::thread::Builder::new()
-            .name("headgate-sys".to_owned())
-            .spawn(move || {
-                let mut topics = Topics::default();
-                topics.tell(
-                    &source,
-                    "version",
-                    concat!("headgate ", env!("CARGO_PKG_VERSION")),
-                );
-                loop {
-                    topics.publish(&source, interval_s);
-                    match stopped.recv_timeout(interval) {
-                        Err(RecvTimeoutError::Timeout) => {}
-                        Ok(()) | Err(RecvTimeoutError::Disconnected) => return,
-                    }
-                }
-            })?;
-        Ok(Self {
-            stop: Some(stop),
-            thread: Some(thread),
-        })
-    }
-}
-
-impl Drop for SysThread {
-    fn drop(&mut self) {
-        drop(self.stop.take());
-        if let Some(thread) = self.thread.take() {
-            let _ended = thread.join();
+/// Starts the thread, which publishes every `interval_s` seconds.
+pub(super) fn spawn(source: SysSource, interval_s: u32) -> io::Result<Background> {
+    let interval = Duration::from_secs(u64::from(interval_s));
+    Background::spawn("headgate-sys", move |pause| {
+        let mut topics = Topics::default();
+        topics.tell(
+            &source,
+            "version",
+            concat!("headgate ", env!("CARGO_PKG_VERSION")),
+        );
+        loop {
+            topics.publish(&source, interval_s);
+            if !pause.wait(interval) {
+                return;
+            }
         }
-    }
+    })
 }
 
 /// A counter whose load is told as well: how much it grew in a minute.

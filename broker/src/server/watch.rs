@@ -1,7 +1,7 @@
 //! A thread that looks at how short memory, CPU time and handshakes run, tells the workers, and says so in the log and
 //! below `$SYS/broker/overload`.
 
-use super::{supervisor::Workshop, sys::SysSource};
+use super::{background::Background, supervisor::Workshop, sys::SysSource};
 use crate::{
     metrics::{Label, Resource},
     overload::{
@@ -12,11 +12,7 @@ use crate::{
 };
 use std::{
     io,
-    sync::{
-        Arc,
-        mpsc::{self, RecvTimeoutError},
-    },
-    thread::JoinHandle,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -40,47 +36,23 @@ const HANDSHAKES: Steps = Steps {
 /// From this share of the places on that are taken, new connections get no answer before long, %.
 const CROWDED_SHARE: u64 = 90;
 
-/// The thread; dropping it ends it.
-pub(super) struct Watch {
-    stop: Option<mpsc::Sender<()>>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Watch {
-    /// Starts it. `sys`: whose topics tell of it, unless they are off.
-    pub fn spawn(
-        workshop: Arc<Workshop>,
-        mut memory: MemoryWatch,
-        sys: Option<SysSource>,
-    ) -> io::Result<Self> {
-        let (stop, stopped) = mpsc::channel();
-        let thread = std::thread::Builder::new()
-            .name("headgate-watch".to_owned())
-            .spawn(move || {
-                let mut eye = Eye::new(Instant::now());
-                let mut interval = INTERVAL;
-                while stopped.recv_timeout(interval) == Err(RecvTimeoutError::Timeout) {
-                    let now = eye.look(&workshop, &mut memory, sys.as_ref(), Instant::now());
-                    interval = match is_close(now) {
-                        true => INTERVAL_CLOSE,
-                        false => INTERVAL,
-                    };
-                }
-            })?;
-        Ok(Self {
-            stop: Some(stop),
-            thread: Some(thread),
-        })
-    }
-}
-
-impl Drop for Watch {
-    fn drop(&mut self) {
-        drop(self.stop.take());
-        if let Some(thread) = self.thread.take() {
-            let _ended = thread.join();
+/// Starts the thread. `sys`: whose topics tell of it, unless they are off.
+pub(super) fn spawn(
+    workshop: Arc<Workshop>,
+    mut memory: MemoryWatch,
+    sys: Option<SysSource>,
+) -> io::Result<Background> {
+    Background::spawn("headgate-watch", move |pause| {
+        let mut eye = Eye::new(Instant::now());
+        let mut interval = INTERVAL;
+        while pause.wait(interval) {
+            let now = eye.look(&workshop, &mut memory, sys.as_ref(), Instant::now());
+            interval = match is_close(now) {
+                true => INTERVAL_CLOSE,
+                false => INTERVAL,
+            };
         }
-    }
+    })
 }
 
 impl Workshop {

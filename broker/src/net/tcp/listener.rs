@@ -83,8 +83,8 @@ impl TcpSide {
         self.is_short = is_short;
     }
 
-    /// Whether connections are left in the listeners for now; the kernel keeps them, and when there are many, their
-    /// clients' SYNs wait.
+    /// Whether connections stay in the listeners, because the worker's time is short or they come too fast: the kernel
+    /// keeps them, and when there are many, their clients' SYNs wait.
     fn holds(&mut self, admission: &Admission, now: Instant) -> bool {
         self.held_until = match self.is_short {
             true => Some(now + LOOK_AGAIN),
